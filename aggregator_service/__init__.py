@@ -1,0 +1,1 @@
+"""The aggregation server: tracks runs and rounds, stores updates durably, publishes exact aggregates."""

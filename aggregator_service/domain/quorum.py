@@ -1,0 +1,23 @@
+"""When a round stops collecting: two counts and one time."""
+
+from datetime import datetime
+from enum import StrEnum
+
+from aggregator_service.domain.records import RoundRecord
+
+
+class QuorumDecision(StrEnum):
+    """What becomes of a collecting round."""
+
+    COLLECT = "collect"
+    SEAL = "seal"
+    ABANDON = "abandon"
+
+
+def decide(round_: RoundRecord, now: datetime) -> QuorumDecision:
+    """Seals at `quorum` updates at once, at the deadline with `min_updates`; abandons at the deadline with fewer."""
+    if round_.num_updates >= round_.quorum:
+        return QuorumDecision.SEAL
+    if now < round_.deadline_at:
+        return QuorumDecision.COLLECT
+    return QuorumDecision.SEAL if round_.num_updates >= round_.min_updates else QuorumDecision.ABANDON

@@ -1,0 +1,1 @@
+"""The life of an update, a file a stage."""

@@ -1,0 +1,79 @@
+"""Who is calling: a bearer token becomes a principal or a refusal."""
+
+import hashlib
+from dataclasses import dataclass
+
+from aggregator_service.domain.records import TokenKind, TokenRecord
+from aggregator_service.flow.context import Flow
+from aggregator_service.storage import tokens
+from aggregator_service.storage.transactions import ReadTx, WriteTx
+from fl_protocol.problems import ProblemError, ProblemType
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """An authenticated caller; `bearer` is the token's text, held for the length of the request only."""
+
+    kind: TokenKind
+    token_hash: str
+    client_id: str | None
+    bearer: str
+
+    def __repr__(self) -> str:
+        """Leaves the token's text out of every traceback and log."""
+        return f"Principal({self.kind.value}, client_id={self.client_id})"
+
+
+def hash_token(token: str) -> str:
+    """Gives what is stored of a token. It is looked up by this hash, so timing tells nothing about its text."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+async def authenticate(flow: Flow, bearer: str) -> Principal:
+    """Finds who a token belongs to; raises `unauthenticated` for one that is unknown, revoked or expired."""
+    token_hash = hash_token(bearer)
+
+    def body(tx: ReadTx) -> TokenRecord | None:
+        record = tokens.get(tx, token_hash)
+        if record is None or record.revoked_at is not None:
+            return None
+        if record.expires_at is not None and record.expires_at <= tx.now():
+            return None
+        return record
+
+    record = await flow.transactions.read("authenticate", body)
+    if record is None:
+        raise ProblemError(
+            ProblemType.UNAUTHENTICATED, "the bearer token is unknown, revoked or expired; ask the operator for a new one"
+        )
+    return Principal(record.kind, token_hash, record.client_id, bearer)
+
+
+async def ensure_operator_token(flow: Flow, configured: str | None) -> str | None:
+    """Makes sure an operator can get in; gives the text of a token that was made now, to be shown once."""
+    fresh = "fqo_" + flow.entropy(32).hex()
+
+    def body(tx: WriteTx) -> str | None:
+        if configured is not None:
+            if tokens.get(tx, hash_token(configured)) is None:
+                tokens.insert(tx, _operator_token(tx, configured))
+            return None
+        if tokens.any_operator(tx):
+            return None
+        tokens.insert(tx, _operator_token(tx, fresh))
+        return fresh
+
+    return await flow.transactions.write("ensure_operator_token", body)
+
+
+def _operator_token(tx: WriteTx, text: str) -> TokenRecord:
+    return TokenRecord(
+        token_hash=hash_token(text),
+        kind=TokenKind.OPERATOR,
+        client_id=None,
+        max_uses=None,
+        uses=0,
+        expires_at=None,
+        revoked_at=None,
+        created_at=tx.now(),
+    )

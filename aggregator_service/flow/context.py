@@ -1,0 +1,44 @@
+"""What every stage of the flow is given."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aggregator_service.domain.layouts import Layouts
+from aggregator_service.storage.blobs import DatabaseBlobs
+from aggregator_service.storage.transactions import Transactions
+from aggregator_service.telemetry import Telemetry
+from aggregator_service.wakeups import Wakeups
+from fl_protocol.identifiers import identifier
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Ceilings that an operator of the server may set."""
+
+    max_model_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """The rooms that the stages stand on; `entropy(n)` gives n unpredictable bytes."""
+
+    transactions: Transactions
+    blobs: DatabaseBlobs
+    wakeups: Wakeups
+    telemetry: Telemetry
+    entropy: Callable[[int], bytes]
+    limits: Limits
+    layouts: Layouts
+
+    def new_id(self, prefix: str) -> str:
+        """Makes a fresh identifier."""
+        return identifier(prefix, self.entropy(16))
+
+
+def run_topic(run_id: str) -> str:
+    """Names what changes whenever anything of a run does."""
+    return f"run:{run_id}"
+
+
+WORK_TOPIC = "work"
+"""What changes when a round was sealed or opened, so that the worker looks again."""

@@ -1,0 +1,188 @@
+"""Takes an update in: checks it while it streams, makes its bytes durable, then counts it in one transaction."""
+
+from dataclasses import dataclass
+
+from aggregator_service import failpoints
+from aggregator_service.domain.admission import (
+    Replay,
+    check_kind,
+    check_owner,
+    given_up,
+    is_collecting,
+    judge,
+    round_closed,
+)
+from aggregator_service.domain.records import ModelRecord, RoundRecord, RunRecord, TaskRecord, TaskState, UpdateRecord
+from aggregator_service.domain.strategies.mean import weight_of
+from aggregator_service.flow import rounds as round_steps
+from aggregator_service.flow.context import Flow
+from aggregator_service.flow.layouts import layout_of
+from aggregator_service.flow.reception import Body, Received, digest_of, receive
+from aggregator_service.storage import events, models, rounds, runs, tasks, updates
+from aggregator_service.storage.transactions import ReadTx, WriteTx
+from fl_protocol.encodings.dense import DenseMeasure
+from fl_protocol.rounds import EventType
+from fl_protocol.streaming import StreamDecoder
+from fl_protocol.tasks import TaskKind
+from fl_protocol.tensors import Header
+from fl_protocol.updates import (
+    UpdateMetadata,
+    check_update_structure,
+    max_update_bytes,
+    update_header_limit,
+    update_metadata,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """What an update answers: the task with its round, run and base model, and what was accepted for it before."""
+
+    task: TaskRecord
+    round: RoundRecord
+    run: RunRecord
+    model: ModelRecord
+    accepted: UpdateRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """An acknowledged update; `is_new` unless the same bytes were acknowledged before."""
+
+    update: UpdateRecord
+    round: RoundRecord
+    is_new: bool
+
+
+async def max_body_bytes(flow: Flow, *, task_id: str, client_id: str) -> int:
+    """Gives the most bytes an update of this task may have; raises as `take_update` does before any byte is read."""
+    ask = await _look_up(flow, task_id, client_id)
+    return max_update_bytes(await layout_of(flow, ask.model))
+
+
+async def take_update(flow: Flow, body: Body, *, task_id: str, client_id: str) -> Accepted:
+    """Takes an update in and acknowledges it; raises the problems of the contract's table, and then stores nothing."""
+    ask = await _look_up(flow, task_id, client_id)
+    layout = await layout_of(flow, ask.model)
+    limit = max_update_bytes(layout)
+    if ask.accepted is not None:
+        digest = await digest_of(body, max_num_bytes=limit)
+        judge(
+            digest=digest, accepted_digest=ask.accepted.digest, task=ask.task, collecting=False, round_=ask.round
+        )
+        return Accepted(ask.accepted, ask.round, is_new=False)
+    measure = DenseMeasure(layout, ask.run.spec.strategy.max_abs_delta)
+    decoder = StreamDecoder(
+        max_header_bytes=update_header_limit(layout),
+        max_num_bytes=limit,
+        check_header=lambda header: _check_header(header, layout),
+    )
+    received = await receive(flow, body, decoder=decoder, on_piece=measure)
+    failpoints.reach("intake.received")
+    return await _commit(flow, ask, received, measure.max_abs)
+
+
+def _check_header(header: Header, layout: Header) -> None:
+    check_update_structure(header, layout)
+    update_metadata(header)
+
+
+async def _look_up(flow: Flow, task_id: str, client_id: str) -> _Ask:
+    def body(tx: ReadTx) -> _Ask:
+        task = check_owner(tasks.get(tx, task_id), task_id=task_id, client_id=client_id)
+        check_kind(task, TaskKind.TRAIN)
+        round_, run = rounds.get(tx, task.round_id), runs.get(tx, task.run_id)
+        model = None if round_ is None else models.get(tx, task.run_id, round_.base_version)
+        if round_ is None or run is None or model is None:
+            raise LookupError(f"task {task_id} lacks its round, run or model")
+        return _Ask(task, round_, run, model, updates.of_task(tx, task_id))
+
+    ask = await flow.transactions.read("look_up_task", body)
+    if ask.accepted is None:
+        if ask.task.state is TaskState.GIVEN_UP:
+            raise given_up(ask.task)
+        if not is_collecting(ask.round):
+            raise round_closed(ask.round)
+    return ask
+
+
+async def _commit(flow: Flow, ask: _Ask, received: Received, max_abs: dict[str, float]) -> Accepted:
+    metadata = update_metadata(received.header)
+    update_id = flow.new_id("update")
+
+    def body(tx: WriteTx) -> Accepted:
+        runs.lock(tx, ask.run.run_id)
+        task, round_ = tasks.get(tx, ask.task.task_id), rounds.get(tx, ask.round.round_id)
+        if task is None or round_ is None:
+            raise LookupError(f"task {ask.task.task_id} or its round vanished")
+        accepted = updates.of_task(tx, task.task_id)
+        verdict = judge(
+            digest=received.digest,
+            accepted_digest=None if accepted is None else accepted.digest,
+            task=task,
+            collecting=is_collecting(round_),
+            round_=round_,
+        )
+        if isinstance(verdict, Replay) and accepted is not None:
+            return Accepted(accepted, round_, is_new=False)
+        update = _update(tx, ask, received, metadata, update_id=update_id, max_abs=max_abs)
+        flow.blobs.seal(tx, received.upload)
+        _count(flow, tx, task, update)
+        return Accepted(update, round_, is_new=True)
+
+    failpoints.reach("intake.before_commit")
+    try:
+        outcome = await flow.transactions.write("commit_update", body)
+    except Exception:
+        await flow.blobs.discard(received.upload)
+        raise
+    failpoints.reach("intake.after_commit")
+    if outcome.is_new:
+        flow.telemetry.accepted(outcome.update.num_bytes)
+    else:
+        await flow.blobs.discard(received.upload)
+    return outcome
+
+
+def _update(  # noqa: PLR0913 - one value from the four things it is made of
+    tx: WriteTx, ask: _Ask, received: Received, metadata: UpdateMetadata, *, update_id: str, max_abs: dict[str, float]
+) -> UpdateRecord:
+    return UpdateRecord(
+        update_id=update_id,
+        task_id=ask.task.task_id,
+        run_id=ask.run.run_id,
+        round_id=ask.round.round_id,
+        client_id=ask.task.client_id,
+        digest=received.digest,
+        num_bytes=received.upload.num_bytes,
+        num_examples=metadata.num_examples,
+        weight=weight_of(metadata.num_examples, ask.run.spec.strategy),
+        metrics=metadata.metrics,
+        max_abs=max_abs,
+        blob_id=received.upload.blob_id,
+        accepted_at=tx.now(),
+    )
+
+
+def _count(flow: Flow, tx: WriteTx, task: TaskRecord, update: UpdateRecord) -> None:
+    updates.insert(tx, update)
+    tasks.set_state(tx, task, TaskState.DONE)
+    rounds.count_update(tx, task.round_id, update.num_examples)
+    counted = rounds.get(tx, task.round_id)
+    if counted is None:
+        raise LookupError(f"round {task.round_id} vanished")
+    events.append(
+        tx,
+        task.run_id,
+        EventType.UPDATE_ACCEPTED,
+        {
+            "round": counted.number,
+            "attempt": counted.attempt,
+            "client_id": task.client_id,
+            "num_updates": counted.num_updates,
+            "quorum": counted.quorum,
+            "num_bytes": update.num_bytes,
+            "digest": update.digest,
+        },
+    )
+    round_steps.close_if_due(flow, tx, counted)

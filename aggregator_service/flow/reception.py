@@ -1,0 +1,177 @@
+"""Receives a tensor body from the network: decompressed, hashed, decoded item by item and stored, never held whole."""
+
+import asyncio
+import base64
+import hashlib
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from aggregator_service.flow.context import Flow
+from aggregator_service.storage.blobs import BlobUpload
+from fl_protocol.problems import ProblemError, ProblemType
+from fl_protocol.streaming import Piece, StreamDecoder
+from fl_protocol.tensors import Header
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+PIECE_NUM_BYTES: Final = 1 << 20
+_WINDOW_LOG_MAX: Final = 23
+
+
+class ContentCoding(StrEnum):
+    """How a body is coded on the wire."""
+
+    IDENTITY = "identity"
+    ZSTD = "zstd"
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A request's body as it arrives; `digest` is what its sender announced."""
+
+    chunks: AsyncIterator[bytes]
+    coding: ContentCoding
+    digest: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A body that was checked and is waiting to be named by a row."""
+
+    upload: BlobUpload
+    digest: str
+    header: Header
+
+
+class _Receiver:
+    """The synchronous part: turns wire bytes into stored bytes, a digest and pieces."""
+
+    def __init__(self, upload: BlobUpload, decoder: StreamDecoder, on_piece: Callable[[Piece], None]) -> None:
+        self.upload = upload
+        self.hash = hashlib.sha256()
+        self._decoder = decoder
+        self._on_piece = on_piece
+
+    def take(self, data: bytes) -> None:
+        self.hash.update(data)
+        for piece in self._decoder.feed(data):
+            self._on_piece(piece)
+        self.upload.append(data)
+
+
+async def receive(
+    flow: Flow, body: Body, *, decoder: StreamDecoder, on_piece: Callable[[Piece], None]
+) -> Received:
+    """Receives, checks and stores a body; on any failure nothing of it stays.
+
+    Raises whatever the decoder or `on_piece` raise, `digest-mismatch` if the body is not what was announced, and
+    `malformed-update` for a broken compressed stream.
+    """
+    upload = BlobUpload(flow.new_id("blob"))
+    receiver = _Receiver(upload, decoder, on_piece)
+    try:
+        async for data in _decoded(_gathered(body.chunks), body.coding):
+            if len(data) < PIECE_NUM_BYTES:
+                receiver.take(data)
+            else:
+                await asyncio.to_thread(receiver.take, data)
+            if upload.is_due:
+                await flow.blobs.flush(upload)
+        decoder.close()
+        digest = f"sha256:{receiver.hash.hexdigest()}"
+        _check_digest(digest, body.digest)
+    except BaseException:
+        await asyncio.shield(flow.blobs.discard(upload))
+        raise
+    return Received(upload, digest, decoder.header)
+
+
+async def digest_of(body: Body, *, max_num_bytes: int) -> str:
+    """Hashes a body without keeping it; raises `too-large`."""
+    total = 0
+    hasher = hashlib.sha256()
+    async for data in _decoded(_gathered(body.chunks), body.coding):
+        total += len(data)
+        if total > max_num_bytes:
+            raise ProblemError(ProblemType.TOO_LARGE, f"the body has more than {max_num_bytes} bytes")
+        hasher.update(data)
+    digest = f"sha256:{hasher.hexdigest()}"
+    _check_digest(digest, body.digest)
+    return digest
+
+
+def parse_content_digest(header: str | None) -> str | None:
+    """Reads the sha-256 of a Content-Digest header (RFC 9530); other algorithms are ignored.
+
+    Raises `invalid-request` when its sha-256 member cannot be read.
+    """
+    for member in (header or "").split(","):
+        name, _, value = member.strip().partition("=")
+        if name.strip().lower() != "sha-256":
+            continue
+        value = value.strip()
+        try:
+            raw = base64.b64decode(value[1:-1], validate=True)
+        except ValueError:
+            raw = b""
+        if len(raw) != 32 or value[:1] != ":" or value[-1:] != ":":
+            raise ProblemError(
+                ProblemType.INVALID_REQUEST, "Content-Digest must be sha-256=:BASE64: with 32 bytes (RFC 9530)"
+            )
+        return f"sha256:{raw.hex()}"
+    return None
+
+
+def _check_digest(digest: str, announced: str | None) -> None:
+    if announced is not None and announced != digest:
+        raise ProblemError(
+            ProblemType.DIGEST_MISMATCH, f"Content-Digest announced {announced}, the body that arrived has {digest}"
+        )
+
+
+async def _gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Joins the network's small chunks into pieces of about 1 MiB."""
+    gathered = bytearray()
+    async for chunk in chunks:
+        gathered += chunk
+        if len(gathered) >= PIECE_NUM_BYTES:
+            yield bytes(gathered)
+            gathered.clear()
+    if gathered:
+        yield bytes(gathered)
+
+
+async def _decoded(pieces: AsyncIterator[bytes], coding: ContentCoding) -> AsyncIterator[bytes]:
+    if coding is ContentCoding.IDENTITY:
+        async for piece in pieces:
+            yield piece
+        return
+    # One frame with a window of at most 8 MiB, decompressed at most 1 MiB at a time: a bomb costs one piece.
+    decompressor = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG_MAX})
+    async for piece in pieces:
+        data: bytes = piece
+        while data or not decompressor.needs_input:
+            yield _decompress(decompressor, data)
+            data = b""
+    if not decompressor.eof:
+        raise ProblemError(ProblemType.MALFORMED_UPDATE, "the zstd stream ends before its frame does")
+
+
+def _decompress(decompressor: zstd.ZstdDecompressor, data: bytes) -> bytes:
+    if decompressor.eof:
+        raise ProblemError(ProblemType.MALFORMED_UPDATE, "bytes follow the zstd frame; send a single frame")
+    try:
+        output = decompressor.decompress(data, PIECE_NUM_BYTES)
+    except zstd.ZstdError as error:
+        raise ProblemError(
+            ProblemType.MALFORMED_UPDATE, f"the zstd stream cannot be read ({error}); its window may be 8 MiB at most"
+        ) from None
+    if decompressor.eof and decompressor.unused_data:
+        raise ProblemError(ProblemType.MALFORMED_UPDATE, "bytes follow the zstd frame; send a single frame")
+    return output

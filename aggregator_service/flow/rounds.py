@@ -1,0 +1,130 @@
+"""Opens, seals and abandons rounds, inside a transaction that has locked the run."""
+
+from datetime import timedelta
+
+from aggregator_service.domain import quorum
+from aggregator_service.domain.quorum import QuorumDecision
+from aggregator_service.domain.records import EvaluationState, RoundRecord, RunRecord
+from aggregator_service.flow.context import WORK_TOPIC, Flow
+from aggregator_service.storage import events, rounds, runs
+from aggregator_service.storage.transactions import WriteTx
+from fl_protocol.rounds import EventType, RoundState
+from fl_protocol.runs import RunState
+
+
+def advance(flow: Flow, tx: WriteTx, run: RunRecord) -> None:
+    """Takes the next step of a running run: opens a round, tries one again, or ends the run."""
+    newest = rounds.newest(tx, run.run_id)
+    if newest is None:
+        _open(flow, tx, run, number=1, attempt=1)
+    elif newest.state is RoundState.ABANDONED:
+        _try_again(flow, tx, run, newest)
+    elif newest.state is RoundState.COMPLETED and newest.number < run.spec.num_rounds:
+        _open(flow, tx, run, number=newest.number + 1, attempt=1)
+    elif newest.state is RoundState.COMPLETED and not rounds.open_evaluations(tx, run.run_id):
+        finish(tx, run, RunState.COMPLETED, reason=None)
+
+
+def close_if_due(flow: Flow, tx: WriteTx, round_: RoundRecord) -> None:
+    """Seals or abandons a collecting round when its counts or its deadline say so."""
+    match quorum.decide(round_, tx.now()):
+        case QuorumDecision.COLLECT:
+            return
+        case QuorumDecision.SEAL:
+            _seal(tx, round_)
+        case QuorumDecision.ABANDON:
+            _abandon(tx, round_)
+            flow.telemetry.round_ended("abandoned")
+            run = runs.get(tx, round_.run_id)
+            if run is not None and run.state is RunState.RUNNING:
+                advance(flow, tx, run)
+
+
+def abandon_open(flow: Flow, tx: WriteTx, run: RunRecord) -> None:
+    """Abandons whatever round of a run is open, because the run ends."""
+    newest = rounds.newest(tx, run.run_id)
+    if newest is not None and newest.state in (RoundState.COLLECTING, RoundState.AGGREGATING):
+        _abandon(tx, newest)
+        flow.telemetry.round_ended("abandoned")
+    for evaluated in rounds.open_evaluations(tx, run.run_id):
+        rounds.complete_evaluation(tx, evaluated.round_id, None)
+
+
+def finish(tx: WriteTx, run: RunRecord, state: RunState, *, reason: str | None) -> None:
+    """Ends a run: completed, stopped or failed."""
+    runs.set_state(tx, run, state, reason=reason, finished_at=tx.now())
+    events.append(tx, run.run_id, EventType.RUN_STATE, {"state": state.value, "reason": reason})
+
+
+def _open(flow: Flow, tx: WriteTx, run: RunRecord, *, number: int, attempt: int) -> None:
+    spec = run.spec.round
+    base_version = run.latest_version or 0
+    round_ = RoundRecord(
+        round_id=flow.new_id("round"),
+        run_id=run.run_id,
+        number=number,
+        attempt=attempt,
+        state=RoundState.COLLECTING,
+        base_version=base_version,
+        result_version=None,
+        quorum=spec.quorum,
+        cohort_size=spec.cohort_size,
+        min_updates=spec.min_updates,
+        num_tasks=0,
+        num_updates=0,
+        num_examples=0,
+        opened_at=tx.now(),
+        deadline_at=tx.now() + timedelta(seconds=spec.deadline_seconds),
+        closed_at=None,
+        completed_at=None,
+        metrics={},
+        evaluation_state=EvaluationState.NONE,
+        evaluation_deadline_at=None,
+        evaluation=None,
+    )
+    rounds.insert(tx, round_)
+    runs.set_progress(tx, run.run_id, current_round=number, latest_version=base_version)
+    events.append(
+        tx,
+        run.run_id,
+        EventType.ROUND_OPENED,
+        _named(round_) | {"base_version": base_version, "quorum": spec.quorum, "cohort_size": spec.cohort_size},
+    )
+    tx.wake(WORK_TOPIC)
+
+
+def _seal(tx: WriteTx, round_: RoundRecord) -> None:
+    rounds.close(tx, round_, RoundState.AGGREGATING)
+    events.append(
+        tx,
+        round_.run_id,
+        EventType.ROUND_CLOSED,
+        _named(round_) | {"num_updates": round_.num_updates, "num_examples": round_.num_examples},
+    )
+    tx.wake(WORK_TOPIC)
+
+
+def _abandon(tx: WriteTx, round_: RoundRecord) -> None:
+    rounds.close(tx, round_, RoundState.ABANDONED)
+    events.append(
+        tx,
+        round_.run_id,
+        EventType.ROUND_ABANDONED,
+        _named(round_) | {"num_updates": round_.num_updates, "min_updates": round_.min_updates},
+    )
+
+
+def _try_again(flow: Flow, tx: WriteTx, run: RunRecord, abandoned: RoundRecord) -> None:
+    if abandoned.attempt < run.spec.round.max_attempts:
+        _open(flow, tx, run, number=abandoned.number, attempt=abandoned.attempt + 1)
+        return
+    reason = (
+        f"round {abandoned.number} was abandoned {abandoned.attempt} times: {abandoned.num_updates} of at least "
+        f"{abandoned.min_updates} updates arrived within {run.spec.round.deadline_seconds:g} s"
+    )
+    abandon_open(flow, tx, run)
+    finish(tx, run, RunState.FAILED, reason=reason)
+
+
+def _named(round_: RoundRecord) -> dict[str, object]:
+    return {"round": round_.number, "attempt": round_.attempt}

@@ -1,0 +1,158 @@
+"""Blobs as chunks of 1 MiB in the database.
+
+A blob of one chunk is written in the very transaction that names it. A larger one is written ahead, some chunks a
+transaction, and is an orphan until a transaction seals it; orphans are swept.
+"""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+import sqlalchemy as sa
+
+from aggregator_service.storage.tables import blob_chunks, blobs
+from aggregator_service.storage.transactions import ReadTx, Transactions, WriteTx
+
+CHUNK_NUM_BYTES: Final = 1 << 20
+CHUNKS_A_WRITE: Final = 4
+
+
+class BlobCorruptError(Exception):
+    """Stored bytes are missing or are not what was written."""
+
+
+@dataclass(slots=True)
+class BlobUpload:
+    """A blob being written: collects bytes until some chunks are full."""
+
+    blob_id: str
+    num_bytes: int = 0
+    num_written: int = 0
+    _tail: bytearray = field(default_factory=bytearray)
+
+    def append(self, data: bytes | bytearray | memoryview) -> None:
+        """Takes the next bytes; when `is_due`, a write must follow before more is taken."""
+        self._tail += data
+        self.num_bytes += len(data)
+
+    @property
+    def is_due(self) -> bool:
+        """Tells whether enough has been collected to be worth a write."""
+        return len(self._tail) >= CHUNKS_A_WRITE * CHUNK_NUM_BYTES
+
+    def pieces(self, *, last: bool) -> Iterator[tuple[int, bytes]]:
+        """Gives the chunks to be written now, by number; only the last may be short."""
+        number = self.num_written
+        end = len(self._tail) if last else len(self._tail) // CHUNK_NUM_BYTES * CHUNK_NUM_BYTES
+        for begin in range(0, end, CHUNK_NUM_BYTES):
+            yield number, bytes(memoryview(self._tail)[begin : min(end, begin + CHUNK_NUM_BYTES)])
+            number += 1
+
+    def written(self) -> None:
+        """Forgets the full chunks, which are now durable."""
+        full = len(self._tail) // CHUNK_NUM_BYTES
+        del self._tail[: full * CHUNK_NUM_BYTES]
+        self.num_written += full
+
+
+class DatabaseBlobs:
+    """Reads and writes blobs through the same transactions as everything else."""
+
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+
+    async def flush(self, upload: BlobUpload) -> None:
+        """Makes the full chunks of an upload durable."""
+        await self._transactions.write("store_chunks", lambda tx: _insert_chunks(tx, upload, last=False))
+        upload.written()
+
+    def flush_blocking(self, upload: BlobUpload) -> None:
+        """Does the same from a worker thread."""
+        self._transactions.write_blocking("store_chunks", lambda tx: _insert_chunks(tx, upload, last=False))
+        upload.written()
+
+    async def discard(self, upload: BlobUpload) -> None:
+        """Removes what was written of an upload that nothing will name."""
+        if upload.num_written:
+            await self._transactions.write("discard_blob", lambda tx: _delete(tx, upload.blob_id))
+
+    def discard_blocking(self, upload: BlobUpload) -> None:
+        """Does the same from a worker thread."""
+        if upload.num_written:
+            self._transactions.write_blocking("discard_blob", lambda tx: _delete(tx, upload.blob_id))
+
+    @staticmethod
+    def seal(tx: WriteTx, upload: BlobUpload) -> None:
+        """Writes the rest of an upload and makes it a blob, in the transaction that names it."""
+        _insert_chunks(tx, upload, last=True)
+        tx.connection.execute(
+            sa.update(blobs).where(blobs.c.blob_id == upload.blob_id).values(sealed=True, num_bytes=upload.num_bytes)
+        )
+
+    async def read(self, blob_id: str, begin: int, end: int) -> bytes:
+        """Gives the bytes [begin, end); raises BlobCorruptError when they are not what was written."""
+        return await self._transactions.read("read_blob", lambda tx: _read(tx, blob_id, begin=begin, end=end))
+
+    def read_blocking(self, blob_id: str, begin: int, end: int) -> bytes:
+        """Does the same from a worker thread."""
+        return self._transactions.read_blocking("read_blob", lambda tx: _read(tx, blob_id, begin=begin, end=end))
+
+    async def sweep(self, older_than: datetime) -> int:
+        """Removes blobs that were never sealed and were begun before a given instant; gives their number."""
+        return await self._transactions.write("sweep_blobs", lambda tx: _sweep(tx, older_than))
+
+
+def _insert_chunks(tx: WriteTx, upload: BlobUpload, *, last: bool) -> None:
+    if upload.num_written == 0:
+        tx.connection.execute(
+            sa.insert(blobs).values(
+                blob_id=upload.blob_id,
+                num_bytes=0,
+                chunk_num_bytes=CHUNK_NUM_BYTES,
+                sealed=False,
+                created_at=tx.now(),
+            )
+        )
+    for number, data in upload.pieces(last=last):
+        tx.connection.execute(
+            sa.insert(blob_chunks).values(
+                blob_id=upload.blob_id, number=number, checksum=zlib.crc32(data), data=data
+            )
+        )
+
+
+def _delete(tx: WriteTx, blob_id: str) -> None:
+    tx.connection.execute(sa.delete(blobs).where(blobs.c.blob_id == blob_id, blobs.c.sealed.is_(False)))
+
+
+def _sweep(tx: WriteTx, older_than: datetime) -> int:
+    orphans = sa.select(blobs.c.blob_id).where(blobs.c.sealed.is_(False), blobs.c.created_at < older_than).limit(100)
+    found = tx.connection.execute(orphans).scalars().all()
+    for blob_id in found:
+        _delete(tx, blob_id)
+    return len(found)
+
+
+def _read(tx: ReadTx, blob_id: str, *, begin: int, end: int) -> bytes:
+    if end <= begin:
+        return b""
+    first, last = begin // CHUNK_NUM_BYTES, (end - 1) // CHUNK_NUM_BYTES
+    query = (
+        sa.select(blob_chunks.c.number, blob_chunks.c.checksum, blob_chunks.c.data)
+        .where(blob_chunks.c.blob_id == blob_id, blob_chunks.c.number.between(first, last))
+        .order_by(blob_chunks.c.number)
+    )
+    parts = []
+    for expected, row in zip(range(first, last + 1), tx.connection.execute(query), strict=False):
+        if row.number != expected or zlib.crc32(row.data) != row.checksum:
+            raise BlobCorruptError(f"chunk {expected} of blob {blob_id} is not what was written")
+        cut_begin = max(begin - expected * CHUNK_NUM_BYTES, 0)
+        cut_end = min(end - expected * CHUNK_NUM_BYTES, CHUNK_NUM_BYTES)
+        whole = cut_begin == 0 and cut_end >= len(row.data)
+        parts.append(row.data if whole else memoryview(row.data)[cut_begin:cut_end])
+    data = parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts)
+    if len(data) != end - begin:
+        raise BlobCorruptError(f"blob {blob_id} holds {len(data)} of the {end - begin} bytes from {begin}")
+    return data

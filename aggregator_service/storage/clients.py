@@ -1,0 +1,57 @@
+"""The clients table."""
+
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from aggregator_service.domain.records import ClientRecord
+from aggregator_service.storage.rows import changes_one, fields
+from aggregator_service.storage.tables import clients
+from aggregator_service.storage.transactions import ReadTx, WriteTx
+
+_SEEN_PRECISION: Final = timedelta(seconds=30)
+
+
+def insert(tx: WriteTx, client: ClientRecord) -> None:
+    """Adds a client."""
+    tx.connection.execute(
+        sa.insert(clients).values(
+            client_id=client.client_id,
+            name=client.name,
+            attributes=dict(client.attributes),
+            created_at=client.created_at,
+        )
+    )
+
+
+def get(tx: ReadTx, client_id: str) -> ClientRecord | None:
+    """Gives a client, revoked ones too; None where there is no such client."""
+    row = tx.connection.execute(sa.select(clients).where(clients.c.client_id == client_id)).one_or_none()
+    return None if row is None else ClientRecord(**fields(row))
+
+
+def page(tx: ReadTx, *, after: tuple[datetime, str] | None, limit: int) -> list[ClientRecord]:
+    """Lists clients in the order of their enrolment, from behind a given one."""
+    query: sa.Select[Any] = sa.select(clients).order_by(clients.c.created_at, clients.c.client_id).limit(limit)
+    if after is not None:
+        query = query.where(sa.tuple_(clients.c.created_at, clients.c.client_id) > sa.tuple_(*after))
+    return [ClientRecord(**fields(row)) for row in tx.connection.execute(query)]
+
+
+def revoke(tx: WriteTx, client_id: str) -> bool:
+    """Revokes a client; False if it was revoked before."""
+    return changes_one(
+        tx,
+        sa.update(clients)
+        .where(clients.c.client_id == client_id, clients.c.revoked_at.is_(None))
+        .values(revoked_at=tx.now()),
+    )
+
+
+def mark_seen(tx: WriteTx, client: ClientRecord) -> None:
+    """Records that a client asked for work, to the precision of half a minute."""
+    if client.last_seen_at is None or tx.now() - client.last_seen_at > _SEEN_PRECISION:
+        tx.connection.execute(
+            sa.update(clients).where(clients.c.client_id == client.client_id).values(last_seen_at=tx.now())
+        )

@@ -1,0 +1,38 @@
+"""The events table: what happened in a run, numbered from 1 without gaps in the order of commits."""
+
+from collections.abc import Mapping
+
+import sqlalchemy as sa
+
+from aggregator_service.domain.records import EventRecord
+from aggregator_service.storage.rows import fields
+from aggregator_service.storage.tables import events, runs
+from aggregator_service.storage.transactions import ReadTx, WriteTx
+from fl_protocol.rounds import EventType
+
+
+def append(tx: WriteTx, run_id: str, event_type: EventType, data: Mapping[str, object]) -> None:
+    """Adds an event; the run's row is locked by taking the number, so numbers follow the order of commits."""
+    event_id = tx.connection.execute(
+        sa.update(runs)
+        .where(runs.c.run_id == run_id)
+        .values(num_events=runs.c.num_events + 1)
+        .returning(runs.c.num_events)
+    ).scalar_one()
+    tx.connection.execute(
+        sa.insert(events).values(
+            run_id=run_id, event_id=event_id, type=event_type.value, data=dict(data), created_at=tx.now()
+        )
+    )
+    tx.wake(f"run:{run_id}")
+
+
+def after(tx: ReadTx, run_id: str, event_id: int, *, limit: int) -> list[EventRecord]:
+    """Lists the events behind a given number."""
+    query = (
+        sa.select(events)
+        .where(events.c.run_id == run_id, events.c.event_id > event_id)
+        .order_by(events.c.event_id)
+        .limit(limit)
+    )
+    return [EventRecord(**fields(row)) for row in tx.connection.execute(query)]

@@ -1,0 +1,200 @@
+"""The rounds table: one row an attempt; a state changes only from the state that was read."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from aggregator_service.domain.records import EvaluationState, RoundRecord
+from aggregator_service.storage.rows import change_one, changes_one, fields
+from aggregator_service.storage.tables import rounds, runs
+from aggregator_service.storage.transactions import ReadTx, WriteTx
+from fl_protocol.rounds import RoundState
+from fl_protocol.runs import RunState
+
+
+def _record(row: sa.Row[Any] | None) -> RoundRecord | None:
+    if row is None:
+        return None
+    values = fields(row)
+    return RoundRecord(
+        **values
+        | {
+            "state": RoundState(values["state"]),
+            "evaluation_state": EvaluationState(values["evaluation_state"]),
+        }
+    )
+
+
+def _records(tx: ReadTx, query: Any) -> list[RoundRecord]:
+    return [record for row in tx.connection.execute(query) if (record := _record(row)) is not None]
+
+
+def insert(tx: WriteTx, round_: RoundRecord) -> None:
+    """Adds an attempt at a round."""
+    tx.connection.execute(
+        sa.insert(rounds).values(
+            {
+                column.name: getattr(round_, column.name)
+                for column in rounds.columns
+                if column.name not in ("state", "evaluation_state", "metrics", "evaluation")
+            }
+            | {
+                "state": round_.state.value,
+                "evaluation_state": round_.evaluation_state.value,
+                "metrics": dict(round_.metrics),
+                "evaluation": None,
+            }
+        )
+    )
+
+
+def get(tx: ReadTx, round_id: str) -> RoundRecord | None:
+    """Gives an attempt by its id."""
+    return _record(tx.connection.execute(sa.select(rounds).where(rounds.c.round_id == round_id)).one_or_none())
+
+
+def newest(tx: ReadTx, run_id: str, number: int | None = None) -> RoundRecord | None:
+    """Gives the newest attempt of the run, or of one round of it."""
+    query = sa.select(rounds).where(rounds.c.run_id == run_id)
+    if number is not None:
+        query = query.where(rounds.c.number == number)
+    query = query.order_by(rounds.c.number.desc(), rounds.c.attempt.desc()).limit(1)
+    return _record(tx.connection.execute(query).one_or_none())
+
+
+def page(tx: ReadTx, run_id: str, *, after: tuple[int, int], limit: int) -> list[RoundRecord]:
+    """Lists attempts behind a given (number, attempt)."""
+    query = (
+        sa.select(rounds)
+        .where(rounds.c.run_id == run_id, sa.tuple_(rounds.c.number, rounds.c.attempt) > sa.tuple_(*after))
+        .order_by(rounds.c.number, rounds.c.attempt)
+        .limit(limit)
+    )
+    return _records(tx, query)
+
+
+def open_evaluations(tx: ReadTx, run_id: str) -> list[RoundRecord]:
+    """Lists the rounds of a run whose model clients are being asked to evaluate, oldest first."""
+    query = (
+        sa.select(rounds)
+        .where(rounds.c.run_id == run_id, rounds.c.evaluation_state == EvaluationState.COLLECTING.value)
+        .order_by(rounds.c.number)
+    )
+    return _records(tx, query)
+
+
+def sealed(tx: ReadTx) -> list[RoundRecord]:
+    """Lists the rounds that wait for their aggregate, in every run that still goes on."""
+    query = (
+        sa.select(rounds)
+        .join(runs, runs.c.run_id == rounds.c.run_id)
+        .where(
+            rounds.c.state == RoundState.AGGREGATING.value,
+            runs.c.state.in_([RunState.RUNNING.value, RunState.PAUSED.value]),
+        )
+        .order_by(rounds.c.closed_at)
+    )
+    return _records(tx, query)
+
+
+def collecting(tx: ReadTx) -> list[RoundRecord]:
+    """Lists the rounds of running runs that have a deadline ahead, soonest first."""
+    query = (
+        sa.select(rounds)
+        .join(runs, runs.c.run_id == rounds.c.run_id)
+        .where(rounds.c.state == RoundState.COLLECTING.value, runs.c.state == RunState.RUNNING.value)
+        .order_by(rounds.c.deadline_at)
+    )
+    return _records(tx, query)
+
+
+def evaluating(tx: ReadTx) -> list[RoundRecord]:
+    """Lists the rounds of running runs whose evaluation has a deadline ahead, soonest first."""
+    query = (
+        sa.select(rounds)
+        .join(runs, runs.c.run_id == rounds.c.run_id)
+        .where(
+            rounds.c.evaluation_state == EvaluationState.COLLECTING.value, runs.c.state == RunState.RUNNING.value
+        )
+        .order_by(rounds.c.evaluation_deadline_at)
+    )
+    return _records(tx, query)
+
+
+def count_task(tx: WriteTx, round_id: str, change: int) -> None:
+    """Adjusts how many tasks of a round are out or answered."""
+    change_one(
+        tx, sa.update(rounds).where(rounds.c.round_id == round_id).values(num_tasks=rounds.c.num_tasks + change)
+    )
+
+
+def count_update(tx: WriteTx, round_id: str, num_examples: int) -> None:
+    """Counts an accepted update; raises StaleRowError if the round no longer collects."""
+    change_one(
+        tx,
+        sa.update(rounds)
+        .where(rounds.c.round_id == round_id, rounds.c.state == RoundState.COLLECTING.value)
+        .values(num_updates=rounds.c.num_updates + 1, num_examples=rounds.c.num_examples + num_examples),
+    )
+
+
+def close(tx: WriteTx, round_: RoundRecord, state: RoundState) -> None:
+    """Ends the collecting: the round is sealed for aggregation or abandoned; raises StaleRowError."""
+    change_one(
+        tx,
+        sa.update(rounds)
+        .where(rounds.c.round_id == round_.round_id, rounds.c.state == round_.state.value)
+        .values(state=state.value, closed_at=round_.closed_at or tx.now()),
+    )
+
+
+def complete(
+    tx: WriteTx,
+    round_id: str,
+    *,
+    result_version: int,
+    metrics: Mapping[str, float],
+    evaluation_deadline_at: datetime | None,
+) -> bool:
+    """Ends an aggregating round with its model; False if somebody else ended it first."""
+    wanted = EvaluationState.NONE if evaluation_deadline_at is None else EvaluationState.COLLECTING
+    return changes_one(
+        tx,
+        sa.update(rounds)
+        .where(rounds.c.round_id == round_id, rounds.c.state == RoundState.AGGREGATING.value)
+        .values(
+            state=RoundState.COMPLETED.value,
+            result_version=result_version,
+            completed_at=tx.now(),
+            metrics=dict(metrics),
+            evaluation_state=wanted.value,
+            evaluation_deadline_at=evaluation_deadline_at,
+        ),
+    )
+
+
+def complete_evaluation(tx: WriteTx, round_id: str, metrics: Mapping[str, float] | None) -> bool:
+    """Ends a round's evaluation; False if it had ended."""
+    return changes_one(
+        tx,
+        sa.update(rounds)
+        .where(rounds.c.round_id == round_id, rounds.c.evaluation_state == EvaluationState.COLLECTING.value)
+        .values(
+            evaluation_state=EvaluationState.COMPLETED.value,
+            evaluation=None if metrics is None else dict(metrics),
+        ),
+    )
+
+
+def postpone(
+    tx: WriteTx, round_: RoundRecord, *, deadline_at: datetime, evaluation_deadline_at: datetime | None
+) -> None:
+    """Moves a round's deadlines, after a pause."""
+    change_one(
+        tx,
+        sa.update(rounds)
+        .where(rounds.c.round_id == round_.round_id)
+        .values(deadline_at=deadline_at, evaluation_deadline_at=evaluation_deadline_at),
+    )

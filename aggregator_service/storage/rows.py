@@ -1,0 +1,29 @@
+"""The two rules of every store: a change meets exactly the row it names, and lists come in bounded pages."""
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from aggregator_service.storage.transactions import WriteTx
+
+
+class StaleRowError(Exception):
+    """A change expected exactly one row in a given state and found another number."""
+
+
+def change_one(tx: WriteTx, statement: Any) -> None:
+    """Executes an update that must meet exactly one row; raises StaleRowError otherwise."""
+    changed = tx.connection.execute(statement).rowcount
+    if changed != 1:
+        raise StaleRowError(f"{statement.table.name}: expected to change 1 row, changed {changed}")
+
+
+def changes_one(tx: WriteTx, statement: Any) -> bool:
+    """Executes a compare-and-set and tells whether it won."""
+    changed: int = tx.connection.execute(statement).rowcount
+    return changed == 1
+
+
+def fields(row: sa.Row[Any]) -> dict[str, Any]:
+    """Gives a row's columns by name."""
+    return dict(row._mapping)

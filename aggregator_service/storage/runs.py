@@ -1,0 +1,90 @@
+"""The runs table. Whoever changes anything of a run locks its row first, which orders writers on Postgres."""
+
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from aggregator_service.domain.records import RunRecord
+from aggregator_service.storage.rows import change_one, fields
+from aggregator_service.storage.tables import runs
+from aggregator_service.storage.transactions import ReadTx, WriteTx
+from fl_protocol.runs import RunSpec, RunState
+
+
+def _record(row: sa.Row[Any]) -> RunRecord:
+    values = fields(row)
+    del values["num_events"]
+    return RunRecord(**values | {"state": RunState(values["state"]), "spec": RunSpec.model_validate(values["spec"])})
+
+
+def insert(tx: WriteTx, run: RunRecord) -> None:
+    """Adds a run."""
+    tx.connection.execute(
+        sa.insert(runs).values(
+            run_id=run.run_id,
+            name=run.name,
+            state=run.state.value,
+            reason=run.reason,
+            spec=run.spec.model_dump(mode="json"),
+            current_round=run.current_round,
+            latest_version=run.latest_version,
+            num_events=0,
+            created_at=run.created_at,
+        )
+    )
+
+
+def get(tx: ReadTx, run_id: str) -> RunRecord | None:
+    """Gives a run; None where there is no such run."""
+    row = tx.connection.execute(sa.select(runs).where(runs.c.run_id == run_id)).one_or_none()
+    return None if row is None else _record(row)
+
+
+def lock(tx: WriteTx, run_id: str) -> RunRecord | None:
+    """Gives a run and keeps other writers away from it until the transaction ends."""
+    row = tx.connection.execute(sa.select(runs).where(runs.c.run_id == run_id).with_for_update()).one_or_none()
+    return None if row is None else _record(row)
+
+
+def page(tx: ReadTx, *, after: tuple[datetime, str] | None, limit: int) -> list[RunRecord]:
+    """Lists runs in the order of their creation, from behind a given one."""
+    query = sa.select(runs).order_by(runs.c.created_at, runs.c.run_id).limit(limit)
+    if after is not None:
+        query = query.where(sa.tuple_(runs.c.created_at, runs.c.run_id) > sa.tuple_(*after))
+    return [_record(row) for row in tx.connection.execute(query)]
+
+
+def set_state(  # noqa: PLR0913 - the columns that change together
+    tx: WriteTx,
+    run: RunRecord,
+    state: RunState,
+    *,
+    reason: str | None = None,
+    started_at: datetime | None = None,
+    finished_at: datetime | None = None,
+    paused_at: datetime | None = None,
+) -> None:
+    """Moves a run from the state that was read to another one; raises StaleRowError if it moved meanwhile."""
+    change_one(
+        tx,
+        sa.update(runs)
+        .where(runs.c.run_id == run.run_id, runs.c.state == run.state.value)
+        .values(
+            state=state.value,
+            reason=reason,
+            started_at=started_at or run.started_at,
+            finished_at=finished_at,
+            paused_at=paused_at,
+        ),
+    )
+
+
+def set_progress(tx: WriteTx, run_id: str, *, current_round: int, latest_version: int) -> None:
+    """Records the round being worked on and the newest model version."""
+    change_one(
+        tx,
+        sa.update(runs)
+        .where(runs.c.run_id == run_id)
+        .values(current_round=current_round, latest_version=latest_version),
+    )

@@ -1,0 +1,205 @@
+"""Every table, with named constraints; Alembic compares its migrations with this file."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+metadata: Final = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Instant(sa.types.TypeDecorator[datetime]):
+    """An instant as microseconds since 1970 in UTC: exact and alike on both databases."""
+
+    impl = sa.BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> int | None:
+        """Turns an aware datetime into microseconds."""
+        return None if value is None else (value - _EPOCH) // timedelta(microseconds=1)
+
+    def process_result_value(self, value: Any, dialect: Any) -> datetime | None:
+        """Turns microseconds into an aware datetime."""
+        return None if value is None else _EPOCH + timedelta(microseconds=value)
+
+
+def _identifier(name: str, *arguments: Any, **options: Any) -> sa.Column[str]:
+    return sa.Column(name, sa.String(64), *arguments, **options)
+
+
+runs: Final = sa.Table(
+    "runs",
+    metadata,
+    _identifier("run_id", primary_key=True),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("current_round", sa.BigInteger, nullable=False),
+    sa.Column("latest_version", sa.BigInteger),
+    sa.Column("num_events", sa.BigInteger, nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Column("started_at", Instant),
+    sa.Column("finished_at", Instant),
+    sa.Column("paused_at", Instant),
+)
+
+blobs: Final = sa.Table(
+    "blobs",
+    metadata,
+    _identifier("blob_id", primary_key=True),
+    sa.Column("num_bytes", sa.BigInteger, nullable=False),
+    sa.Column("chunk_num_bytes", sa.BigInteger, nullable=False),
+    sa.Column("sealed", sa.Boolean(name="sealed"), nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+)
+
+blob_chunks: Final = sa.Table(
+    "blob_chunks",
+    metadata,
+    _identifier("blob_id", sa.ForeignKey("blobs.blob_id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("checksum", sa.BigInteger, nullable=False),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+)
+
+models: Final = sa.Table(
+    "models",
+    metadata,
+    _identifier("run_id", sa.ForeignKey("runs.run_id"), primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("round", sa.BigInteger, nullable=False),
+    sa.Column("digest", sa.String(71), nullable=False),
+    sa.Column("num_bytes", sa.BigInteger, nullable=False),
+    sa.Column("num_parameters", sa.BigInteger, nullable=False),
+    _identifier("blob_id", sa.ForeignKey("blobs.blob_id"), nullable=False),
+    _identifier("optimizer_blob_id", sa.ForeignKey("blobs.blob_id")),
+    sa.Column("created_at", Instant, nullable=False),
+)
+
+rounds: Final = sa.Table(
+    "rounds",
+    metadata,
+    _identifier("round_id", primary_key=True),
+    _identifier("run_id", sa.ForeignKey("runs.run_id"), nullable=False),
+    sa.Column("number", sa.BigInteger, nullable=False),
+    sa.Column("attempt", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("base_version", sa.BigInteger, nullable=False),
+    sa.Column("result_version", sa.BigInteger),
+    sa.Column("quorum", sa.BigInteger, nullable=False),
+    sa.Column("cohort_size", sa.BigInteger, nullable=False),
+    sa.Column("min_updates", sa.BigInteger, nullable=False),
+    sa.Column("num_tasks", sa.BigInteger, nullable=False),
+    sa.Column("num_updates", sa.BigInteger, nullable=False),
+    sa.Column("num_examples", sa.BigInteger, nullable=False),
+    sa.Column("opened_at", Instant, nullable=False),
+    sa.Column("deadline_at", Instant, nullable=False),
+    sa.Column("closed_at", Instant),
+    sa.Column("completed_at", Instant),
+    sa.Column("metrics", sa.JSON, nullable=False),
+    sa.Column("evaluation_state", sa.String(16), nullable=False, index=True),
+    sa.Column("evaluation_deadline_at", Instant),
+    sa.Column("evaluation", sa.JSON(none_as_null=True)),
+    sa.UniqueConstraint("run_id", "number", "attempt"),
+)
+
+clients: Final = sa.Table(
+    "clients",
+    metadata,
+    _identifier("client_id", primary_key=True),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("attributes", sa.JSON, nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Column("last_seen_at", Instant),
+    sa.Column("revoked_at", Instant),
+)
+
+tasks: Final = sa.Table(
+    "tasks",
+    metadata,
+    _identifier("task_id", primary_key=True),
+    _identifier("run_id", sa.ForeignKey("runs.run_id"), nullable=False),
+    _identifier("round_id", sa.ForeignKey("rounds.round_id"), nullable=False),
+    _identifier("client_id", sa.ForeignKey("clients.client_id"), nullable=False, index=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("assigned_at", Instant, nullable=False),
+    sa.UniqueConstraint("round_id", "client_id", "kind"),
+)
+
+updates: Final = sa.Table(
+    "updates",
+    metadata,
+    _identifier("update_id", primary_key=True),
+    _identifier("task_id", sa.ForeignKey("tasks.task_id"), nullable=False, unique=True),
+    _identifier("run_id", sa.ForeignKey("runs.run_id"), nullable=False),
+    _identifier("round_id", sa.ForeignKey("rounds.round_id"), nullable=False),
+    _identifier("client_id", sa.ForeignKey("clients.client_id"), nullable=False),
+    sa.Column("digest", sa.String(71), nullable=False),
+    sa.Column("num_bytes", sa.BigInteger, nullable=False),
+    sa.Column("num_examples", sa.BigInteger, nullable=False),
+    sa.Column("weight", sa.BigInteger, nullable=False),
+    sa.Column("metrics", sa.JSON, nullable=False),
+    sa.Column("max_abs", sa.JSON, nullable=False),
+    _identifier("blob_id", sa.ForeignKey("blobs.blob_id"), nullable=False),
+    sa.Column("accepted_at", Instant, nullable=False),
+    sa.UniqueConstraint("round_id", "client_id"),
+)
+
+evaluations: Final = sa.Table(
+    "evaluations",
+    metadata,
+    _identifier("update_id", primary_key=True),
+    _identifier("task_id", sa.ForeignKey("tasks.task_id"), nullable=False, unique=True),
+    _identifier("round_id", sa.ForeignKey("rounds.round_id"), nullable=False),
+    _identifier("client_id", sa.ForeignKey("clients.client_id"), nullable=False),
+    sa.Column("digest", sa.String(71), nullable=False),
+    sa.Column("num_bytes", sa.BigInteger, nullable=False),
+    sa.Column("num_examples", sa.BigInteger, nullable=False),
+    sa.Column("metrics", sa.JSON, nullable=False),
+    sa.Column("accepted_at", Instant, nullable=False),
+    sa.UniqueConstraint("round_id", "client_id"),
+)
+
+tokens: Final = sa.Table(
+    "tokens",
+    metadata,
+    sa.Column("token_hash", sa.String(64), primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    _identifier("client_id", sa.ForeignKey("clients.client_id"), index=True),
+    sa.Column("max_uses", sa.BigInteger),
+    sa.Column("uses", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", Instant),
+    sa.Column("revoked_at", Instant),
+    sa.Column("created_at", Instant, nullable=False),
+)
+
+events: Final = sa.Table(
+    "events",
+    metadata,
+    _identifier("run_id", sa.ForeignKey("runs.run_id"), primary_key=True),
+    sa.Column("event_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("type", sa.String(64), nullable=False),
+    sa.Column("data", sa.JSON, nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+)
+
+idempotency_keys: Final = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("scope", sa.String(160), primary_key=True),
+    sa.Column("key", sa.String(255), primary_key=True),
+    sa.Column("request_digest", sa.String(71), nullable=False),
+    _identifier("resource_id", nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+)

@@ -1,0 +1,71 @@
+"""The tasks table: what each client of a cohort was asked to do."""
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from aggregator_service.domain.records import TaskRecord, TaskState
+from aggregator_service.storage.rows import change_one, fields
+from aggregator_service.storage.tables import tasks
+from aggregator_service.storage.transactions import ReadTx, WriteTx
+from fl_protocol.tasks import TaskKind
+
+
+def _record(row: sa.Row[Any] | None) -> TaskRecord | None:
+    if row is None:
+        return None
+    values = fields(row)
+    return TaskRecord(**values | {"kind": TaskKind(values["kind"]), "state": TaskState(values["state"])})
+
+
+def insert(tx: WriteTx, task: TaskRecord) -> None:
+    """Adds a task; a client has at most one of a kind in an attempt."""
+    tx.connection.execute(
+        sa.insert(tasks).values(
+            task_id=task.task_id,
+            run_id=task.run_id,
+            round_id=task.round_id,
+            client_id=task.client_id,
+            kind=task.kind.value,
+            state=task.state.value,
+            assigned_at=task.assigned_at,
+        )
+    )
+
+
+def get(tx: ReadTx, task_id: str) -> TaskRecord | None:
+    """Gives a task; None where there is no such task."""
+    return _record(tx.connection.execute(sa.select(tasks).where(tasks.c.task_id == task_id)).one_or_none())
+
+
+def find(tx: ReadTx, *, round_id: str, client_id: str, kind: TaskKind) -> TaskRecord | None:
+    """Gives a client's task of a kind in an attempt, in whatever state."""
+    query = sa.select(tasks).where(
+        tasks.c.round_id == round_id, tasks.c.client_id == client_id, tasks.c.kind == kind.value
+    )
+    return _record(tx.connection.execute(query).one_or_none())
+
+
+def count(tx: ReadTx, *, round_id: str, kind: TaskKind) -> int:
+    """Counts the tasks of a kind that are out or answered in an attempt."""
+    query = sa.select(sa.func.count()).where(
+        tasks.c.round_id == round_id, tasks.c.kind == kind.value, tasks.c.state != TaskState.GIVEN_UP.value
+    )
+    total: int = tx.connection.execute(query).scalar_one()
+    return total
+
+
+def open_of_client(tx: ReadTx, client_id: str) -> list[TaskRecord]:
+    """Lists the tasks a client has not answered."""
+    query = sa.select(tasks).where(tasks.c.client_id == client_id, tasks.c.state == TaskState.OPEN.value)
+    return [record for row in tx.connection.execute(query) if (record := _record(row)) is not None]
+
+
+def set_state(tx: WriteTx, task: TaskRecord, state: TaskState) -> None:
+    """Moves a task from the state that was read to another; raises StaleRowError."""
+    change_one(
+        tx,
+        sa.update(tasks)
+        .where(tasks.c.task_id == task.task_id, tasks.c.state == task.state.value)
+        .values(state=state.value),
+    )

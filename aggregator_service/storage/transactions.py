@@ -1,0 +1,257 @@
+"""The only place that commits: `write(name, body)` and `read(name, body)`.
+
+A body is a plain function of a transaction and may run several times; what it returns counts only once it has
+committed. Bodies run on threads, so no transaction can be open across an upload, a wait or the network.
+
+All writes of a process pass through one thread, which commits whatever has queued up in one transaction (group
+commit): the cost of making a commit durable is shared by everyone who waits for it.
+"""
+
+import asyncio
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, Generic, TypeVar
+
+import sqlalchemy as sa
+
+from aggregator_service.clock import Clock
+from aggregator_service.storage.engine import NUM_READERS, Database
+from aggregator_service.storage.failures import as_problem, is_conflict, is_disconnect
+from aggregator_service.telemetry import Telemetry
+from fl_protocol.problems import ProblemError, ProblemType
+
+T = TypeVar("T")
+
+MAX_BATCH: Final = 64
+MAX_QUEUED: Final = 4096
+MAX_ATTEMPTS: Final = 8
+NOTIFICATION_CHANNEL: Final = "fedquorum"
+
+
+@dataclass(slots=True)
+class ReadTx:
+    """A consistent view of the database; nothing can be changed through it."""
+
+    connection: sa.Connection
+    dialect: str
+    _clock: Clock
+    _now: datetime | None = None
+
+    def now(self) -> datetime:
+        """Gives the instant of this transaction: Postgres's own clock, so that replicas agree; else the process's."""
+        if self._now is None:
+            self._now = self._database_time() if self.dialect == "postgresql" else self._clock()
+        return self._now
+
+    def _database_time(self) -> datetime:
+        moment: datetime = self.connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
+        return moment
+
+
+@dataclass(slots=True)
+class WriteTx(ReadTx):
+    """A transaction that may change things and says what it changed, so that waiters look again."""
+
+    topics: set[str] = field(default_factory=set)
+
+    def wake(self, topic: str) -> None:
+        """Notes that whoever waits on a topic should look again once this is committed."""
+        self.topics.add(topic)
+
+
+@dataclass(slots=True)
+class _Pending(Generic[T]):
+    name: str
+    body: Callable[[WriteTx], T]
+    future: Future[T]
+    outcome: T | None = None
+    error: BaseException | None = None
+
+    def settle(self) -> None:
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.outcome)  # type: ignore[arg-type]
+
+
+class Transactions:
+    """Runs named, re-runnable bodies against the database."""
+
+    def __init__(
+        self, database: Database, clock: Clock, *, on_commit: Callable[[frozenset[str]], None], telemetry: Telemetry
+    ) -> None:
+        self.database = database
+        self._clock = clock
+        self._on_commit = on_commit
+        self._telemetry = telemetry
+        self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="reader")
+        self._queue: queue.Queue[_Pending[Any] | None] = queue.Queue(MAX_QUEUED)
+        self._thread = threading.Thread(target=self._write_loop, name="writer", daemon=True)
+        self._thread.start()
+
+    async def write(self, name: str, body: Callable[[WriteTx], T]) -> T:
+        """Runs a body in a committed transaction; raises what the body raised, and then nothing of it is kept."""
+        return await asyncio.wrap_future(self._submit(name, body))
+
+    def write_blocking(self, name: str, body: Callable[[WriteTx], T]) -> T:
+        """Does the same from a worker thread."""
+        return self._submit(name, body).result()
+
+    async def read(self, name: str, body: Callable[[ReadTx], T]) -> T:
+        """Runs a body against one consistent view of the database."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, self.read_blocking, name, body)
+
+    def read_blocking(self, name: str, body: Callable[[ReadTx], T]) -> T:
+        """Does the same from a worker thread."""
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                return self._read_once(body)
+            except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+                self._pause_or_raise(name, error, attempt)
+        raise AssertionError("the last attempt raises")
+
+    def close(self) -> None:
+        """Finishes what is queued, then closes every connection."""
+        self._queue.put(None)
+        self._thread.join(timeout=30)
+        self._readers.shutdown(wait=True)
+        self.database.dispose()
+
+    def _read_once(self, body: Callable[[ReadTx], T]) -> T:
+        with self.database.readers.connect() as connection:
+            if self.database.dialect == "postgresql":
+                connection = connection.execution_options(
+                    isolation_level="REPEATABLE READ", postgresql_readonly=True
+                )
+            with connection.begin():
+                return body(ReadTx(connection, self.database.dialect, self._clock))
+
+    def _submit(self, name: str, body: Callable[[WriteTx], T]) -> Future[T]:
+        pending: _Pending[T] = _Pending(name, body, Future())
+        try:
+            self._queue.put_nowait(pending)
+        except queue.Full:
+            raise ProblemError(
+                ProblemType.UNAVAILABLE,
+                f"{MAX_QUEUED} writes already wait for the database; try again shortly",
+                retry_after_seconds=2,
+            ) from None
+        return pending.future
+
+    def _write_loop(self) -> None:
+        while (first := self._queue.get()) is not None:
+            batch = [first, *self._drain()]
+            batch = [pending for pending in batch if pending.future.set_running_or_notify_cancel()]
+            if batch:
+                self._run(batch)
+
+    def _drain(self) -> list[_Pending[Any]]:
+        batch: list[_Pending[Any]] = []
+        while len(batch) < MAX_BATCH - 1:
+            try:
+                pending = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if pending is None:
+                self._queue.put(None)
+                break
+            batch.append(pending)
+        return batch
+
+    def _run(self, batch: list[_Pending[Any]]) -> None:
+        started = time.perf_counter()
+        try:
+            topics = self._commit(batch)
+        except BaseException as error:
+            if len(batch) > 1 and isinstance(error, sa.exc.SQLAlchemyError):
+                for pending in batch:
+                    self._run_alone(pending)
+                return
+            if isinstance(error, (sa.exc.DBAPIError, sa.exc.TimeoutError)) and _may_rerun(error):
+                self._run_alone(batch[0])
+                return
+            _fail(batch, error)
+            return
+        self._announce(batch, topics, time.perf_counter() - started)
+
+    def _run_alone(self, pending: _Pending[Any]) -> None:
+        for attempt in range(MAX_ATTEMPTS):
+            started = time.perf_counter()
+            try:
+                topics = self._commit([pending])
+            except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+                try:
+                    self._pause_or_raise(pending.name, error, attempt)
+                except Exception as final:
+                    _fail([pending], final)
+                    return
+            except BaseException as error:
+                _fail([pending], error)
+                return
+            else:
+                self._announce([pending], topics, time.perf_counter() - started)
+                return
+
+    def _commit(self, batch: list[_Pending[Any]]) -> frozenset[str]:
+        """Runs every body in one transaction; a body that raises is undone alone."""
+        topics: set[str] = set()
+        with self.database.writer.connect() as connection:
+            with connection.begin():
+                for pending in batch:
+                    pending.error = None
+                    topics |= self._run_body(connection, pending)
+                self._notify(connection, topics)
+        return frozenset(topics)
+
+    def _run_body(self, connection: sa.Connection, pending: _Pending[Any]) -> set[str]:
+        tx = WriteTx(connection, self.database.dialect, self._clock)
+        savepoint = connection.begin_nested()
+        try:
+            pending.outcome = pending.body(tx)
+        except sa.exc.DBAPIError:
+            raise
+        except Exception as error:
+            savepoint.rollback()
+            pending.error = error
+            return set()
+        savepoint.commit()
+        return tx.topics
+
+    def _notify(self, connection: sa.Connection, topics: set[str]) -> None:
+        if self.database.dialect == "postgresql":
+            for topic in sorted(topics):
+                connection.execute(sa.select(sa.func.pg_notify(NOTIFICATION_CHANNEL, topic)))
+
+    def _announce(self, batch: list[_Pending[Any]], topics: frozenset[str], seconds: float) -> None:
+        self._telemetry.committed(len(batch), seconds)
+        if topics:
+            self._on_commit(topics)
+        for pending in batch:
+            pending.settle()
+
+    def _pause_or_raise(self, name: str, error: sa.exc.SQLAlchemyError, attempt: int) -> None:
+        if attempt + 1 == MAX_ATTEMPTS or not _may_rerun(error):
+            problem = as_problem(error)
+            if problem is None:
+                raise error
+            raise problem from error
+        self._telemetry.retried(name)
+        # Jitter only keeps two processes from colliding again; nothing depends on its value.
+        time.sleep(min(1.0, 0.01 * 2**attempt) * (0.5 + random.random()))  # noqa: S311
+
+
+def _may_rerun(error: sa.exc.SQLAlchemyError) -> bool:
+    return is_conflict(error) or is_disconnect(error)
+
+
+def _fail(batch: list[_Pending[Any]], error: BaseException) -> None:
+    problem = as_problem(error)
+    for pending in batch:
+        pending.future.set_exception(problem or error)

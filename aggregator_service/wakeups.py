@@ -1,0 +1,60 @@
+"""Something changed: a hint to look again, never data.
+
+Each topic is a counter. A waiter notes the counter, looks at the truth, and then waits for the counter to move on;
+a change between the look and the wait is therefore never missed.
+"""
+
+import asyncio
+from collections.abc import Iterable
+
+
+class Wakeups:
+    """Counters that coroutines of one event loop wait on; `publish` may be called from any thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._counters: dict[str, int] = {}
+        self._waiters: dict[str, set[asyncio.Future[None]]] = {}
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Tells whether the server is draining, so that held requests should be answered now."""
+        return self._closed
+
+    def seen(self, topic: str) -> int:
+        """Gives the topic's counter, to be noted before looking at the truth."""
+        return self._counters.get(topic, 0)
+
+    def publish(self, topics: Iterable[str]) -> None:
+        """Moves the counters of some topics on, from any thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._move_on, tuple(topics))
+
+    async def wait(self, topic: str, seen: int, *, timeout_seconds: float) -> None:
+        """Returns when the topic has moved on since `seen`, when the time is up, or at once while draining."""
+        if self._closed or self.seen(topic) != seen or timeout_seconds <= 0:
+            return
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        waiters = self._waiters.setdefault(topic, set())
+        waiters.add(waiter)
+        try:
+            await asyncio.wait_for(waiter, timeout_seconds)
+        except TimeoutError:
+            pass
+        finally:
+            waiters.discard(waiter)
+            if not waiters and self._waiters.get(topic) is waiters:
+                del self._waiters[topic]
+
+    def close(self) -> None:
+        """Wakes everyone and lets nobody wait again."""
+        self._closed = True
+        self._move_on(tuple(self._waiters))
+
+    def _move_on(self, topics: tuple[str, ...]) -> None:
+        for topic in topics:
+            self._counters[topic] = self._counters.get(topic, 0) + 1
+            for waiter in tuple(self._waiters.get(topic, ())):
+                if not waiter.done():
+                    waiter.set_result(None)

@@ -1,0 +1,212 @@
+"""AggregatorClient: one method for each route of the contract."""
+
+import secrets
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from client_sdk import endpoints
+from client_sdk.client.connection import Connection, NothingThereError, Seams, server_url
+from client_sdk.config import DEFAULT_LIMITS, Limits
+from client_sdk.endpoints import Item, NothingToDo, Page, Request
+from client_sdk.endpoints.events import EventReader, ends_run, get_events
+from client_sdk.errors import FedQuorumError, UntrustedAnswerError
+from client_sdk.retries import pause_seconds
+from client_sdk.transfer import Body, Content, StoredModel, body_of_bytes, body_of_tensors
+from fl_protocol.arrays import Tensor
+from fl_protocol.models import Model
+from fl_protocol.rounds import Contribution, Event, Round
+from fl_protocol.runs import Run, RunSpec
+from fl_protocol.tasks import (
+    Client,
+    ClientRequest,
+    EnrolledClient,
+    EnrolmentToken,
+    EnrolmentTokenRequest,
+    EvaluationReport,
+    Receipt,
+    Task,
+)
+
+
+class AggregatorClient:
+    """Speaks to one aggregation server as the bearer of one token (operator, enrolment or client).
+
+    ```python
+    async with AggregatorClient("https://fl.example.org", token=token) as client:
+        run = await client.get_run(run_id)
+    ```
+
+    Requests are repeated with back-off where that may help, always with the same bytes and the same idempotency key.
+    Every method raises FedQuorumError and nothing else of its own: TransportError, UntrustedAnswerError, UsageError, or the
+    ServerError of the problem that the server named. `proxy` must be given here, because the environment is not read.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        *,
+        token: str | None = None,
+        allow_insecure_http: bool = False,
+        limits: Limits = DEFAULT_LIMITS,
+        ssl_context: ssl.SSLContext | None = None,
+        proxy: str | None = None,
+        seams: Seams | None = None,
+    ) -> None:
+        url = server_url(server, allow_insecure_http=allow_insecure_http)
+        self.limits: Final = limits
+        self._connection: Final = Connection(
+            url, token, limits=limits, ssl_context=ssl_context, proxy=proxy, seams=seams
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        await self._connection.aclose()
+
+    async def sleep(self, seconds: float) -> None:
+        """Waits; a test's clock may make it short."""
+        await self._connection.sleep(seconds)
+
+    async def create_run(self, spec: RunSpec) -> Run:
+        return await self._connection.call(endpoints.create_run(spec, idempotency_key=_new_key()))
+
+    async def list_runs(self) -> list[Run]:
+        return await self._gather(lambda cursor: endpoints.list_runs(cursor=cursor))
+
+    async def get_run(self, run_id: str) -> Run:
+        return await self._connection.call(endpoints.get_run(run_id))
+
+    async def start_run(self, run_id: str) -> Run:
+        return await self._connection.call(endpoints.start_run(run_id))
+
+    async def pause_run(self, run_id: str) -> Run:
+        return await self._connection.call(endpoints.pause_run(run_id))
+
+    async def resume_run(self, run_id: str) -> Run:
+        return await self._connection.call(endpoints.resume_run(run_id))
+
+    async def stop_run(self, run_id: str) -> Run:
+        return await self._connection.call(endpoints.stop_run(run_id))
+
+    async def list_rounds(self, run_id: str) -> list[Round]:
+        return await self._gather(lambda cursor: endpoints.list_rounds(run_id, cursor=cursor))
+
+    async def get_round(self, run_id: str, number: int) -> Round:
+        """Gives the latest attempt at a round."""
+        return await self._connection.call(endpoints.get_round(run_id, number))
+
+    async def list_contributions(self, run_id: str, number: int) -> list[Contribution]:
+        """Lists who contributed to a round; never a tensor."""
+        return await self._gather(lambda cursor: endpoints.list_contributions(run_id, number, cursor=cursor))
+
+    async def list_models(self, run_id: str) -> list[Model]:
+        return await self._gather(lambda cursor: endpoints.list_models(run_id, cursor=cursor))
+
+    async def put_initial_model(self, run_id: str, model: Mapping[str, Tensor] | bytes) -> Model:
+        """Uploads version 0 from arrays by name, or from the bytes of a safetensors file."""
+        body = body_of_bytes(model) if isinstance(model, bytes) else body_of_tensors(model, {})
+        return await self._connection.upload(endpoints.put_initial_model(run_id), body)
+
+    async def download_model(
+        self, run_id: str, folder: Path, *, version: int | None = None, expected: Content | None = None
+    ) -> StoredModel:
+        """Downloads a model version, or the latest one, into `folder` under the digits of its digest.
+
+        With `expected` nothing but that digest and size is accepted; otherwise what the first answer announces binds.
+        """
+        request = endpoints.latest_model(run_id) if version is None else endpoints.get_model(run_id, version)
+        stored = await self._connection.download(request, folder, expected=expected)
+        if stored is None:
+            raise UntrustedAnswerError("the server answered 204 to a request for a model")
+        return stored
+
+    async def wait_for_model(
+        self, run_id: str, folder: Path, *, after: int, wait_seconds: float | None = None
+    ) -> StoredModel | None:
+        """Downloads the latest model once it is newer than version `after`; None if the wait ended first."""
+        wait = self.limits.wait_seconds if wait_seconds is None else wait_seconds
+        request = endpoints.latest_model(run_id, after=after, wait_seconds=wait)
+        return await self._connection.download(request, folder, expected=None)
+
+    async def events(self, run_id: str, *, after: int = 0) -> AsyncIterator[Event]:
+        """Yields a run's events from the one that follows number `after`, over cuts, up to the end of the run."""
+        failures = 0
+        while True:
+            pause: float | None = self.limits.backoff_initial_seconds
+            try:
+                async with self._connection.open(get_events(run_id, after=after), {}) as response:
+                    failures = 0
+                    reader = EventReader(max_event_bytes=self.limits.max_event_bytes)
+                    async for chunk in response.aiter_raw():
+                        for event in reader.feed(chunk):
+                            after = event.event_id
+                            yield event
+                            if ends_run(event):
+                                return
+            except NothingThereError:
+                return
+            except FedQuorumError as error:
+                failures += 1
+                pause = pause_seconds(error, failures, limits=self.limits, fraction=1.0)
+                if pause is None:
+                    raise
+            await self.sleep(pause)
+
+    async def create_enrolment_token(self, request: EnrolmentTokenRequest) -> EnrolmentToken:
+        return await self._connection.call(endpoints.create_enrolment_token(request, idempotency_key=_new_key()))
+
+    async def enrol_client(self, request: ClientRequest) -> EnrolledClient:
+        """Creates a client; its token is in the answer and is shown this once."""
+        return await self._connection.call(endpoints.enrol_client(request, idempotency_key=_new_key()))
+
+    async def list_clients(self) -> list[Client]:
+        return await self._gather(lambda cursor: endpoints.list_clients(cursor=cursor))
+
+    async def revoke_client(self, client_id: str) -> None:
+        await self._connection.call(endpoints.revoke_client(client_id))
+
+    async def claim_task(self, run_id: str, *, wait_seconds: float | None = None) -> Task | NothingToDo:
+        """Asks for a task; the server may answer with the one already held. Raises RunFinishedError after the last."""
+        wait = self.limits.wait_seconds if wait_seconds is None else wait_seconds
+        return await self._connection.call(endpoints.claim_task(run_id, wait_seconds=wait))
+
+    async def give_up_task(self, task_id: str) -> None:
+        await self._connection.call(endpoints.give_up_task(task_id))
+
+    async def put_update(self, task_id: str, body: Body) -> Receipt:
+        """Sends an update; see `body_of_tensors`. Raises UntrustedAnswerError for a receipt of other bytes."""
+        receipt = await self._connection.upload(endpoints.put_update(task_id), body)
+        if receipt.digest != body.digest:
+            raise UntrustedAnswerError("the server's receipt is for other bytes than were sent")
+        return receipt
+
+    async def put_evaluation(self, task_id: str, report: EvaluationReport) -> Receipt:
+        return await self._connection.call(endpoints.put_evaluation(task_id, report))
+
+    async def _gather(self, page_after: Callable[[str | None], Request[Page[Item]]]) -> list[Item]:
+        items: list[Item] = []
+        cursor: str | None = None
+        seen: set[str] = set()
+        while True:
+            page = await self._connection.call(page_after(cursor))
+            items += page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                return items
+            if cursor in seen or len(items) > self.limits.max_items:
+                raise UntrustedAnswerError(f"the server's list does not end, after {len(items)} items")
+            seen.add(cursor)
+
+
+def _new_key() -> str:
+    return secrets.token_hex(16)

@@ -1,0 +1,36 @@
+"""The ceilings that the SDK keeps, whatever a server does."""
+
+from dataclasses import dataclass
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+PIECE_BYTES: Final = MIB
+"""How much is handed to the network or to the disk at once; httpx is quadratic in the size of one `bytes` body."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Ceilings on what is read, waited for and tried again; sizes in bytes, times in seconds."""
+
+    max_json_bytes: int = 4 * MIB
+    max_items: int = 100_000
+    """The longest list that is gathered from its pages."""
+    max_event_bytes: int = 256 * KIB
+    max_model_bytes: int = 64 * GIB
+    connect_seconds: float = 10.0
+    idle_seconds: float = 60.0
+    """The longest silence within one request, in either direction."""
+    answer_seconds: float = 120.0
+    """The longest that a whole JSON answer may take, on top of the wait that was asked for."""
+    wait_seconds: float = 30.0
+    """How long the server is asked to hold a request for a task or a new model; 0 to 60."""
+    max_attempts: int = 10
+    backoff_initial_seconds: float = 0.2
+    backoff_max_seconds: float = 10.0
+    retry_after_max_seconds: float = 60.0
+
+
+DEFAULT_LIMITS: Final = Limits()

@@ -1,0 +1,312 @@
+"""Every route of the contract as a pair of values: the request to send, and how its answer is read. Performs no I/O.
+
+What the server sends is checked here before anything else sees it. The rules: only the statuses that the contract
+names are answers, JSON has the contract's fields and types, and an identifier that goes into a path holds nothing
+but letters, digits, `.`, `_` and `-`.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from client_sdk.errors import ServerError, UntrustedAnswerError, UsageError, error_of_problem, printable
+from fl_protocol import routes
+from fl_protocol.messages import RequestMessage, ResponseMessage
+from fl_protocol.models import TENSOR_MEDIA_TYPE, Model
+from fl_protocol.problems import PROBLEM_MEDIA_TYPE, Problem
+from fl_protocol.rounds import Contribution, Round
+from fl_protocol.runs import Run, RunSpec
+from fl_protocol.tasks import (
+    Client,
+    ClientRequest,
+    EnrolledClient,
+    EnrolmentToken,
+    EnrolmentTokenRequest,
+    EvaluationReport,
+    Receipt,
+    Task,
+)
+
+Parsed = TypeVar("Parsed")
+Message = TypeVar("Message", bound=BaseModel)
+Item = TypeVar("Item", bound=BaseModel)
+
+_PATH_SAFE: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,127}", re.ASCII)
+
+
+class Page(ResponseMessage, Generic[Item]):
+    """One page of a list; `next_cursor` asks for the next one and is None on the last."""
+
+    items: list[Item]
+    next_cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer read whole: its status, its headers by lower-case name, its decoded body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request(Generic[Parsed]):
+    """A request to send and how to read its answer; `wait_seconds` is how long the server was asked to hold it."""
+
+    method: str
+    path: str
+    parse: Callable[[Answer], Parsed]
+    statuses: frozenset[int] = frozenset({200})
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    wait_seconds: float = 0.0
+
+
+def path(template: str, **parameters: str | int) -> str:
+    """Fills a route's parameters; raises UsageError for an identifier that could change the path."""
+    for name, value in parameters.items():
+        if isinstance(value, str) and _PATH_SAFE.fullmatch(value) is None:
+            raise UsageError(f"{name} {printable(value)!r} is not an identifier")
+    return routes.path(template, **parameters)
+
+
+def message_of(kind: type[Message], answer: Answer) -> Message:
+    """Reads a JSON answer; raises UntrustedAnswerError, naming the field, if it is not what the contract says."""
+    try:
+        return kind.model_validate_json(answer.body)
+    except (ValidationError, ValueError, RecursionError) as error:
+        raise UntrustedAnswerError(f"the server's {kind.__name__} cannot be read: {_first_fault(error)}") from None
+
+
+def _first_fault(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return printable(str(error))
+    fault = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    return printable(f"{where}: {fault['msg']}" if where else fault["msg"])
+
+
+def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
+    """Reads a Retry-After given in seconds; None for none, a date or nonsense."""
+    try:
+        seconds = float(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
+def error_of(answer: Answer) -> ServerError | UntrustedAnswerError:
+    """Makes the error of an answer whose status is not the one hoped for."""
+    status = answer.status
+    if 300 <= status < 400:
+        target = printable(answer.headers.get("location", "nowhere"))
+        return UntrustedAnswerError(
+            f"the server redirects to {target}; a token is never sent on: if that is the server, give its address"
+        )
+    if status < 400:
+        return UntrustedAnswerError(f"the server answered {status}, which is no answer to this request")
+    wait = retry_after_seconds(answer.headers)
+    if answer.headers.get("content-type", "").split(";")[0].strip().lower() == PROBLEM_MEDIA_TYPE:
+        try:
+            problem = Problem.model_validate_json(answer.body)
+        except (ValidationError, ValueError, RecursionError):
+            return UntrustedAnswerError(f"the server answered {status} with a problem document that cannot be read")
+        return error_of_problem(problem, status=status, retry_after_seconds=wait)
+    return ServerError(
+        f"{status} from something that is not a FedQuorum server: check the address, and proxies on the way",
+        status=status,
+        retry_after_seconds=wait,
+    )
+
+
+def _get(kind: type[Message], where: str, **query: str | int | None) -> Request[Message]:
+    given = {name: str(value) for name, value in query.items() if value is not None}
+    return Request(method="GET", path=where, query=given, parse=lambda answer: message_of(kind, answer))
+
+
+def _post(
+    kind: type[Message], where: str, body: RequestMessage | None = None, *, idempotency_key: str | None = None
+) -> Request[Message]:
+    headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+    return Request(
+        method="POST",
+        path=where,
+        headers=headers,
+        body=b"" if body is None else body.model_dump_json().encode(),
+        statuses=frozenset({200, 201}),
+        parse=lambda answer: message_of(kind, answer),
+    )
+
+
+def _delete(where: str) -> Request[None]:
+    return Request(method="DELETE", path=where, statuses=frozenset({200, 204}), parse=lambda _: None)
+
+
+def create_run(spec: RunSpec, *, idempotency_key: str) -> Request[Run]:
+    """`POST /v1/runs`."""
+    return _post(Run, routes.RUNS, spec, idempotency_key=idempotency_key)
+
+
+def list_runs(*, limit: int | None = None, cursor: str | None = None) -> Request[Page[Run]]:
+    """`GET /v1/runs`."""
+    return _get(Page[Run], routes.RUNS, limit=limit, cursor=cursor)
+
+
+def get_run(run_id: str) -> Request[Run]:
+    """`GET /v1/runs/{run_id}`."""
+    return _get(Run, path(routes.RUN, run_id=run_id))
+
+
+def start_run(run_id: str) -> Request[Run]:
+    """`POST /v1/runs/{run_id}/start`."""
+    return _post(Run, path(routes.RUN_START, run_id=run_id))
+
+
+def pause_run(run_id: str) -> Request[Run]:
+    """`POST /v1/runs/{run_id}/pause`."""
+    return _post(Run, path(routes.RUN_PAUSE, run_id=run_id))
+
+
+def resume_run(run_id: str) -> Request[Run]:
+    """`POST /v1/runs/{run_id}/resume`."""
+    return _post(Run, path(routes.RUN_RESUME, run_id=run_id))
+
+
+def stop_run(run_id: str) -> Request[Run]:
+    """`POST /v1/runs/{run_id}/stop`."""
+    return _post(Run, path(routes.RUN_STOP, run_id=run_id))
+
+
+def list_rounds(run_id: str, *, limit: int | None = None, cursor: str | None = None) -> Request[Page[Round]]:
+    """`GET /v1/runs/{run_id}/rounds`."""
+    return _get(Page[Round], path(routes.RUN_ROUNDS, run_id=run_id), limit=limit, cursor=cursor)
+
+
+def get_round(run_id: str, number: int) -> Request[Round]:
+    """`GET /v1/runs/{run_id}/rounds/{number}`."""
+    return _get(Round, path(routes.RUN_ROUND, run_id=run_id, number=number))
+
+
+def list_contributions(
+    run_id: str, number: int, *, limit: int | None = None, cursor: str | None = None
+) -> Request[Page[Contribution]]:
+    """`GET /v1/runs/{run_id}/rounds/{number}/updates`."""
+    where = path(routes.ROUND_UPDATES, run_id=run_id, number=number)
+    return _get(Page[Contribution], where, limit=limit, cursor=cursor)
+
+
+def list_models(run_id: str, *, limit: int | None = None, cursor: str | None = None) -> Request[Page[Model]]:
+    """`GET /v1/runs/{run_id}/models`."""
+    return _get(Page[Model], path(routes.RUN_MODELS, run_id=run_id), limit=limit, cursor=cursor)
+
+
+def get_model(run_id: str, version: int) -> Request[None]:
+    """`GET /v1/runs/{run_id}/models/{version}`; the answer is a stream."""
+    return _stream(path(routes.RUN_MODEL, run_id=run_id, version=version))
+
+
+def latest_model(run_id: str, *, after: int | None = None, wait_seconds: float = 0.0) -> Request[None]:
+    """`GET /v1/runs/{run_id}/models/latest`; the answer is a stream, or 204 if nothing newer than `after` came."""
+    query = {} if after is None else {"after": str(after), "wait": f"{wait_seconds:g}"}
+    return _stream(path(routes.LATEST_MODEL, run_id=run_id), query=query, wait_seconds=wait_seconds)
+
+
+def _stream(where: str, *, query: Mapping[str, str] | None = None, wait_seconds: float = 0.0) -> Request[None]:
+    return Request(
+        method="GET",
+        path=where,
+        query=query or {},
+        headers={"Accept": TENSOR_MEDIA_TYPE},
+        wait_seconds=wait_seconds,
+        parse=lambda _: None,
+    )
+
+
+def put_initial_model(run_id: str) -> Request[Model]:
+    """`PUT /v1/runs/{run_id}/models/0`; the body is streamed."""
+    return _put_tensors(Model, path(routes.INITIAL_MODEL, run_id=run_id))
+
+
+def put_update(task_id: str) -> Request[Receipt]:
+    """`PUT /v1/tasks/{task_id}/update`; the body is streamed."""
+    return _put_tensors(Receipt, path(routes.TASK_UPDATE, task_id=task_id))
+
+
+def _put_tensors(kind: type[Message], where: str) -> Request[Message]:
+    return Request(
+        method="PUT",
+        path=where,
+        headers={"Content-Type": TENSOR_MEDIA_TYPE},
+        statuses=frozenset({200, 201}),
+        parse=lambda answer: message_of(kind, answer),
+    )
+
+
+def put_evaluation(task_id: str, report: EvaluationReport) -> Request[Receipt]:
+    """`PUT /v1/tasks/{task_id}/evaluation`."""
+    return Request(
+        method="PUT",
+        path=path(routes.TASK_EVALUATION, task_id=task_id),
+        headers={"Content-Type": "application/json"},
+        body=report.model_dump_json().encode(),
+        statuses=frozenset({200, 201}),
+        parse=lambda answer: message_of(Receipt, answer),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NothingToDo:
+    """There is no task now; the server asks to come back after so many seconds."""
+
+    retry_after_seconds: float
+
+
+def claim_task(run_id: str, *, wait_seconds: float = 0.0) -> Request[Task | NothingToDo]:
+    """`POST /v1/runs/{run_id}/tasks`; the answer may be the task already held."""
+    return Request(
+        method="POST",
+        path=path(routes.RUN_TASKS, run_id=run_id),
+        query={"wait": f"{wait_seconds:g}"},
+        wait_seconds=wait_seconds,
+        statuses=frozenset({200, 201, 204}),
+        parse=_parse_claim,
+    )
+
+
+def _parse_claim(answer: Answer) -> Task | NothingToDo:
+    if answer.status == 204:
+        return NothingToDo(retry_after_seconds(answer.headers) or 0.0)
+    return message_of(Task, answer)
+
+
+def give_up_task(task_id: str) -> Request[None]:
+    """`DELETE /v1/tasks/{task_id}`."""
+    return _delete(path(routes.TASK, task_id=task_id))
+
+
+def create_enrolment_token(request: EnrolmentTokenRequest, *, idempotency_key: str) -> Request[EnrolmentToken]:
+    """`POST /v1/enrolment-tokens`."""
+    return _post(EnrolmentToken, routes.ENROLMENT_TOKENS, request, idempotency_key=idempotency_key)
+
+
+def enrol_client(request: ClientRequest, *, idempotency_key: str) -> Request[EnrolledClient]:
+    """`POST /v1/clients`."""
+    return _post(EnrolledClient, routes.CLIENTS, request, idempotency_key=idempotency_key)
+
+
+def list_clients(*, limit: int | None = None, cursor: str | None = None) -> Request[Page[Client]]:
+    """`GET /v1/clients`."""
+    return _get(Page[Client], routes.CLIENTS, limit=limit, cursor=cursor)
+
+
+def revoke_client(client_id: str) -> Request[None]:
+    """`DELETE /v1/clients/{client_id}`."""
+    return _delete(path(routes.CLIENT, client_id=client_id))

@@ -1,0 +1,254 @@
+"""Every error that the SDK raises.
+
+FedQuorumError
+├── UsageError                      the caller gave something that cannot work; nothing was sent
+│   └── InsecureTransportError      http:// to another machine, where anybody on the way reads the token
+├── TrainerError                    the trainer returned something that cannot be sent
+├── RunFailedError                  the run that was waited for failed or was stopped
+├── TransportError                  the network lost the request or the answer
+├── UntrustedAnswerError            the server sent something that cannot be true, or more than it may
+└── ServerError                     the server refused, and said why
+    ├── MalformedUpdateError        MalformedRequestError      InvalidRequestError
+    ├── UnauthenticatedError        ForbiddenError             NotFoundError
+    ├── MethodNotAllowedError       RangeNotSatisfiableError   UnsupportedMediaTypeError
+    ├── AlreadySubmittedError       StateConflictError         IdempotencyKeyReusedError
+    ├── RoundClosedError            RunFinishedError           TooLargeError
+    ├── StructureMismatchError      NonFiniteError             ValueOutOfRangeError
+    ├── InvalidMetadataError        DigestMismatchError        TooManyRequestsError
+    ├── RequestTimeoutError         InternalServerError        UnavailableError
+    └── InsufficientStorageError
+"""
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar, Final
+
+from fl_protocol.problems import Problem, ProblemType, problem_type_of
+
+MAX_SHOWN_CHARACTERS: Final = 500
+
+_UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e\u00a1-\u024f\u0370-\u1fff\u2010-\u2027\u2030-\u205e\u3040-\ud7ff]+")
+
+
+def printable(text: str) -> str:
+    """Makes a string of the server fit for a terminal: one line, no control characters, at most 500 characters."""
+    shown = _UNPRINTABLE.sub(" ", text[: 4 * MAX_SHOWN_CHARACTERS]).strip()
+    return shown if len(shown) <= MAX_SHOWN_CHARACTERS else shown[: MAX_SHOWN_CHARACTERS - 1] + "…"
+
+
+class FedQuorumError(Exception):
+    """Anything that the SDK raises on purpose."""
+
+
+class UsageError(FedQuorumError):
+    """The caller gave something that cannot work; nothing was sent."""
+
+
+class InsecureTransportError(UsageError):
+    """The address is http:// on another machine, where anybody on the way could read the token."""
+
+
+class TrainerError(FedQuorumError):
+    """The trainer or evaluator returned something that cannot be sent."""
+
+
+class RunFailedError(FedQuorumError):
+    """The run that was waited for failed or was stopped before its last round."""
+
+
+class TransportError(FedQuorumError):
+    """The network lost the request or the answer, or the server was not there."""
+
+
+class UntrustedAnswerError(FedQuorumError):
+    """The server sent something that cannot be true or more than it may: a wrong digest, shape, type or length."""
+
+
+class ServerError(FedQuorumError):
+    """The server refused a request.
+
+    `problem` is its problem document (None when something else than the server answered, such as a proxy), `status` the
+    HTTP status, `retry_after_seconds` what it asked to wait.
+    """
+
+    problem_type: ClassVar[ProblemType | None] = None
+
+    def __init__(
+        self, detail: str, *, status: int, problem: Problem | None = None, retry_after_seconds: float | None = None
+    ) -> None:
+        self.detail: Final = printable(detail)
+        super().__init__(self.detail)
+        self.status: Final = status
+        self.problem: Final = problem
+        self.retry_after_seconds: Final = retry_after_seconds
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the server says that the same request may succeed later."""
+        return self.problem is not None and self.problem.retryable
+
+
+class MalformedUpdateError(ServerError):
+    """The update was not safetensors, or was cut."""
+
+    problem_type = ProblemType.MALFORMED_UPDATE
+
+
+class MalformedRequestError(ServerError):
+    """The request was not JSON or not HTTP as the contract has it."""
+
+    problem_type = ProblemType.MALFORMED_REQUEST
+
+
+class UnauthenticatedError(ServerError):
+    """The token is missing, unknown or revoked."""
+
+    problem_type = ProblemType.UNAUTHENTICATED
+
+
+class ForbiddenError(ServerError):
+    """The token is valid and may not do this."""
+
+    problem_type = ProblemType.FORBIDDEN
+
+
+class NotFoundError(ServerError):
+    """There is no such thing, or not for this token."""
+
+    problem_type = ProblemType.NOT_FOUND
+
+
+class MethodNotAllowedError(ServerError):
+    """The path is known and the method is not."""
+
+    problem_type = ProblemType.METHOD_NOT_ALLOWED
+
+
+class AlreadySubmittedError(ServerError):
+    """Other bytes were accepted for this task before."""
+
+    problem_type = ProblemType.ALREADY_SUBMITTED
+
+
+class StateConflictError(ServerError):
+    """The run or round is in a state in which this cannot be done."""
+
+    problem_type = ProblemType.STATE_CONFLICT
+
+
+class RoundClosedError(ServerError):
+    """The round closed without this update."""
+
+    problem_type = ProblemType.ROUND_CLOSED
+
+
+class RunFinishedError(ServerError):
+    """The run is over: there will be no more tasks."""
+
+    problem_type = ProblemType.RUN_FINISHED
+
+
+class TooLargeError(ServerError):
+    """The body is larger than it may be."""
+
+    problem_type = ProblemType.TOO_LARGE
+
+
+class RangeNotSatisfiableError(ServerError):
+    """The asked range lies outside the model's bytes."""
+
+    problem_type = ProblemType.RANGE_NOT_SATISFIABLE
+
+
+class UnsupportedMediaTypeError(ServerError):
+    """The server takes neither this media type nor this content encoding here."""
+
+    problem_type = ProblemType.UNSUPPORTED_MEDIA_TYPE
+
+
+class InvalidRequestError(ServerError):
+    """A field is missing, unknown or out of its range; `detail` names it."""
+
+    problem_type = ProblemType.INVALID_REQUEST
+
+
+class StructureMismatchError(ServerError):
+    """A tensor is missing, unknown, or of another shape or type than the model's."""
+
+    problem_type = ProblemType.STRUCTURE_MISMATCH
+
+
+class NonFiniteError(ServerError):
+    """A tensor holds NaN or infinity."""
+
+    problem_type = ProblemType.NON_FINITE
+
+
+class ValueOutOfRangeError(ServerError):
+    """An element is larger than the run's max_abs_delta."""
+
+    problem_type = ProblemType.VALUE_OUT_OF_RANGE
+
+
+class InvalidMetadataError(ServerError):
+    """The update's num_examples or metrics are not as the contract has them."""
+
+    problem_type = ProblemType.INVALID_METADATA
+
+
+class DigestMismatchError(ServerError):
+    """The bytes that arrived are not those that were sent."""
+
+    problem_type = ProblemType.DIGEST_MISMATCH
+
+
+class IdempotencyKeyReusedError(ServerError):
+    """The idempotency key was used before for another request."""
+
+    problem_type = ProblemType.IDEMPOTENCY_KEY_REUSED
+
+
+class TooManyRequestsError(ServerError):
+    """The server asks to wait before the next request."""
+
+    problem_type = ProblemType.TOO_MANY_REQUESTS
+
+
+class RequestTimeoutError(ServerError):
+    """The request took too long to arrive."""
+
+    problem_type = ProblemType.REQUEST_TIMEOUT
+
+
+class InternalServerError(ServerError):
+    """The server has a bug or a broken dependency."""
+
+    problem_type = ProblemType.INTERNAL_ERROR
+
+
+class UnavailableError(ServerError):
+    """The server cannot answer just now."""
+
+    problem_type = ProblemType.UNAVAILABLE
+
+
+class InsufficientStorageError(ServerError):
+    """The server's disk is full."""
+
+    problem_type = ProblemType.INSUFFICIENT_STORAGE
+
+
+ERROR_OF_PROBLEM: Final[Mapping[ProblemType, type[ServerError]]] = MappingProxyType(
+    {error.problem_type: error for error in ServerError.__subclasses__() if error.problem_type is not None}
+)
+"""The exception of each problem type; a test holds it complete."""
+
+
+def error_of_problem(problem: Problem, *, status: int, retry_after_seconds: float | None = None) -> ServerError:
+    """Makes the exception that a problem document names; ServerError itself for a type this version does not know."""
+    problem_type = problem_type_of(problem.type)
+    kind = ServerError if problem_type is None else ERROR_OF_PROBLEM.get(problem_type, ServerError)
+    return kind(
+        problem.detail or problem.title, status=status, problem=problem, retry_after_seconds=retry_after_seconds
+    )

@@ -1,0 +1,100 @@
+"""What an operator does: declares a run, gives it a model, watches it and takes the result."""
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import anyio.to_thread
+
+from client_sdk.client import AggregatorClient
+from client_sdk.endpoints.events import ends_run
+from client_sdk.errors import RunFailedError, UntrustedAnswerError
+from client_sdk.transfer import Content, StoredModel, read_model
+from fl_protocol.arrays import Tensor
+from fl_protocol.rounds import Event, Round
+from fl_protocol.runs import FINISHED_RUN_STATES, Run, RunSpec, RunState
+from fl_protocol.tasks import ClientRequest, EnrolledClient, EnrolmentTokenRequest
+
+DAY_SECONDS: Final = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolment:
+    """How a new client comes in: the token that makes it one, and how often that may be used."""
+
+    token: str
+    max_uses: int
+
+
+class Operator:
+    """Runs federated training on a server: `client` must hold an operator token.
+
+    ```python
+    async with AggregatorClient(server, token=operator_token) as client:
+        operator = Operator(client)
+        run = await operator.start_run(RunSpec(name="mnist"), initial_model)
+        await operator.wait(run.run_id)
+        model = await operator.result(run.run_id, folder)
+    ```
+    """
+
+    def __init__(self, client: AggregatorClient) -> None:
+        self.client: Final = client
+
+    async def create_run(self, spec: RunSpec, initial_model: Mapping[str, Tensor] | bytes) -> Run:
+        """Creates a draft run and uploads its version 0: arrays by name, or the bytes of a safetensors file."""
+        run = await self.client.create_run(spec)
+        await self.client.put_initial_model(run.run_id, initial_model)
+        return await self.client.get_run(run.run_id)
+
+    async def start_run(self, spec: RunSpec, initial_model: Mapping[str, Tensor] | bytes) -> Run:
+        """Creates a run, uploads its version 0 and opens its first round."""
+        run = await self.create_run(spec, initial_model)
+        return await self.client.start_run(run.run_id)
+
+    async def watch(self, run_id: str, *, after: int = 0) -> AsyncGenerator[Event, None]:
+        """Yields the run's events from the beginning (or event `after`) to its end."""
+        async for event in self.client.events(run_id, after=after):
+            yield event
+
+    async def wait(self, run_id: str, *, on_event: Callable[[Event], None] | None = None) -> Run:
+        """Waits for the end of a run; raises RunFailedError with the server's reason if it failed or was stopped."""
+        run = await self.client.get_run(run_id)
+        if run.state not in FINISHED_RUN_STATES:
+            async for event in self.client.events(run_id):
+                if on_event is not None:
+                    on_event(event)
+                if ends_run(event):
+                    break
+            run = await self.client.get_run(run_id)
+        if run.state is not RunState.COMPLETED:
+            raise RunFailedError(f"run {run.name} is {run.state}: {run.reason or 'no reason was given'}")
+        return run
+
+    async def rounds(self, run_id: str) -> list[Round]:
+        """Lists every attempt at every round."""
+        return await self.client.list_rounds(run_id)
+
+    async def download(self, run_id: str, folder: Path, *, version: int | None = None) -> StoredModel:
+        """Downloads a model version (the latest one by default) into `folder` and checks it."""
+        return await self.client.download_model(run_id, folder, version=version)
+
+    async def result(self, run_id: str, folder: Path, *, version: int | None = None) -> dict[str, Tensor]:
+        """Downloads a model version (the latest one by default) and gives its tensors by name."""
+        stored = await self.download(run_id, folder, version=version)
+        expected = Content(stored.digest, stored.num_bytes)
+        model = await anyio.to_thread.run_sync(read_model, stored.path, expected)
+        if model is None:
+            raise UntrustedAnswerError(f"{stored.path} changed right after it was downloaded")
+        return model
+
+    async def create_enrolment(self, *, max_uses: int = 1, expires_in_seconds: float = DAY_SECONDS) -> Enrolment:
+        """Makes a token with which up to `max_uses` clients can enrol themselves."""
+        request = EnrolmentTokenRequest(max_uses=max_uses, expires_in_seconds=expires_in_seconds)
+        token = await self.client.create_enrolment_token(request)
+        return Enrolment(token.token, token.max_uses)
+
+    async def enrol(self, name: str, *, attributes: Mapping[str, str] | None = None) -> EnrolledClient:
+        """Creates a client and gives its token, which is shown this once."""
+        return await self.client.enrol_client(ClientRequest(name=name, attributes=dict(attributes or {})))

@@ -1,0 +1,232 @@
+"""The loop of a participant: performs the actions that the session asks for."""
+
+import contextlib
+import functools
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar, assert_never
+
+import anyio
+import anyio.to_thread
+
+from client_sdk.client import AggregatorClient
+from client_sdk.errors import FedQuorumError, RunFinishedError, ServerError, TrainerError, UntrustedAnswerError
+from client_sdk.session import machine
+from client_sdk.session.progress import (
+    EvaluationAccepted,
+    ModelPulled,
+    Progress,
+    RunFinished,
+    TaskClaimed,
+    TaskGivenUp,
+    TrainingFinished,
+    UpdateAccepted,
+    Waiting,
+    WorkRefused,
+)
+from client_sdk.session.work import Evaluator, TrainedDelta, TrainedModel, Trainer
+from client_sdk.transfer import Content, body_of_tensors, read_model
+from fl_protocol.arrays import Tensor
+from fl_protocol.tasks import EvaluationReport, Task
+
+GIVE_UP_SECONDS: Final = 5.0
+"""How long a participant that fails tries to hand its task back."""
+
+OnEvent = Callable[[Progress], None]
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class Participation:
+    """What a participant did in a run, counted up to its end."""
+
+    num_updates: int = 0
+    num_evaluations: int = 0
+    num_refused: int = 0
+    reason: str = ""
+
+
+async def participate(
+    client: AggregatorClient,
+    run_id: str,
+    trainer: Trainer,
+    *,
+    evaluator: Evaluator | None = None,
+    cache_dir: Path | None = None,
+    on_event: OnEvent | None = None,
+) -> Participation:
+    """Takes part in a run until it is over: claims a task, pulls its model, trains, sends the update, and again.
+
+    Trainer and evaluator are called in a worker thread. Models are kept in `cache_dir` by their digest, one at a time (by
+    default in a temporary folder). An update that comes too late is told to `on_event` and is no fault. If anything else
+    fails, the task is handed back and the error is raised: the trainer's own, TrainerError for a result that cannot be
+    sent, UntrustedAnswerError for a model that must not be used, any other FedQuorumError for the rest.
+    """
+    session = machine.ParticipantSession(
+        run_id,
+        can_evaluate=evaluator is not None,
+        structure=getattr(trainer, "structure", None),
+        max_model_bytes=client.limits.max_model_bytes,
+    )
+    with _cache_folder(cache_dir) as folder:
+        participant = _Participant(
+            client=client,
+            run_id=run_id,
+            session=session,
+            trainer=trainer,
+            evaluator=evaluator,
+            folder=folder,
+            tell=on_event or _ignore,
+        )
+        action: machine.Action = machine.Claim()
+        while not isinstance(action, machine.Finish):
+            action = await participant.perform(action)
+        participant.tell(RunFinished(action.reason))
+        participant.done.reason = action.reason
+    return participant.done
+
+
+def _ignore(event: Progress) -> None:
+    """Tells nobody."""
+
+
+@contextlib.contextmanager
+def _cache_folder(cache_dir: Path | None) -> Iterator[Path]:
+    if cache_dir is not None:
+        yield Path(cache_dir)
+        return
+    with tempfile.TemporaryDirectory(prefix="fedquorum-") as folder:
+        yield Path(folder)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Participant:
+    client: AggregatorClient
+    run_id: str
+    session: machine.ParticipantSession
+    trainer: Trainer
+    evaluator: Evaluator | None
+    folder: Path
+    tell: OnEvent
+    done: Participation = field(default_factory=Participation)
+    cached: Path | None = None
+
+    async def perform(self, action: machine.Action) -> machine.Action:
+        """Performs one action and gives the next one; the task at hand is handed back if that fails."""
+        match action:
+            case machine.Claim():
+                return await self._claim()
+            case machine.Rest():
+                self.tell(Waiting(action.seconds))
+                await self.client.sleep(action.seconds)
+                return machine.Claim()
+            case machine.GiveUp():
+                await self._give_up(action.task, action.reason)
+                return machine.Rest(machine.REST_SECONDS)
+            case machine.Finish():
+                return action
+            case _:
+                return await self._perform_task(action)
+
+    async def _perform_task(self, action: machine.TaskAction) -> machine.Action:
+        try:
+            return await self._work_on(action)
+        except BaseException as error:
+            with anyio.move_on_after(GIVE_UP_SECONDS, shield=True), contextlib.suppress(FedQuorumError):
+                await self._give_up(action.task, f"{type(error).__name__}: {error}")
+            raise
+
+    async def _work_on(self, action: machine.TaskAction) -> machine.Action:
+        match action:
+            case machine.Pull():
+                return self.session.pulled(action.task, await self._pull(action.task))
+            case machine.Train():
+                return await self._train(action)
+            case machine.Evaluate():
+                return machine.SendEvaluation(action.task, await self._evaluate(action))
+            case machine.SendUpdate():
+                return await self._send_update(action)
+            case machine.SendEvaluation():
+                return await self._send_evaluation(action)
+            case _:
+                assert_never(action)
+
+    async def _claim(self) -> machine.Action:
+        try:
+            claim = await self.client.claim_task(self.run_id)
+        except RunFinishedError as error:
+            return machine.Finish(error.detail)
+        if isinstance(claim, Task):
+            self.tell(TaskClaimed(claim))
+        return self.session.claimed(claim)
+
+    async def _pull(self, task: Task) -> dict[str, Tensor]:
+        expected = Content(task.model_digest, task.model_num_bytes)
+        path = self.folder / expected.file_name
+        model = await anyio.to_thread.run_sync(read_model, path, expected)
+        from_cache = model is not None
+        if model is None:
+            await self.client.download_model(self.run_id, self.folder, version=task.base_version, expected=expected)
+            model = await anyio.to_thread.run_sync(read_model, path, expected)
+        if model is None:
+            raise UntrustedAnswerError(
+                f"{path} changed right after it was downloaded; does something else write there?"
+            )
+        if self.cached not in {None, path}:
+            self.cached.unlink(missing_ok=True)
+        self.cached = path
+        self.tell(ModelPulled(task, from_cache))
+        return model
+
+    async def _train(self, action: machine.Train) -> machine.Action:
+        result = await _in_thread(functools.partial(self.trainer, action.work))
+        if not isinstance(result, TrainedModel | TrainedDelta):
+            raise TrainerError(f"the trainer returned {type(result).__name__}, not TrainedModel or TrainedDelta")
+        send = await _in_thread(functools.partial(self.session.trained, action, result))
+        self.tell(TrainingFinished(action.task, result.num_examples, dict(result.metrics)))
+        return send
+
+    async def _evaluate(self, action: machine.Evaluate) -> EvaluationReport:
+        if self.evaluator is None:
+            raise TrainerError("this participant has no evaluator")
+        report = await _in_thread(functools.partial(self.evaluator, action.work))
+        if not isinstance(report, EvaluationReport):
+            raise TrainerError(f"the evaluator returned {type(report).__name__}, not EvaluationReport")
+        return report
+
+    async def _send_update(self, action: machine.SendUpdate) -> machine.Action:
+        update = action.update
+        body = await _in_thread(functools.partial(body_of_tensors, update.delta, update.metadata))
+        try:
+            receipt = await self.client.put_update(action.task.task_id, body)
+        except ServerError as error:
+            return self._refused(action.task, error)
+        self.done.num_updates += 1
+        self.tell(UpdateAccepted(action.task, receipt))
+        return self.session.sent(action.task)
+
+    async def _send_evaluation(self, action: machine.SendEvaluation) -> machine.Action:
+        try:
+            receipt = await self.client.put_evaluation(action.task.task_id, action.report)
+        except ServerError as error:
+            return self._refused(action.task, error)
+        self.done.num_evaluations += 1
+        self.tell(EvaluationAccepted(action.task, action.report, receipt))
+        return self.session.sent(action.task)
+
+    def _refused(self, task: Task, error: ServerError) -> machine.Action:
+        following = self.session.refused(task, error)
+        self.done.num_refused += 1
+        self.tell(WorkRefused(task, error.detail))
+        return following
+
+    async def _give_up(self, task: Task, reason: str) -> None:
+        await self.client.give_up_task(task.task_id)
+        self.tell(TaskGivenUp(task, reason))
+
+
+async def _in_thread(call: Callable[[], Result]) -> Result:
+    # A cancelled participant does not wait for its trainer: the thread ends by itself and its result is dropped.
+    return await anyio.to_thread.run_sync(call, abandon_on_cancel=True)

@@ -1,0 +1,155 @@
+"""The arithmetic of an update: local minus base, tensor by tensor, in the model's own types."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from client_sdk.errors import TrainerError
+from client_sdk.session.work import TrainedModel, TrainingResult
+from fl_protocol.arrays import RawTensor, Tensor, dtype_of
+from fl_protocol.dtypes import CARRIERS, FLOAT_FORMATS, as_float64, from_float64, is_finite
+from fl_protocol.tasks import EvaluationReport
+from fl_protocol.tensors import LENGTH_BYTES, header_limit
+from fl_protocol.updates import METRICS_KEY, NUM_EXAMPLES_KEY
+
+Structure = Mapping[str, tuple[str, tuple[int, ...]]]
+"""The type and shape of each tensor of a model, by name."""
+
+_COUNTERS: Final = frozenset({"I64", "I32", "I16", "I8"})
+_MAX_COUNT: Final = 2**53
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What is sent back: the delta and the metadata of its safetensors file."""
+
+    delta: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+
+def structure_of(model: Mapping[str, Tensor]) -> Structure:
+    """Describes a model's tensors; raises ValueError naming one whose type cannot travel."""
+    return {name: (dtype_of(tensor), tensor.shape) for name, tensor in model.items()}
+
+
+def first_difference(found: Structure, expected: Structure) -> str | None:
+    """Says in one sentence where two structures part; None where they agree."""
+    for name, (dtype, shape) in expected.items():
+        if name not in found:
+            return f"tensor {name!r} is missing; {dtype} of shape {list(shape)} is expected"
+        if found[name] != (dtype, shape):
+            other = f"{found[name][0]} of shape {list(found[name][1])}"
+            return f"tensor {name!r} is {other}; {dtype} of shape {list(shape)} is expected"
+    unknown = next((name for name in found if name not in expected), None)
+    return None if unknown is None else f"tensor {unknown[:100]!r} is not part of the model"
+
+
+def max_file_bytes(structure: Structure) -> int:
+    """Bounds the size of a safetensors file of this structure, its header included."""
+    tensors = sum(math.prod(shape) * CARRIERS[dtype].itemsize for dtype, shape in structure.values())
+    return LENGTH_BYTES + header_limit(len(structure)) + tensors
+
+
+def update_of(result: TrainingResult, base: Mapping[str, Tensor]) -> Update:
+    """Makes the update of a training result; raises TrainerError naming the tensor or metric that cannot be sent."""
+    report = _checked_report(result)
+    if isinstance(result, TrainedModel):
+        delta = _difference(result.tensors, base)
+    else:
+        delta = dict(result.tensors)
+        _check_delta(delta, base)
+    _check_finite(delta)
+    metadata = {NUM_EXAMPLES_KEY: str(report.num_examples)}
+    if report.metrics:
+        metadata[METRICS_KEY] = json.dumps(dict(report.metrics), allow_nan=False)
+    return Update(delta, metadata)
+
+
+def _checked_report(result: TrainingResult) -> EvaluationReport:
+    try:
+        metrics = {name: float(value) for name, value in result.metrics.items()}
+        return EvaluationReport(num_examples=int(result.num_examples), metrics=metrics)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise TrainerError(f"the trainer's {where} cannot be sent: {fault['msg']}") from None
+    except (TypeError, ValueError) as error:
+        raise TrainerError(f"the trainer's num_examples or metrics are not numbers: {error}") from None
+
+
+def _difference(local: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    difference = first_difference(_structure_of_result(local), structure_of(base))
+    if difference is not None:
+        raise TrainerError(f"the trainer's model is not the round's: {difference}")
+    return {
+        name: _subtract(name, local[name], tensor) for name, tensor in base.items() if _has_difference(dtype_of(tensor))
+    }
+
+
+def _structure_of_result(tensors: Mapping[str, Tensor]) -> Structure:
+    try:
+        return structure_of(tensors)
+    except (AttributeError, ValueError) as error:
+        raise TrainerError(f"the trainer returned something else than arrays: {error}") from None
+
+
+def _has_difference(dtype: str) -> bool:
+    # An unsigned counter cannot hold a negative difference, and a flag has none: the contract lets both be left out.
+    return dtype in FLOAT_FORMATS or dtype in _COUNTERS
+
+
+def _subtract(name: str, local: Tensor, base: Tensor) -> Tensor:
+    dtype = dtype_of(base)
+    mine, theirs = _values(local), _values(base)
+    if dtype in _COUNTERS:
+        return _subtract_counters(name, mine, theirs)
+    if dtype in {"F32", "F64"}:
+        with np.errstate(all="ignore"):
+            return np.subtract(mine, theirs)
+    narrowed = from_float64(as_float64(mine, dtype) - as_float64(theirs, dtype), dtype)
+    return RawTensor("BF16", narrowed) if dtype == "BF16" else narrowed
+
+
+def _subtract_counters(name: str, local: NDArray[Any], base: NDArray[Any]) -> NDArray[Any]:
+    size = np.abs(local.astype(np.float64) - base.astype(np.float64))
+    if size.size and size.max() > min(_MAX_COUNT, np.iinfo(base.dtype).max):
+        raise TrainerError(f"tensor {name!r} moved by {size.max():g}, more than {base.dtype} can say")
+    return np.subtract(local, base)
+
+
+def _check_delta(delta: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
+    expected = structure_of(base)
+    needed = {name: spec for name, spec in expected.items() if spec[0] in FLOAT_FORMATS or name in delta}
+    difference = first_difference(_structure_of_result(delta), needed)
+    if difference is not None:
+        raise TrainerError(f"the trainer's delta does not fit the round's model: {difference}")
+
+
+def _check_finite(delta: Mapping[str, Tensor]) -> None:
+    name = first_non_finite(delta)
+    if name is not None:
+        raise TrainerError(f"training diverged: tensor {name!r} holds NaN or infinity; lower the learning rate")
+
+
+def first_non_finite(model: Mapping[str, Tensor]) -> str | None:
+    """Names the first tensor that holds NaN or infinity; None if every value is finite."""
+    for name, tensor in model.items():
+        dtype = dtype_of(tensor)
+        if dtype in FLOAT_FORMATS and not is_finite(_contiguous(tensor), dtype):
+            return name
+    return None
+
+
+def _values(tensor: Tensor) -> NDArray[Any]:
+    return tensor.data if isinstance(tensor, RawTensor) else tensor
+
+
+def _contiguous(tensor: Tensor) -> NDArray[Any]:
+    values = np.ascontiguousarray(_values(tensor))
+    return values.astype(values.dtype.newbyteorder("="), copy=False)

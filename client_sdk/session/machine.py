@@ -1,0 +1,190 @@
+"""The participant's state machine: what came of one action goes in, the next action comes out.
+
+    Claim -> Rest -> Claim                         nothing to do now
+    Claim -> Pull -> Train -> SendUpdate -> Claim
+    Claim -> Pull -> Evaluate -> SendEvaluation -> Claim
+    Claim -> GiveUp -> Rest -> Claim               a task that this participant cannot do
+    Claim, SendUpdate, SendEvaluation -> Finish    the run is over
+
+It upholds these rules, and raises UntrustedAnswerError where the server breaks one:
+1. A task is for the run that was asked for, and names a digest, a version and a size that can be.
+2. A model is never larger than the local one, or than the ceiling where there is none.
+3. A model has the names, types and shapes of the local model, or of the first one pulled, and finite values only.
+4. A task whose work was accepted or refused is not done again.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from client_sdk.endpoints import NothingToDo
+from client_sdk.errors import (
+    AlreadySubmittedError,
+    RoundClosedError,
+    RunFinishedError,
+    ServerError,
+    UntrustedAnswerError,
+)
+from client_sdk.session.deltas import (
+    Structure,
+    Update,
+    first_difference,
+    first_non_finite,
+    max_file_bytes,
+    structure_of,
+    update_of,
+)
+from client_sdk.session.work import TrainingResult, TrainingTask
+from fl_protocol.arrays import Tensor
+from fl_protocol.identifiers import DIGEST_PATTERN
+from fl_protocol.tasks import EvaluationReport, Task, TaskKind
+
+REST_SECONDS: Final = 1.0
+"""How long a participant rests after it gave a task up or was handed one that it has done."""
+
+_DIGEST: Final = re.compile(DIGEST_PATTERN[1:-1], re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Ask for a task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Wait before asking again."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Get the task's model: exactly the bytes that the task announces."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Call the trainer."""
+
+    task: Task
+    work: TrainingTask
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """Call the evaluator."""
+
+    task: Task
+    work: TrainingTask
+
+
+@dataclass(frozen=True, slots=True)
+class SendUpdate:
+    """Put the update."""
+
+    task: Task
+    update: Update
+
+
+@dataclass(frozen=True, slots=True)
+class SendEvaluation:
+    """Put the evaluation."""
+
+    task: Task
+    report: EvaluationReport
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Hand the task back."""
+
+    task: Task
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Stop: the run is over."""
+
+    reason: str
+
+
+TaskAction = Pull | Train | Evaluate | SendUpdate | SendEvaluation
+"""What is done for a task that the participant holds."""
+
+Action = Claim | Rest | GiveUp | Finish | TaskAction
+
+
+class ParticipantSession:
+    """One participant in one run; `structure` is that of its local model, None if it has none before the first pull."""
+
+    def __init__(self, run_id: str, *, can_evaluate: bool, structure: Structure | None, max_model_bytes: int) -> None:
+        self._run_id = run_id
+        self._can_evaluate = can_evaluate
+        self._structure = structure
+        self._max_model_bytes = max_model_bytes if structure is None else max_file_bytes(structure)
+        self._done: str | None = None
+
+    def claimed(self, claim: Task | NothingToDo) -> Rest | Pull | GiveUp:
+        """Takes the answer to a claim."""
+        if isinstance(claim, NothingToDo):
+            return Rest(claim.retry_after_seconds)
+        self._check_task(claim)
+        if claim.task_id == self._done:
+            return Rest(REST_SECONDS)
+        if claim.kind is TaskKind.EVALUATE and not self._can_evaluate:
+            return GiveUp(claim, "this participant has no evaluator")
+        return Pull(claim)
+
+    def pulled(self, task: Task, model: Mapping[str, Tensor]) -> Train | Evaluate:
+        """Takes the model that the task announced."""
+        found = structure_of(model)
+        difference = None if self._structure is None else first_difference(found, self._structure)
+        if difference is not None:
+            raise UntrustedAnswerError(f"the server's model version {task.base_version} does not fit: {difference}")
+        broken = first_non_finite(model)
+        if broken is not None:
+            raise UntrustedAnswerError(f"the server's model holds NaN or infinity in tensor {broken[:100]!r}")
+        self._structure = found
+        work = TrainingTask(
+            run_id=task.run_id,
+            round=task.round,
+            attempt=task.attempt,
+            base_version=task.base_version,
+            model=model,
+            training=task.training,
+        )
+        return Train(task, work) if task.kind is TaskKind.TRAIN else Evaluate(task, work)
+
+    def trained(self, action: Train, result: TrainingResult) -> SendUpdate:
+        """Takes what the trainer returned; raises TrainerError if it cannot be sent."""
+        return SendUpdate(action.task, update_of(result, action.work.model))
+
+    def sent(self, task: Task) -> Claim:
+        """Takes the server's receipt."""
+        self._done = task.task_id
+        return Claim()
+
+    def refused(self, task: Task, error: ServerError) -> Claim | Finish:
+        """Takes a refusal of finished work: late or repeated work is no fault, anything else raises the error."""
+        if isinstance(error, RunFinishedError):
+            return Finish(error.detail)
+        if isinstance(error, RoundClosedError | AlreadySubmittedError):
+            self._done = task.task_id
+            return Claim()
+        raise error
+
+    def _check_task(self, task: Task) -> None:
+        if task.run_id != self._run_id:
+            raise UntrustedAnswerError(f"the server answered a claim for {self._run_id} with a task of another run")
+        if _DIGEST.fullmatch(task.model_digest) is None:
+            raise UntrustedAnswerError("the task's model_digest is not sha256: and 64 hexadecimal digits")
+        if task.base_version < 0 or task.round < 0 or task.max_num_bytes < 0:
+            raise UntrustedAnswerError("the task has a negative version, round or size")
+        if not 0 < task.model_num_bytes <= self._max_model_bytes:
+            raise UntrustedAnswerError(
+                f"the task announces a model of {task.model_num_bytes} bytes; at most {self._max_model_bytes} are taken"
+            )

@@ -1,0 +1,52 @@
+"""What a trainer is given and what it gives back."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from fl_protocol.arrays import Tensor
+from fl_protocol.runs import TrainingSpec
+from fl_protocol.tasks import EvaluationReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingTask:
+    """What one client is asked to do in one round: the round's global model by tensor name, and the run's settings.
+
+    The arrays are read-only; a bfloat16 tensor is a RawTensor, because numpy has no such type.
+    """
+
+    run_id: str
+    round: int
+    attempt: int
+    base_version: int
+    model: Mapping[str, Tensor]
+    training: TrainingSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedModel:
+    """A model after local training; the SDK takes the difference to the round's global model."""
+
+    tensors: Mapping[str, Tensor]
+    num_examples: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedDelta:
+    """Local minus global model, for a trainer that computed the difference itself."""
+
+    tensors: Mapping[str, Tensor]
+    num_examples: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+TrainingResult = TrainedModel | TrainedDelta
+"""`num_examples` is the update's weight in the mean; `metrics` are finite numbers by name."""
+
+Trainer = Callable[[TrainingTask], TrainingResult]
+"""A trainer is called in a worker thread, once a task. If it has an attribute `structure` (tensor name -> type and
+shape, as `structure_of` gives it), a model of another structure is refused before its bytes are read."""
+
+Evaluator = Callable[[TrainingTask], EvaluationReport]
+"""An evaluator measures the task's model on local data; it is called in a worker thread."""

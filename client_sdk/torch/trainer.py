@@ -1,0 +1,216 @@
+"""A trainer and an evaluator around any nn.Module."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset
+
+from client_sdk.session.work import TrainedModel, TrainingTask
+from client_sdk.torch.parameters import load_into, module_structure, tensors_of
+from fl_protocol.tasks import EvaluationReport
+
+LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+OptimizerFactory = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+EVALUATION_BATCH: Final = 512
+
+
+def sgd(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    """Makes plain stochastic gradient descent, the local optimizer of FedAvg (McMahan et al. 2017)."""
+    return torch.optim.SGD(parameters, lr=learning_rate)
+
+
+class TorchTrainer:
+    """Trains a module on local data as a task's `training` says: local_epochs, batch_size, learning_rate, proximal_mu.
+
+    `data` is a Dataset of (input, target) pairs, shuffled and batched here, or a DataLoader, which then decides both.
+    The optimizer is made anew for each task. What is drawn here depends on `seed`, `client` and the round alone, so a
+    repeated round gives the same bits; give a DataLoader a `generator` and it is seeded likewise. Dropout draws from
+    PyTorch's process-wide generator, which is left alone. Metrics: mean `loss` of the last epoch (without the proximal
+    term), and `accuracy` if the output is [N, classes] and the target [N] integers.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        data: Dataset[Any] | DataLoader[Any],
+        *,
+        loss_fn: LossFunction = nn.functional.cross_entropy,
+        optimizer: OptimizerFactory = sgd,
+        seed: int = 0,
+        client: str = "",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.module: Final = module.to(device)
+        self.structure: Final = module_structure(module)
+        self._data: Final = data
+        self._loss_fn: Final = loss_fn
+        self._optimizer: Final = optimizer
+        self._seed: Final = seed
+        self._client: Final = client
+        self._device: Final = device
+
+    def __call__(self, task: TrainingTask) -> TrainedModel:
+        """Trains from the task's model; raises UntrustedAnswerError, with the module unchanged, if that does not fit."""
+        load_into(self.module, task.model)
+        training = task.training
+        generator = torch.Generator().manual_seed(round_seed(self._seed, client=self._client, round_number=task.round))
+        batches = _shuffled(self._data, batch_size=training.batch_size, generator=generator)
+        optimizer = self._optimizer(self.module.parameters(), training.learning_rate)
+        anchor = Anchor.of(self.module, training.proximal_mu)
+        self.module.train()
+        tally = Tally()
+        for _ in range(training.local_epochs):
+            tally = Tally()
+            for inputs, targets in batches:
+                self._step(inputs.to(self._device), targets.to(self._device), optimizer, anchor=anchor, tally=tally)
+        return TrainedModel(tensors=tensors_of(self.module), num_examples=tally.num_examples, metrics=tally.metrics())
+
+    def _step(
+        self,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        optimizer: torch.optim.Optimizer,
+        *,
+        anchor: "Anchor",
+        tally: "Tally",
+    ) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        outputs = self.module(inputs)
+        loss = self._loss_fn(outputs, targets)
+        loss.backward()
+        anchor.pull()
+        optimizer.step()
+        tally.add(loss, outputs, targets=targets)
+
+
+class TorchEvaluator:
+    """Measures a task's model on local data: mean `loss`, and `accuracy` as TorchTrainer has it.
+
+    `module` is overwritten with the task's model; give it another one than the trainer's.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        data: Dataset[Any] | DataLoader[Any],
+        *,
+        loss_fn: LossFunction = nn.functional.cross_entropy,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.module: Final = module.to(device)
+        self._data: Final = data
+        self._loss_fn: Final = loss_fn
+        self._device: Final = device
+
+    def __call__(self, task: TrainingTask) -> EvaluationReport:
+        load_into(self.module, task.model)
+        return self.measure()
+
+    def measure(self) -> EvaluationReport:
+        """Measures the module as it stands."""
+        tally = Tally()
+        self.module.eval()
+        with torch.no_grad():
+            for inputs, targets in _in_order(self._data):
+                outputs = self.module(inputs.to(self._device))
+                there = targets.to(self._device)
+                tally.add(self._loss_fn(outputs, there), outputs, targets=there)
+        return EvaluationReport(num_examples=tally.num_examples, metrics=tally.metrics())
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """FedProx's proximal term, mu / 2 x |w - w_global|^2, as the gradient that it adds (Li et al. 2020)."""
+
+    pairs: tuple[tuple[nn.Parameter, torch.Tensor], ...]
+    proximal_mu: float
+
+    @classmethod
+    def of(cls, module: nn.Module, proximal_mu: float) -> "Anchor":
+        """Anchors a module's trainable parameters where they are now."""
+        if proximal_mu == 0:
+            return cls((), 0.0)
+        trainable = (parameter for parameter in module.parameters() if parameter.requires_grad)
+        return cls(tuple((parameter, parameter.detach().clone()) for parameter in trainable), proximal_mu)
+
+    def pull(self) -> None:
+        """Adds mu x (w - w_global) to the gradients."""
+        with torch.no_grad():
+            for parameter, origin in self.pairs:
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter - origin, alpha=self.proximal_mu)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums of what was seen: examples, loss by example, and right answers where that has a meaning."""
+
+    num_examples: int = 0
+    loss: float = 0.0
+    num_correct: int | None = 0
+
+    def add(self, loss: torch.Tensor, outputs: torch.Tensor, *, targets: torch.Tensor) -> None:
+        count = len(targets)
+        self.num_examples += count
+        self.loss += float(loss.detach()) * count
+        if self.num_correct is None or outputs.ndim != 2 or targets.ndim != 1 or targets.is_floating_point():
+            self.num_correct = None
+        else:
+            self.num_correct += int((outputs.detach().argmax(dim=1) == targets).sum())
+
+    def metrics(self) -> dict[str, float]:
+        if self.num_examples == 0:
+            return {}
+        metrics = {"loss": self.loss / self.num_examples}
+        if self.num_correct is not None:
+            metrics["accuracy"] = self.num_correct / self.num_examples
+        return metrics
+
+
+def round_seed(seed: int, *, client: str, round_number: int) -> int:
+    """Derives the seed of one client's round: 63 bits that differ between seeds, clients and rounds.
+
+    The run is left out, so that the same experiment, run again, gives the same model.
+    """
+    text = f"{seed}\n{round_number}\n{client}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def _shuffled(data: Dataset[Any] | DataLoader[Any], *, batch_size: int, generator: torch.Generator) -> Iterable[Batch]:
+    if isinstance(data, DataLoader):
+        if data.generator is not None:
+            data.generator.manual_seed(generator.initial_seed())
+        return data
+    sampler = RandomSampler(data, generator=generator)  # type: ignore[arg-type]
+    return _batches(data, BatchSampler(sampler, batch_size, drop_last=False), generator)
+
+
+def _in_order(data: Dataset[Any] | DataLoader[Any]) -> Iterable[Batch]:
+    if isinstance(data, DataLoader):
+        return data
+    sampler = SequentialSampler(data)  # type: ignore[arg-type]
+    return _batches(data, BatchSampler(sampler, EVALUATION_BATCH, drop_last=False), None)
+
+
+def _batches(data: Dataset[Any], sampler: BatchSampler, generator: torch.Generator | None) -> Iterable[Batch]:
+    if isinstance(data, TensorDataset):
+        return _Indexed(data, sampler)
+    return DataLoader(data, batch_sampler=sampler, generator=generator)
+
+
+@dataclass(frozen=True, slots=True)
+class _Indexed:
+    """Takes each batch out of a TensorDataset with one index, ten times faster than example by example."""
+
+    data: TensorDataset
+    sampler: BatchSampler
+
+    def __iter__(self) -> Iterator[Batch]:
+        for indices in self.sampler:
+            yield self.data[indices]  # type: ignore[index]

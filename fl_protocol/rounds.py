@@ -1,0 +1,71 @@
+"""Round, Model, the record of who contributed, and the events of a run."""
+
+from enum import StrEnum
+
+from pydantic import JsonValue
+
+from fl_protocol.messages import ResponseMessage, Timestamp
+
+
+class RoundState(StrEnum):
+    """Where one attempt at a round stands; completed and abandoned are terminal."""
+
+    COLLECTING = "collecting"
+    AGGREGATING = "aggregating"
+    COMPLETED = "completed"
+    ABANDONED = "abandoned"
+
+
+class Round(ResponseMessage):
+    """One attempt at one round; metrics are example-weighted means of what clients reported."""
+
+    number: int
+    attempt: int
+    state: RoundState
+    base_version: int
+    result_version: int | None
+    quorum: int
+    cohort_size: int
+    num_tasks: int
+    num_updates: int
+    num_examples: int
+    opened_at: Timestamp
+    deadline_at: Timestamp
+    closed_at: Timestamp | None
+    completed_at: Timestamp | None
+    metrics: dict[str, float]
+    evaluation: dict[str, float] | None
+
+
+class Contribution(ResponseMessage):
+    """What the operator may know of one update: never a tensor."""
+
+    update_id: str
+    client_id: str
+    digest: str
+    num_examples: int
+    weight: int
+    metrics: dict[str, float]
+    num_bytes: int
+    accepted_at: Timestamp
+
+
+class EventType(StrEnum):
+    """The types of the server-sent events of a run."""
+
+    ROUND_OPENED = "round.opened"
+    UPDATE_ACCEPTED = "update.accepted"
+    ROUND_CLOSED = "round.closed"
+    ROUND_ABANDONED = "round.abandoned"
+    MODEL_PUBLISHED = "model.published"
+    EVALUATION_COMPLETED = "evaluation.completed"
+    RUN_STATE = "run.state"
+
+
+class Event(ResponseMessage):
+    """One server-sent event; `event_id` counts from 1 without gaps within the run."""
+
+    event_id: int
+    type: str
+    created_at: Timestamp
+    data: dict[str, JsonValue]

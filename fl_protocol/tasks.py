@@ -1,0 +1,107 @@
+"""What a client is asked to do, what it answers and the receipt it gets; clients and their enrolment."""
+
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from fl_protocol.messages import MAX_EXACT_INTEGER, Metrics, Name, RequestMessage, ResponseMessage, Timestamp
+from fl_protocol.runs import DenseEncoding, NoPrivacy, NoSecureAggregation, TrainingSpec
+
+
+class TaskKind(StrEnum):
+    """What a task asks for: an update, or metrics of the global model on local data."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+class Task(ResponseMessage):
+    """What one client is asked to do in one round."""
+
+    task_id: str
+    run_id: str
+    round: int
+    attempt: int
+    kind: TaskKind
+    base_version: int
+    model_url: str
+    model_digest: str
+    model_num_bytes: int
+    training: TrainingSpec
+    encoding: DenseEncoding
+    privacy: NoPrivacy
+    secure_aggregation: NoSecureAggregation
+    deadline_at: Timestamp
+    max_num_bytes: int
+
+
+class Receipt(ResponseMessage):
+    """Proof that an update or an evaluation is durable and will be counted exactly once."""
+
+    update_id: str
+    task_id: str
+    run_id: str
+    round: int
+    digest: str
+    num_bytes: int
+    accepted_at: Timestamp
+
+
+class EvaluationReport(RequestMessage):
+    """What a client measured of the global model on its own data."""
+
+    num_examples: Annotated[int, Field(ge=1, le=MAX_EXACT_INTEGER)]
+    metrics: Metrics
+
+
+class EnrolmentTokenRequest(RequestMessage):
+    """How many clients a new enrolment token may create, and for how long."""
+
+    max_uses: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    expires_in_seconds: Annotated[float, Field(strict=False, ge=1, le=366 * 86400)] = 86400
+
+
+class EnrolmentToken(ResponseMessage):
+    """An enrolment token; the secret is shown this once."""
+
+    token: str
+    max_uses: int
+    expires_at: Timestamp
+
+
+AttributeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,63}$")]
+AttributeValue = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+class ClientRequest(RequestMessage):
+    """Enrols a client: a name for people and attributes for selection."""
+
+    name: Name
+    attributes: dict[AttributeName, AttributeValue] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _bound_attributes(self) -> Self:
+        if len(self.attributes) > 64:
+            raise ValueError(f"a client has at most 64 attributes, got {len(self.attributes)}")
+        return self
+
+
+class Client(ResponseMessage):
+    """An enrolled client, as the operator sees it."""
+
+    client_id: str
+    name: str
+    attributes: dict[str, str]
+    created_at: Timestamp
+    last_seen_at: Timestamp | None
+    revoked_at: Timestamp | None
+
+
+class EnrolledClient(ResponseMessage):
+    """A client just enrolled; the token is shown this once."""
+
+    client_id: str
+    name: str
+    attributes: dict[str, str]
+    token: str
