@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TextIO
 
 import structlog
@@ -73,9 +75,14 @@ class Telemetry:
         """Counts one transaction that was run again."""
         self._retries.labels(name).inc()
 
-    def waiting(self, change: int) -> None:
-        """Adjusts the number of held requests."""
-        self._waiting.inc(change)
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts a request among the held ones for the length of the block."""
+        self._waiting.inc()
+        try:
+            yield
+        finally:
+            self._waiting.dec()
 
     def render(self) -> bytes:
         """Gives the metrics in Prometheus's text format."""

@@ -6,9 +6,8 @@ nothing is written twice.
 
 import functools
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -28,8 +27,9 @@ def _blocking(
     method: Callable[Concatenate[Operator, Parameters], Coroutine[Any, Any, Result]],
 ) -> Callable[Concatenate["BlockingOperator", Parameters], Result]:
     @functools.wraps(method)
-    def blocking(door: "BlockingOperator", *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        return door.portal.call(functools.partial(method, door.operator, *args, **kwargs))
+    def blocking(door: "BlockingOperator", /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        result: Result = door.portal.call(functools.partial(method, door.operator, *args, **kwargs))
+        return result
 
     return blocking
 
@@ -53,20 +53,16 @@ class BlockingOperator:
         self._open = functools.partial(
             AggregatorClient, server, token=token, allow_insecure_http=allow_insecure_http, limits=limits
         )
-        self._opened: AbstractContextManager[BlockingPortal] | None = None
+        self._opened = ExitStack()
 
     def __enter__(self) -> Self:
         self.operator = Operator(self._open())
-        self._opened = start_blocking_portal()
-        self.portal = self._opened.__enter__()
+        self.portal = self._opened.enter_context(start_blocking_portal())
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.portal.call(self.operator.client.aclose)
-        if self._opened is not None:
-            self._opened.__exit__(kind, error, traceback)
+        self._opened.close()
 
     create_run = _blocking(Operator.create_run)
     start_run = _blocking(Operator.start_run)
@@ -91,7 +87,7 @@ async def _next(events: AsyncGenerator[Event, None]) -> Event | None:
     return await anext(events, None)
 
 
-def participate_blocking(
+def participate_blocking(  # noqa: PLR0917
     server: str,
     run_id: str,
     trainer: Trainer,

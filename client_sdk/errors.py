@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar, Final
 
-from fl_protocol.problems import Problem, ProblemType, problem_type_of
+from fl_protocol.problems import Problem, ProblemType
 
 MAX_SHOWN_CHARACTERS: Final = 500
 
@@ -239,16 +239,15 @@ class InsufficientStorageError(ServerError):
     problem_type = ProblemType.INSUFFICIENT_STORAGE
 
 
-ERROR_OF_PROBLEM: Final[Mapping[ProblemType, type[ServerError]]] = MappingProxyType(
+ERROR_OF_PROBLEM: Final[Mapping[str, type[ServerError]]] = MappingProxyType(
     {error.problem_type: error for error in ServerError.__subclasses__() if error.problem_type is not None}
 )
-"""The exception of each problem type; a test holds it complete."""
+"""The exception of each problem type by its slug; a test holds it complete."""
 
 
 def error_of_problem(problem: Problem, *, status: int, retry_after_seconds: float | None = None) -> ServerError:
     """Makes the exception that a problem document names; ServerError itself for a type this version does not know."""
-    problem_type = problem_type_of(problem.type)
-    kind = ServerError if problem_type is None else ERROR_OF_PROBLEM.get(problem_type, ServerError)
+    kind = ERROR_OF_PROBLEM.get(problem.type.rsplit("/", 1)[-1], ServerError)
     return kind(
         problem.detail or problem.title, status=status, problem=problem, retry_after_seconds=retry_after_seconds
     )

@@ -10,7 +10,7 @@ import anyio.to_thread
 from client_sdk.client import AggregatorClient
 from client_sdk.endpoints.events import ends_run
 from client_sdk.errors import RunFailedError, UntrustedAnswerError
-from client_sdk.transfer import Content, StoredModel, read_model
+from client_sdk.transfer import Content, OnBytes, StoredModel, read_model
 from fl_protocol.arrays import Tensor
 from fl_protocol.rounds import Event, Round
 from fl_protocol.runs import FINISHED_RUN_STATES, Run, RunSpec, RunState
@@ -76,9 +76,11 @@ class Operator:
         """Lists every attempt at every round."""
         return await self.client.list_rounds(run_id)
 
-    async def download(self, run_id: str, folder: Path, *, version: int | None = None) -> StoredModel:
+    async def download(
+        self, run_id: str, folder: Path, *, version: int | None = None, on_bytes: OnBytes | None = None
+    ) -> StoredModel:
         """Downloads a model version (the latest one by default) into `folder` and checks it."""
-        return await self.client.download_model(run_id, folder, version=version)
+        return await self.client.download_model(run_id, folder, version=version, on_bytes=on_bytes)
 
     async def result(self, run_id: str, folder: Path, *, version: int | None = None) -> dict[str, Tensor]:
         """Downloads a model version (the latest one by default) and gives its tensors by name."""

@@ -48,7 +48,7 @@ class Participation:
     reason: str = ""
 
 
-async def participate(
+async def participate(  # noqa: PLR0917
     client: AggregatorClient,
     run_id: str,
     trainer: Trainer,
@@ -59,9 +59,9 @@ async def participate(
 ) -> Participation:
     """Takes part in a run until it is over: claims a task, pulls its model, trains, sends the update, and again.
 
-    Trainer and evaluator are called in a worker thread. Models are kept in `cache_dir` by their digest, one at a time (by
-    default in a temporary folder). An update that comes too late is told to `on_event` and is no fault. If anything else
-    fails, the task is handed back and the error is raised: the trainer's own, TrainerError for a result that cannot be
+    Trainer and evaluator are called in a worker thread. Models are kept in `cache_dir` by their digest, one at a time
+    (by default in a temporary folder). An update that comes too late is told to `on_event` and is no fault. If anything
+    else fails, the task is handed back and the error is raised: the trainer's own, TrainerError for what cannot be
     sent, UntrustedAnswerError for a model that must not be used, any other FedQuorumError for the rest.
     """
     session = machine.ParticipantSession(

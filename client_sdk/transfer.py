@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-import anyio
 import anyio.to_thread
 import httpx
 
@@ -28,6 +27,9 @@ from fl_protocol.problems import ProblemError
 
 OpenStream = Callable[[Mapping[str, str]], AbstractAsyncContextManager[httpx.Response]]
 """Sends the request for a model with further headers and gives the open answer, whose status is 200 or 206."""
+
+OnBytes = Callable[[int, int], None]
+"""Is told how many bytes of a download have arrived, and of how many."""
 
 _DIGEST: Final = re.compile(DIGEST_PATTERN[1:-1], re.ASCII)
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
@@ -134,10 +136,13 @@ class Download:
     `expected` is None for a model of which nothing is known before: then the first answer's ETag and length bind.
     """
 
-    def __init__(self, folder: Path, *, expected: Content | None, max_num_bytes: int) -> None:
+    def __init__(
+        self, folder: Path, *, expected: Content | None, max_num_bytes: int, on_bytes: OnBytes | None = None
+    ) -> None:
         self._folder = folder
         self._expected = expected
         self._max_num_bytes = max_num_bytes
+        self._on_bytes = on_bytes
         self._version: int | None = None
 
     @contextmanager
@@ -157,11 +162,15 @@ class Download:
         async with open_stream(self._range_headers(partial)) as response:
             expected = self._expected = self._announced(response)
             if response.status_code == 206:
-                _check_range(response.headers.get("content-range", ""), partial.num_bytes, expected.num_bytes)
+                _check_range(
+                    response.headers.get("content-range", ""), start=partial.num_bytes, total=expected.num_bytes
+                )
             else:
                 partial.restart()
             async for piece in response.aiter_raw(PIECE_BYTES):
                 partial.take(piece, expected.num_bytes)
+                if self._on_bytes is not None:
+                    self._on_bytes(partial.num_bytes, expected.num_bytes)
         if partial.num_bytes < expected.num_bytes:
             raise TransportError(f"the answer ended after {partial.num_bytes} of {expected.num_bytes} bytes")
         if partial.digest != expected.digest:
@@ -226,7 +235,7 @@ class _Partial:
         return self.path.replace(target)
 
 
-def _check_range(content_range: str, start: int, total: int) -> None:
+def _check_range(content_range: str, *, start: int, total: int) -> None:
     match = _CONTENT_RANGE.fullmatch(content_range.strip())
     if match is None or (int(match[1]), int(match[3])) != (start, total):
         raise UntrustedAnswerError(f"the server resumes a download at another place than byte {start} of {total}")

@@ -63,9 +63,8 @@ def magnitude_bits(values: Values, dtype: str) -> int:
     return max(positive, negative)
 
 
-def largest_magnitude(values: Values, dtype: str) -> float:
-    """Gives the largest |value| of a floating-point array as float64; NaN or infinity if one is not finite."""
-    bits = magnitude_bits(values, dtype)
+def magnitude_from_bits(bits: int, dtype: str) -> float:
+    """Gives the magnitude that `magnitude_bits` found, as float64, exactly."""
     item = np.array([bits], dtype=FLOAT_FORMATS[dtype].unsigned).view(CARRIERS[dtype])
     return float(as_float64(item, dtype)[0])
 
@@ -77,10 +76,17 @@ def is_finite(values: Values, dtype: str) -> bool:
 
 def as_float64(values: Values, dtype: str) -> Float64Array:
     """Widens a floating-point array to float64, exactly."""
-    if dtype == "BF16":
-        return (values.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+    # A signalling NaN is no reason to warn: whoever minds asks is_finite.
+    with np.errstate(invalid="ignore"):
+        return as_native_float(values, dtype).astype(np.float64)
+
+
+def as_native_float(values: Values, dtype: str) -> Values:
+    """Gives a floating-point array in a type numpy calculates with: BF16 becomes float32, the others stay."""
     _require_float(dtype)
-    return values.astype(np.float64)
+    if dtype == "BF16":
+        return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return values
 
 
 def from_float64(values: Float64Array, dtype: str) -> Values:

@@ -4,7 +4,6 @@ import secrets
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 from client_sdk import endpoints
@@ -14,7 +13,7 @@ from client_sdk.endpoints import Item, NothingToDo, Page, Request
 from client_sdk.endpoints.events import EventReader, ends_run, get_events
 from client_sdk.errors import FedQuorumError, UntrustedAnswerError
 from client_sdk.retries import pause_seconds
-from client_sdk.transfer import Body, Content, StoredModel, body_of_bytes, body_of_tensors
+from client_sdk.transfer import Body, Content, OnBytes, StoredModel, body_of_bytes, body_of_tensors
 from fl_protocol.arrays import Tensor
 from fl_protocol.models import Model
 from fl_protocol.rounds import Contribution, Event, Round
@@ -40,8 +39,8 @@ class AggregatorClient:
     ```
 
     Requests are repeated with back-off where that may help, always with the same bytes and the same idempotency key.
-    Every method raises FedQuorumError and nothing else of its own: TransportError, UntrustedAnswerError, UsageError, or the
-    ServerError of the problem that the server named. `proxy` must be given here, because the environment is not read.
+    Every method raises FedQuorumError and nothing else of its own: TransportError, UntrustedAnswerError, UsageError, or
+    the ServerError of the problem that the server named. `proxy` must be given, because the environment is not read.
     """
 
     def __init__(
@@ -64,9 +63,7 @@ class AggregatorClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -118,14 +115,20 @@ class AggregatorClient:
         return await self._connection.upload(endpoints.put_initial_model(run_id), body)
 
     async def download_model(
-        self, run_id: str, folder: Path, *, version: int | None = None, expected: Content | None = None
+        self,
+        run_id: str,
+        folder: Path,
+        *,
+        version: int | None = None,
+        expected: Content | None = None,
+        on_bytes: OnBytes | None = None,
     ) -> StoredModel:
         """Downloads a model version, or the latest one, into `folder` under the digits of its digest.
 
         With `expected` nothing but that digest and size is accepted; otherwise what the first answer announces binds.
         """
         request = endpoints.latest_model(run_id) if version is None else endpoints.get_model(run_id, version)
-        stored = await self._connection.download(request, folder, expected=expected)
+        stored = await self._connection.download(request, folder, expected=expected, on_bytes=on_bytes)
         if stored is None:
             raise UntrustedAnswerError("the server answered 204 to a request for a model")
         return stored
@@ -142,7 +145,7 @@ class AggregatorClient:
         """Yields a run's events from the one that follows number `after`, over cuts, up to the end of the run."""
         failures = 0
         while True:
-            pause: float | None = self.limits.backoff_initial_seconds
+            pause = self.limits.backoff_initial_seconds
             try:
                 async with self._connection.open(get_events(run_id, after=after), {}) as response:
                     failures = 0
@@ -157,9 +160,10 @@ class AggregatorClient:
                 return
             except FedQuorumError as error:
                 failures += 1
-                pause = pause_seconds(error, failures, limits=self.limits, fraction=1.0)
-                if pause is None:
+                asked = pause_seconds(error, failures, limits=self.limits, fraction=1.0)
+                if asked is None:
                     raise
+                pause = asked
             await self.sleep(pause)
 
     async def create_enrolment_token(self, request: EnrolmentTokenRequest) -> EnrolmentToken:

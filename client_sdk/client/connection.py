@@ -24,7 +24,7 @@ from client_sdk.config import DEFAULT_LIMITS, PIECE_BYTES, Limits
 from client_sdk.endpoints import Answer, Request, error_of
 from client_sdk.errors import InsecureTransportError, TransportError, UntrustedAnswerError, UsageError, printable
 from client_sdk.retries import retrying
-from client_sdk.transfer import Body, Content, Download, StoredModel
+from client_sdk.transfer import Body, Content, Download, OnBytes, StoredModel
 
 Parsed = TypeVar("Parsed")
 Result = TypeVar("Result")
@@ -40,7 +40,7 @@ class Seams:
 
     transport: httpx.AsyncBaseTransport | None = None
     sleep: Callable[[float], Awaitable[None]] = anyio.sleep
-    fraction: Callable[[], float] = random.random
+    fraction: Callable[[], float] = random.random  # noqa: S311 - spreads retries, keeps no secret
 
 
 def server_url(server: str, *, allow_insecure_http: bool) -> httpx.URL:
@@ -142,10 +142,12 @@ class Connection:
 
         return await self._retrying(attempt)
 
-    async def download(self, request: Request[Parsed], folder: Path, *, expected: Content | None) -> StoredModel | None:
+    async def download(
+        self, request: Request[None], folder: Path, *, expected: Content | None, on_bytes: OnBytes | None = None
+    ) -> StoredModel | None:
         """Downloads a model into `folder`; None if the server has nothing newer (204)."""
         limit = self.limits.max_model_bytes if expected is None else expected.num_bytes
-        download = Download(folder, expected=expected, max_num_bytes=limit)
+        download = Download(folder, expected=expected, max_num_bytes=limit, on_bytes=on_bytes)
 
         def open_stream(headers: Mapping[str, str]) -> AbstractAsyncContextManager[httpx.Response]:
             return self.open(request, headers)

@@ -131,7 +131,7 @@ def _get(kind: type[Message], where: str, **query: str | int | None) -> Request[
 
 
 def _post(
-    kind: type[Message], where: str, body: RequestMessage | None = None, *, idempotency_key: str | None = None
+    kind: type[Message], where: str, *, body: RequestMessage | None = None, idempotency_key: str | None = None
 ) -> Request[Message]:
     headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
     if body is not None:
@@ -152,7 +152,7 @@ def _delete(where: str) -> Request[None]:
 
 def create_run(spec: RunSpec, *, idempotency_key: str) -> Request[Run]:
     """`POST /v1/runs`."""
-    return _post(Run, routes.RUNS, spec, idempotency_key=idempotency_key)
+    return _post(Run, routes.RUNS, body=spec, idempotency_key=idempotency_key)
 
 
 def list_runs(*, limit: int | None = None, cursor: str | None = None) -> Request[Page[Run]]:
@@ -294,12 +294,12 @@ def give_up_task(task_id: str) -> Request[None]:
 
 def create_enrolment_token(request: EnrolmentTokenRequest, *, idempotency_key: str) -> Request[EnrolmentToken]:
     """`POST /v1/enrolment-tokens`."""
-    return _post(EnrolmentToken, routes.ENROLMENT_TOKENS, request, idempotency_key=idempotency_key)
+    return _post(EnrolmentToken, routes.ENROLMENT_TOKENS, body=request, idempotency_key=idempotency_key)
 
 
 def enrol_client(request: ClientRequest, *, idempotency_key: str) -> Request[EnrolledClient]:
     """`POST /v1/clients`."""
-    return _post(EnrolledClient, routes.CLIENTS, request, idempotency_key=idempotency_key)
+    return _post(EnrolledClient, routes.CLIENTS, body=request, idempotency_key=idempotency_key)
 
 
 def list_clients(*, limit: int | None = None, cursor: str | None = None) -> Request[Page[Client]]:

@@ -88,7 +88,9 @@ def _difference(local: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict
     if difference is not None:
         raise TrainerError(f"the trainer's model is not the round's: {difference}")
     return {
-        name: _subtract(name, local[name], tensor) for name, tensor in base.items() if _has_difference(dtype_of(tensor))
+        name: _subtract(name, local=local[name], base=tensor)
+        for name, tensor in base.items()
+        if _has_difference(dtype_of(tensor))
     }
 
 
@@ -104,23 +106,23 @@ def _has_difference(dtype: str) -> bool:
     return dtype in FLOAT_FORMATS or dtype in _COUNTERS
 
 
-def _subtract(name: str, local: Tensor, base: Tensor) -> Tensor:
+def _subtract(name: str, *, local: Tensor, base: Tensor) -> Tensor:
     dtype = dtype_of(base)
     mine, theirs = _values(local), _values(base)
     if dtype in _COUNTERS:
-        return _subtract_counters(name, mine, theirs)
+        return _subtract_counters(name, local=mine, base=theirs)
     if dtype in {"F32", "F64"}:
         with np.errstate(all="ignore"):
-            return np.subtract(mine, theirs)
+            return np.asarray(np.subtract(mine, theirs))
     narrowed = from_float64(as_float64(mine, dtype) - as_float64(theirs, dtype), dtype)
     return RawTensor("BF16", narrowed) if dtype == "BF16" else narrowed
 
 
-def _subtract_counters(name: str, local: NDArray[Any], base: NDArray[Any]) -> NDArray[Any]:
+def _subtract_counters(name: str, *, local: NDArray[Any], base: NDArray[Any]) -> NDArray[Any]:
     size = np.abs(local.astype(np.float64) - base.astype(np.float64))
     if size.size and size.max() > min(_MAX_COUNT, np.iinfo(base.dtype).max):
         raise TrainerError(f"tensor {name!r} moved by {size.max():g}, more than {base.dtype} can say")
-    return np.subtract(local, base)
+    return np.asarray(np.subtract(local, base))
 
 
 def _check_delta(delta: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:

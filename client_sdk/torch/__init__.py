@@ -1,10 +1,11 @@
 """FedQuorum for PyTorch: a module's tensors, a trainer around a module, an evaluator. Nothing here unpickles."""
 
-from client_sdk.torch.networks import classifier, image_dataset, use_threads
+from client_sdk.torch.networks import ImageDataset, classifier, image_dataset, use_threads
 from client_sdk.torch.parameters import load_into, tensors_of
 from client_sdk.torch.trainer import TorchEvaluator, TorchTrainer
 
 __all__ = [
+    "ImageDataset",
     "TorchEvaluator",
     "TorchTrainer",
     "classifier",

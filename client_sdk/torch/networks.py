@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import TensorDataset
 
+ImageDataset = TensorDataset
+
 
 def classifier(sizes: Sequence[int], *, seed: int) -> nn.Sequential:
     """Makes a multilayer perceptron with ReLU between its layers, e.g. sizes 784, 128, 64, 10; initialised by seed."""
@@ -24,7 +26,7 @@ def classifier(sizes: Sequence[int], *, seed: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def image_dataset(images: NDArray[np.uint8], labels: NDArray[Any]) -> TensorDataset:
+def image_dataset(images: NDArray[np.uint8], labels: NDArray[Any]) -> ImageDataset:
     """Makes a data set of grey images, uint8 [N, height, width] scaled to 0..1, with integer labels [N]."""
     scaled = torch.from_numpy(images.astype(np.float32) / np.float32(255))
     return TensorDataset(scaled, torch.from_numpy(labels.astype(np.int64)))

@@ -56,7 +56,7 @@ class TorchTrainer:
         self._device: Final = device
 
     def __call__(self, task: TrainingTask) -> TrainedModel:
-        """Trains from the task's model; raises UntrustedAnswerError, with the module unchanged, if that does not fit."""
+        """Trains from the task's model; raises UntrustedAnswerError, the module unchanged, if that does not fit."""
         load_into(self.module, task.model)
         training = task.training
         generator = torch.Generator().manual_seed(round_seed(self._seed, client=self._client, round_number=task.round))
@@ -68,25 +68,26 @@ class TorchTrainer:
         for _ in range(training.local_epochs):
             tally = Tally()
             for inputs, targets in batches:
-                self._step(inputs.to(self._device), targets.to(self._device), optimizer, anchor=anchor, tally=tally)
+                batch = (inputs.to(self._device), targets.to(self._device))
+                self._step(batch, optimizer, anchor=anchor, tally=tally)
         return TrainedModel(tensors=tensors_of(self.module), num_examples=tally.num_examples, metrics=tally.metrics())
 
     def _step(
         self,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
+        batch: Batch,
         optimizer: torch.optim.Optimizer,
         *,
         anchor: "Anchor",
         tally: "Tally",
     ) -> None:
+        inputs, targets = batch
         optimizer.zero_grad(set_to_none=True)
         outputs = self.module(inputs)
         loss = self._loss_fn(outputs, targets)
         loss.backward()
         anchor.pull()
         optimizer.step()
-        tally.add(loss, outputs, targets=targets)
+        tally.add(loss, outputs=outputs, targets=targets)
 
 
 class TorchEvaluator:
@@ -120,7 +121,7 @@ class TorchEvaluator:
             for inputs, targets in _in_order(self._data):
                 outputs = self.module(inputs.to(self._device))
                 there = targets.to(self._device)
-                tally.add(self._loss_fn(outputs, there), outputs, targets=there)
+                tally.add(self._loss_fn(outputs, there), outputs=outputs, targets=there)
         return EvaluationReport(num_examples=tally.num_examples, metrics=tally.metrics())
 
 
@@ -155,7 +156,7 @@ class Tally:
     loss: float = 0.0
     num_correct: int | None = 0
 
-    def add(self, loss: torch.Tensor, outputs: torch.Tensor, *, targets: torch.Tensor) -> None:
+    def add(self, loss: torch.Tensor, *, outputs: torch.Tensor, targets: torch.Tensor) -> None:
         count = len(targets)
         self.num_examples += count
         self.loss += float(loss.detach()) * count
@@ -188,17 +189,17 @@ def _shuffled(data: Dataset[Any] | DataLoader[Any], *, batch_size: int, generato
             data.generator.manual_seed(generator.initial_seed())
         return data
     sampler = RandomSampler(data, generator=generator)  # type: ignore[arg-type]
-    return _batches(data, BatchSampler(sampler, batch_size, drop_last=False), generator)
+    return _batches(data, BatchSampler(sampler, batch_size, drop_last=False), generator=generator)
 
 
 def _in_order(data: Dataset[Any] | DataLoader[Any]) -> Iterable[Batch]:
     if isinstance(data, DataLoader):
         return data
     sampler = SequentialSampler(data)  # type: ignore[arg-type]
-    return _batches(data, BatchSampler(sampler, EVALUATION_BATCH, drop_last=False), None)
+    return _batches(data, BatchSampler(sampler, EVALUATION_BATCH, drop_last=False), generator=None)
 
 
-def _batches(data: Dataset[Any], sampler: BatchSampler, generator: torch.Generator | None) -> Iterable[Batch]:
+def _batches(data: Dataset[Any], sampler: BatchSampler, *, generator: torch.Generator | None) -> Iterable[Batch]:
     if isinstance(data, TensorDataset):
         return _Indexed(data, sampler)
     return DataLoader(data, batch_sampler=sampler, generator=generator)
@@ -213,4 +214,4 @@ class _Indexed:
 
     def __iter__(self) -> Iterator[Batch]:
         for indices in self.sampler:
-            yield self.data[indices]  # type: ignore[index]
+            yield self.data[indices]

@@ -4,7 +4,7 @@ from typing import Final
 
 import numpy as np
 
-from fl_protocol.dtypes import FLOAT_FORMATS, as_float64, largest_magnitude, magnitude_bits
+from fl_protocol.dtypes import FLOAT_FORMATS, as_float64, magnitude_bits, magnitude_from_bits
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.streaming import Piece
 from fl_protocol.tensors import Header
@@ -33,11 +33,12 @@ class DenseMeasure:
 
     def _measure_floats(self, piece: Piece) -> float:
         spec = piece.spec
-        if magnitude_bits(piece.values, spec.dtype) >= FLOAT_FORMATS[spec.dtype].infinity_bits:
+        bits = magnitude_bits(piece.values, spec.dtype)
+        if bits >= FLOAT_FORMATS[spec.dtype].infinity_bits:
             element = piece.first_element + int(np.flatnonzero(~np.isfinite(as_float64(piece.values, spec.dtype)))[0])
             detail = f"tensor {spec.name!r} holds NaN or infinity at element {element}; every value must be finite"
             raise ProblemError(ProblemType.NON_FINITE, detail)
-        largest = largest_magnitude(piece.values, spec.dtype)
+        largest = magnitude_from_bits(bits, spec.dtype)
         if largest > self._max_abs_delta:
             raise _out_of_range(spec.name, magnitude=largest, bound=self._max_abs_delta)
         return largest

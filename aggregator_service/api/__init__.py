@@ -1,0 +1,1 @@
+"""The HTTP edge: each route parses, calls one flow function and renders."""

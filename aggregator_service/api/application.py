@@ -1,0 +1,74 @@
+"""Puts the routes together into one ASGI application."""
+
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final, Protocol
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.staticfiles import StaticFiles
+
+from aggregator_service.api import clients, instruments, models, operations, problems, runs, tasks
+from aggregator_service.api.dependencies import authenticated
+from aggregator_service.telemetry import Telemetry
+from fl_protocol.problems import Problem
+
+MAX_JSON_BYTES: Final = 64 << 10
+
+_DESCRIPTION: Final = """
+Federated learning in plain HTTP: clients pull the global model, train on data that never leaves them and put their
+weight delta back; when a quorum has arrived the server publishes the exact weighted mean as the next version.
+
+Tensors travel as [safetensors](https://github.com/huggingface/safetensors) bytes, errors as
+`application/problem+json` whose `detail` says what was wrong and what would be right.
+"""
+
+
+class Lifespan(Protocol):
+    """Starts and stops what the application needs."""
+
+    def __call__(self, app: FastAPI, /) -> AbstractAsyncContextManager[None]:
+        """Gives the context in which the application serves."""
+        ...
+
+
+def create_application(*, version: str, telemetry: Telemetry, lifespan: Lifespan) -> FastAPI:
+    """Makes the application; its lifespan must set `app.state.flow`."""
+    app = FastAPI(
+        title="FedQuorum",
+        version=version,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        max_body_size=None,
+    )
+    problems.install(app, telemetry)
+    app.add_middleware(instruments.Instruments, telemetry=telemetry)
+    protected = [Depends(authenticated)]
+    # The tensor routes stream their bodies and bound them by the model's own size.
+    for module, max_body_size in ((runs, MAX_JSON_BYTES), (clients, MAX_JSON_BYTES), (tasks, None), (models, None)):
+        app.include_router(_bounded(module.router, max_body_size), dependencies=protected)
+    app.include_router(operations.router)
+    app.mount(operations.STATIC_PATH, StaticFiles(directory=operations.STATIC_FOLDER), name="static")
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _bounded(router: APIRouter, max_body_size: int | None) -> APIRouter:
+    if max_body_size is None:
+        return router
+    bounded = APIRouter(max_body_size=max_body_size)
+    bounded.include_router(router)
+    return bounded
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title, version=app.version, description=app.description.strip(), routes=app.routes
+        )
+        schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+        app.openapi_schema = schema
+    return app.openapi_schema

@@ -1,0 +1,143 @@
+"""What routes ask for: the flow, the caller, ids, pages and waits. Authentication denies by default."""
+
+import base64
+import binascii
+import json
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final
+
+from fastapi import Depends, Header, Path, Query, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import AfterValidator
+
+from aggregator_service.domain.records import TokenKind
+from aggregator_service.flow.authentication import Principal, authenticate
+from aggregator_service.flow.context import Flow
+from fl_protocol.identifiers import is_identifier
+from fl_protocol.problems import ProblemError, ProblemType
+from fl_protocol.routes import DEFAULT_PAGE_LIMIT, MAX_PAGE_LIMIT, MAX_WAIT_SECONDS
+
+_MAX_TOKEN_LENGTH: Final = 512
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MAX_INTEGER: Final = 2**53 - 1
+
+_bearer: Final = HTTPBearer(auto_error=False, description="An operator, enrolment or client token.")
+
+
+def the_flow(request: Request) -> Flow:
+    """Gives the flow that the composition root put together."""
+    flow: Flow = request.app.state.flow
+    return flow
+
+
+FlowDependency = Annotated[Flow, Depends(the_flow)]
+
+
+async def authenticated(
+    request: Request,
+    flow: FlowDependency,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> Principal:
+    """Identifies the caller; every route under /v1 depends on it, so a route without a rule denies everyone."""
+    if credentials is None or not 0 < len(credentials.credentials) <= _MAX_TOKEN_LENGTH:
+        raise ProblemError(
+            ProblemType.UNAUTHENTICATED, "send the header 'Authorization: Bearer <token>' with a token of this server"
+        )
+    principal = await authenticate(flow, credentials.credentials)
+    rule = getattr(request.scope["route"].endpoint, "allowed_kinds", frozenset())
+    if principal.kind not in rule:
+        allowed = " or ".join(sorted(kind.value for kind in rule)) or "no"
+        raise ProblemError(
+            ProblemType.FORBIDDEN, f"this needs an {allowed} token; the token sent is of kind {principal.kind.value}"
+        )
+    return principal
+
+
+Caller = Annotated[Principal, Depends(authenticated)]
+
+
+async def _calling_client(principal: Caller) -> str:
+    if principal.client_id is None:
+        raise ProblemError(ProblemType.FORBIDDEN, "this needs a client token")
+    return principal.client_id
+
+
+CallingClient = Annotated[str, Depends(_calling_client)]
+
+Endpoint = Callable[..., Awaitable[Any]]
+
+
+def allow(*kinds: TokenKind) -> Callable[[Endpoint], Endpoint]:
+    """Declares which kinds of token may call a route; a route without this denies everyone."""
+
+    def mark(endpoint: Endpoint) -> Endpoint:
+        endpoint.allowed_kinds = frozenset(kinds)  # type: ignore[attr-defined]
+        return endpoint
+
+    return mark
+
+
+def _known_form(text: str) -> str:
+    if not is_identifier(text):
+        raise ProblemError(ProblemType.NOT_FOUND, "there is nothing with this identifier")
+    return text
+
+
+Identifier = Annotated[str, Path(description="An identifier made by the server."), AfterValidator(_known_form)]
+PathInteger = Annotated[int, Path(ge=0, le=_MAX_INTEGER)]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE_LIMIT, description="How many items at most.")]
+DEFAULT_LIMIT: Final = DEFAULT_PAGE_LIMIT
+Cursor = Annotated[str | None, Query(max_length=512, description="The next_cursor of the page before.")]
+Wait = Annotated[float, Query(ge=0, le=MAX_WAIT_SECONDS, description="Seconds to hold the request for an answer.")]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="Makes a repeated create answer as the first one did.",
+    ),
+]
+
+
+def encode_cursor(*position: object) -> str:
+    """Makes an opaque cursor from the last item's position."""
+    plain = [_instant_to_number(part) if isinstance(part, datetime) else part for part in position]
+    return base64.urlsafe_b64encode(json.dumps(plain).encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str, *types: type) -> list[Any]:
+    """Reads a cursor made here; raises `invalid-request`."""
+    try:
+        parts = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        if not isinstance(parts, list) or len(parts) != len(types):
+            raise ValueError
+        return [_read_part(part, kind) for part, kind in zip(parts, types, strict=True)]
+    except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error):
+        raise ProblemError(
+            ProblemType.INVALID_REQUEST, "cursor: not one of this list; begin again without a cursor"
+        ) from None
+
+
+def decode_position(cursor: str | None) -> tuple[datetime, str] | None:
+    """Reads the cursor of a list in the order of creation; None for the first page."""
+    if cursor is None:
+        return None
+    created_at, identifier = decode_cursor(cursor, datetime, str)
+    return created_at, identifier
+
+
+def _read_part(part: object, kind: type) -> object:
+    if kind is str:
+        if not isinstance(part, str) or "\x00" in part or len(part) > 128:
+            raise ValueError
+        return part
+    if not isinstance(part, int) or isinstance(part, bool) or not 0 <= part <= _MAX_INTEGER:
+        raise ValueError
+    return _EPOCH + timedelta(microseconds=part) if kind is datetime else part
+
+
+def _instant_to_number(instant: datetime) -> int:
+    return (instant - _EPOCH) // timedelta(microseconds=1)

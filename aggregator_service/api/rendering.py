@@ -1,0 +1,155 @@
+"""Turns what the flow gives into what the wire carries."""
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel
+
+from aggregator_service.domain.records import ClientRecord, ModelRecord, RoundRecord, RunRecord, UpdateRecord
+from aggregator_service.flow.evaluation import AcceptedEvaluation
+from aggregator_service.flow.intake import Accepted
+from aggregator_service.flow.selection import Assignment
+from fl_protocol import routes
+from fl_protocol.models import Model
+from fl_protocol.rounds import Contribution, Round
+from fl_protocol.runs import Run
+from fl_protocol.tasks import Client, Receipt, Task
+
+Item = TypeVar("Item")
+
+
+class Page(BaseModel, Generic[Item]):
+    """One page of a list; `next_cursor` is null on the last one."""
+
+    items: Sequence[Item]
+    next_cursor: str | None
+
+
+def render_run(run: RunRecord) -> Run:
+    """Renders a run."""
+    return Run(
+        run_id=run.run_id,
+        name=run.name,
+        state=run.state,
+        reason=run.reason,
+        spec=run.spec,
+        num_rounds=run.spec.num_rounds,
+        current_round=run.current_round,
+        latest_version=run.latest_version,
+        created_at=run.created_at,
+        started_at=run.started_at,
+        finished_at=run.finished_at,
+    )
+
+
+def render_round(round_: RoundRecord) -> Round:
+    """Renders an attempt at a round."""
+    return Round(
+        number=round_.number,
+        attempt=round_.attempt,
+        state=round_.state,
+        base_version=round_.base_version,
+        result_version=round_.result_version,
+        quorum=round_.quorum,
+        cohort_size=round_.cohort_size,
+        num_tasks=round_.num_tasks,
+        num_updates=round_.num_updates,
+        num_examples=round_.num_examples,
+        opened_at=round_.opened_at,
+        deadline_at=round_.deadline_at,
+        closed_at=round_.closed_at,
+        completed_at=round_.completed_at,
+        metrics=dict(round_.metrics),
+        evaluation=None if round_.evaluation is None else dict(round_.evaluation),
+    )
+
+
+def render_model(model: ModelRecord) -> Model:
+    """Renders a model version."""
+    return Model(
+        version=model.version,
+        round=model.round,
+        digest=model.digest,
+        num_bytes=model.num_bytes,
+        num_parameters=model.num_parameters,
+        created_at=model.created_at,
+    )
+
+
+def render_client(client: ClientRecord) -> Client:
+    """Renders a client for the operator."""
+    return Client(
+        client_id=client.client_id,
+        name=client.name,
+        attributes=dict(client.attributes),
+        created_at=client.created_at,
+        last_seen_at=client.last_seen_at,
+        revoked_at=client.revoked_at,
+    )
+
+
+def render_contribution(update: UpdateRecord) -> Contribution:
+    """Renders what the operator may know of an update."""
+    return Contribution(
+        update_id=update.update_id,
+        client_id=update.client_id,
+        digest=update.digest,
+        num_examples=update.num_examples,
+        weight=update.weight,
+        metrics=dict(update.metrics),
+        num_bytes=update.num_bytes,
+        accepted_at=update.accepted_at,
+    )
+
+
+def render_task(assignment: Assignment) -> Task:
+    """Renders a task for its client."""
+    spec = assignment.run.spec
+    evaluation_deadline = assignment.round.evaluation_deadline_at
+    return Task(
+        task_id=assignment.task.task_id,
+        run_id=assignment.run.run_id,
+        round=assignment.round.number,
+        attempt=assignment.round.attempt,
+        kind=assignment.task.kind,
+        base_version=assignment.model.version,
+        model_url=routes.path(
+            routes.RUN_MODEL, run_id=assignment.run.run_id, version=assignment.model.version
+        ),
+        model_digest=assignment.model.digest,
+        model_num_bytes=assignment.model.num_bytes,
+        training=spec.training,
+        encoding=spec.encoding,
+        privacy=spec.privacy,
+        secure_aggregation=spec.secure_aggregation,
+        deadline_at=evaluation_deadline or assignment.round.deadline_at,
+        max_num_bytes=assignment.max_num_bytes,
+    )
+
+
+def render_receipt(accepted: Accepted) -> Receipt:
+    """Renders the receipt of an update."""
+    update = accepted.update
+    return Receipt(
+        update_id=update.update_id,
+        task_id=update.task_id,
+        run_id=update.run_id,
+        round=accepted.round.number,
+        digest=update.digest,
+        num_bytes=update.num_bytes,
+        accepted_at=update.accepted_at,
+    )
+
+
+def render_evaluation_receipt(accepted: AcceptedEvaluation) -> Receipt:
+    """Renders the receipt of an evaluation report."""
+    evaluation = accepted.evaluation
+    return Receipt(
+        update_id=evaluation.update_id,
+        task_id=evaluation.task_id,
+        run_id=accepted.run_id,
+        round=accepted.round.number,
+        digest=evaluation.digest,
+        num_bytes=evaluation.num_bytes,
+        accepted_at=evaluation.accepted_at,
+    )

@@ -1,0 +1,120 @@
+"""Tasks, updates and evaluations: what clients do."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Request, Response
+
+from aggregator_service.api.bodies import TENSOR_BODY, tensor_body
+from aggregator_service.api.dependencies import CallingClient, FlowDependency, Identifier, Wait, allow
+from aggregator_service.api.problems import describe
+from aggregator_service.api.rendering import render_evaluation_receipt, render_receipt, render_task
+from aggregator_service.domain.records import TokenKind
+from aggregator_service.flow import evaluation, intake, selection
+from fl_protocol import routes
+from fl_protocol.problems import ProblemType
+from fl_protocol.tasks import EvaluationReport, Receipt, Task
+
+router = APIRouter(tags=["tasks"])
+
+_CLAIMED: dict[int | str, dict[str, Any]] = {
+    200: {"model": Task, "description": "The task this client already holds"},
+    204: {"description": "Nothing to do now", "headers": {"Retry-After": {"schema": {"type": "integer"}}}},
+}
+_ANSWERED: dict[int | str, dict[str, Any]] = {200: {"model": Receipt, "description": "The receipt of the same bytes"}}
+_RETRY_AFTER_SECONDS = 1
+
+
+@router.post(
+    routes.RUN_TASKS,
+    status_code=201,
+    summary="Claim a task",
+    responses=_CLAIMED | describe(ProblemType.NOT_FOUND, ProblemType.RUN_FINISHED),
+    response_model=Task,
+)
+@allow(TokenKind.CLIENT)
+async def claim_task(
+    flow: FlowDependency, client_id: CallingClient, response: Response, run_id: Identifier, wait: Wait = 0
+) -> Any:
+    """Gives the caller its task in the run: a new one (201), the one it holds (200), or nothing for now (204)."""
+    with flow.telemetry.waiting():
+        assignment = await selection.claim(flow, run_id=run_id, client_id=client_id, wait_seconds=wait)
+    if assignment is None:
+        return Response(status_code=204, headers={"Retry-After": str(_RETRY_AFTER_SECONDS)})
+    response.status_code = 201 if assignment.is_new else 200
+    return render_task(assignment)
+
+
+@router.delete(
+    routes.TASK,
+    status_code=204,
+    summary="Give a task up",
+    responses=describe(ProblemType.NOT_FOUND, ProblemType.ALREADY_SUBMITTED),
+)
+@allow(TokenKind.CLIENT)
+async def give_up_task(flow: FlowDependency, client_id: CallingClient, task_id: Identifier) -> Response:
+    """Gives the task up, so that another client can be asked."""
+    await selection.give_up(flow, task_id=task_id, client_id=client_id)
+    return Response(status_code=204)
+
+
+@router.put(
+    routes.TASK_UPDATE,
+    status_code=201,
+    summary="Send an update",
+    openapi_extra=TENSOR_BODY,
+    responses=_ANSWERED
+    | describe(
+        ProblemType.MALFORMED_UPDATE,
+        ProblemType.NOT_FOUND,
+        ProblemType.REQUEST_TIMEOUT,
+        ProblemType.ALREADY_SUBMITTED,
+        ProblemType.STATE_CONFLICT,
+        ProblemType.ROUND_CLOSED,
+        ProblemType.TOO_LARGE,
+        ProblemType.UNSUPPORTED_MEDIA_TYPE,
+        ProblemType.STRUCTURE_MISMATCH,
+        ProblemType.NON_FINITE,
+        ProblemType.VALUE_OUT_OF_RANGE,
+        ProblemType.INVALID_METADATA,
+        ProblemType.DIGEST_MISMATCH,
+        ProblemType.INSUFFICIENT_STORAGE,
+    ),
+)
+@allow(TokenKind.CLIENT)
+async def put_update(
+    request: Request, response: Response, flow: FlowDependency, client_id: CallingClient, task_id: Identifier
+) -> Receipt:
+    """Takes local minus base as safetensors; the receipt means that it is durable and counted exactly once."""
+    limit = await intake.max_body_bytes(flow, task_id=task_id, client_id=client_id)
+    body = tensor_body(request, max_num_bytes=limit)
+    accepted = await intake.take_update(flow, body, task_id=task_id, client_id=client_id)
+    response.status_code = 201 if accepted.is_new else 200
+    return render_receipt(accepted)
+
+
+@router.put(
+    routes.TASK_EVALUATION,
+    status_code=201,
+    summary="Send an evaluation",
+    responses=_ANSWERED
+    | describe(
+        ProblemType.MALFORMED_REQUEST,
+        ProblemType.NOT_FOUND,
+        ProblemType.ALREADY_SUBMITTED,
+        ProblemType.STATE_CONFLICT,
+        ProblemType.ROUND_CLOSED,
+        ProblemType.TOO_LARGE,
+    ),
+)
+@allow(TokenKind.CLIENT)
+async def put_evaluation(
+    response: Response,
+    flow: FlowDependency,
+    client_id: CallingClient,
+    task_id: Identifier,
+    report: Annotated[EvaluationReport, Body()],
+) -> Receipt:
+    """Takes what the caller measured of the global model on its own data."""
+    accepted = await evaluation.take_evaluation(flow, report, task_id=task_id, client_id=client_id)
+    response.status_code = 201 if accepted.is_new else 200
+    return render_evaluation_receipt(accepted)

@@ -1,0 +1,23 @@
+"""The weighted mean (FedAvg, McMahan et al. 2017): the weights of updates and the mean of what they reported."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+
+from fl_protocol.runs import MeanStrategy
+
+
+def weight_of(num_examples: int, strategy: MeanStrategy) -> int:
+    """Gives an update's integer weight: its number of examples up to `max_weight`, or 1 where all count the same."""
+    return 1 if strategy.weighting == "uniform" else min(num_examples, strategy.max_weight)
+
+
+def weighted_metrics(reports: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """Gives each metric's mean over the (weight, metrics) that report it, rounded once; the order does not matter."""
+    sums: defaultdict[str, Fraction] = defaultdict(Fraction)
+    weights: defaultdict[str, int] = defaultdict(int)
+    for weight, metrics in reports:
+        for name, value in metrics.items():
+            sums[name] += Fraction(value) * weight
+            weights[name] += weight
+    return {name: float(sums[name] / weights[name]) for name in sorted(sums)}

@@ -1,0 +1,105 @@
+"""Turns a sealed round into a candidate model: a function of the sealed set alone, run on a worker thread."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from aggregator_service import failpoints
+from aggregator_service.domain.records import ModelRecord, RoundRecord, RunRecord, UpdateRecord
+from aggregator_service.domain.strategies.mean import weighted_metrics
+from aggregator_service.flow.context import Flow
+from aggregator_service.flow.fold import RangeReader, SealedUpdate, aggregate
+from aggregator_service.storage import models, rounds, runs, updates
+from aggregator_service.storage.blobs import BlobUpload
+from aggregator_service.storage.transactions import ReadTx
+from fl_protocol.rounds import RoundState
+
+
+@dataclass(frozen=True, slots=True)
+class SealedRound:
+    """Everything that decides a round's result."""
+
+    run: RunRecord
+    round: RoundRecord
+    base: ModelRecord
+    updates: list[UpdateRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model that was computed and stored but is not published."""
+
+    model: BlobUpload
+    optimizer: BlobUpload
+    digest: str
+    metrics: Mapping[str, float]
+
+
+class _HashedUpload:
+    """Stores bytes as they come and keeps their digest."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.upload = BlobUpload(flow.new_id("blob"))
+        self.hash = hashlib.sha256()
+        self._flow = flow
+
+    def write(self, data: bytes) -> None:
+        self.hash.update(data)
+        self.upload.append(data)
+        if self.upload.is_due:
+            self._flow.blobs.flush_blocking(self.upload)
+
+
+def load_sealed(tx: ReadTx, round_id: str) -> SealedRound | None:
+    """Reads a sealed round; None if it no longer waits for its aggregate."""
+    round_ = rounds.get(tx, round_id)
+    if round_ is None or round_.state is not RoundState.AGGREGATING:
+        return None
+    run, base = runs.get(tx, round_.run_id), models.get(tx, round_.run_id, round_.base_version)
+    if run is None or base is None:
+        raise LookupError(f"round {round_id} lacks its run or base model")
+    return SealedRound(run, round_, base, updates.of_round(tx, round_id))
+
+
+def compute(flow: Flow, sealed: SealedRound) -> Candidate:
+    """Computes a round's model tile by tile; raises BlobCorruptError or a typed error naming the tensor."""
+    failpoints.reach("aggregation.started")
+    model, optimizer = _HashedUpload(flow), _HashedUpload(flow)
+    try:
+        aggregate(
+            _reader(flow, sealed.base.blob_id),
+            [_sealed_update(flow, update) for update in sealed.updates],
+            spec=sealed.run.spec,
+            optimizer_state=_optional_reader(flow, sealed.base.optimizer_blob_id),
+            write_model=model.write,
+            write_state=optimizer.write,
+        )
+    except BaseException:
+        flow.blobs.discard_blocking(model.upload)
+        flow.blobs.discard_blocking(optimizer.upload)
+        raise
+    failpoints.reach("aggregation.model_written")
+    return Candidate(
+        model=model.upload,
+        optimizer=optimizer.upload,
+        digest=f"sha256:{model.hash.hexdigest()}",
+        metrics=weighted_metrics([(update.num_examples, update.metrics) for update in sealed.updates]),
+    )
+
+
+def _sealed_update(flow: Flow, update: UpdateRecord) -> SealedUpdate:
+    return SealedUpdate(
+        update_id=update.update_id,
+        digest=update.digest,
+        weight=update.weight,
+        max_abs=update.max_abs,
+        read=_reader(flow, update.blob_id),
+    )
+
+
+def _reader(flow: Flow, blob_id: str) -> RangeReader:
+    return lambda begin, end: flow.blobs.read_blocking(blob_id, begin, end)
+
+
+def _optional_reader(flow: Flow, blob_id: str | None) -> RangeReader | None:
+    return None if blob_id is None else _reader(flow, blob_id)

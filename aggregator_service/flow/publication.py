@@ -1,0 +1,78 @@
+"""Publishes a candidate model: compare-and-set on the round, the new version and the next round in one transaction."""
+
+from datetime import timedelta
+
+from aggregator_service import failpoints
+from aggregator_service.domain.records import ModelRecord
+from aggregator_service.flow import rounds as round_steps
+from aggregator_service.flow.aggregation import Candidate, SealedRound
+from aggregator_service.flow.context import Flow
+from aggregator_service.flow.lifecycle import add_model
+from aggregator_service.storage import rounds, runs
+from aggregator_service.storage.transactions import WriteTx
+from fl_protocol.runs import FINISHED_RUN_STATES, RunState
+
+
+async def publish(flow: Flow, sealed: SealedRound, candidate: Candidate) -> bool:
+    """Publishes a round's model; False if the round was ended by somebody else meanwhile."""
+    published = await flow.transactions.write("publish_model", lambda tx: _publish(flow, tx, sealed, candidate))
+    failpoints.reach("publication.after_commit")
+    if published:
+        flow.telemetry.round_ended("completed")
+    else:
+        await discard(flow, candidate)
+    return published
+
+
+async def discard(flow: Flow, candidate: Candidate) -> None:
+    """Removes the bytes of a candidate that will not be published."""
+    await flow.blobs.discard(candidate.model)
+    await flow.blobs.discard(candidate.optimizer)
+
+
+def _publish(flow: Flow, tx: WriteTx, sealed: SealedRound, candidate: Candidate) -> bool:
+    run = runs.lock(tx, sealed.run.run_id)
+    if run is None or run.state in FINISHED_RUN_STATES:
+        return False
+    every = run.spec.evaluation.every
+    deadline = None
+    if every and sealed.round.number % every == 0:
+        deadline = tx.now() + timedelta(seconds=run.spec.round.deadline_seconds)
+    version = (run.latest_version or 0) + 1
+    won = rounds.complete(
+        tx,
+        sealed.round.round_id,
+        result_version=version,
+        metrics=candidate.metrics,
+        evaluation_deadline_at=deadline,
+    )
+    if not won:
+        return False
+    _store(flow, tx, sealed, candidate, version=version)
+    failpoints.reach("publication.in_transaction")
+    moved = runs.get(tx, run.run_id)
+    if moved is not None and moved.state is RunState.RUNNING:
+        round_steps.advance(flow, tx, moved)
+    return True
+
+
+def _store(flow: Flow, tx: WriteTx, sealed: SealedRound, candidate: Candidate, *, version: int) -> None:
+    flow.blobs.seal(tx, candidate.model)
+    has_state = candidate.optimizer.num_bytes > 0
+    if has_state:
+        flow.blobs.seal(tx, candidate.optimizer)
+    add_model(
+        tx,
+        ModelRecord(
+            run_id=sealed.run.run_id,
+            version=version,
+            round=sealed.round.number,
+            digest=candidate.digest,
+            num_bytes=candidate.model.num_bytes,
+            num_parameters=sealed.base.num_parameters,
+            blob_id=candidate.model.blob_id,
+            optimizer_blob_id=candidate.optimizer.blob_id if has_state else None,
+            created_at=tx.now(),
+        ),
+    )
+    runs.set_progress(tx, sealed.run.run_id, current_round=sealed.round.number, latest_version=version)

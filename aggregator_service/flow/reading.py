@@ -1,0 +1,173 @@
+"""What callers may look at: runs, rounds, models, clients, contributions and events, in pages and with waits."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+from typing import Final, TypeVar
+
+from aggregator_service.domain.records import (
+    ClientRecord,
+    EventRecord,
+    ModelRecord,
+    RoundRecord,
+    RunRecord,
+    UpdateRecord,
+)
+from aggregator_service.flow.context import Flow, run_topic
+from aggregator_service.flow.lifecycle import no_such_run
+from aggregator_service.flow.selection import POLL_SECONDS
+from aggregator_service.storage import clients, events, models, rounds, runs, updates
+from aggregator_service.storage.transactions import ReadTx
+from fl_protocol.problems import ProblemError, ProblemType
+from fl_protocol.runs import FINISHED_RUN_STATES
+
+T = TypeVar("T")
+Position = tuple[datetime, str]
+
+_EVENTS_A_READ: Final = 200
+
+
+async def get_run(flow: Flow, run_id: str) -> RunRecord:
+    """Gives a run; raises `not-found`."""
+    return await flow.transactions.read("get_run", lambda tx: _run(tx, run_id))
+
+
+async def list_runs(flow: Flow, *, after: Position | None, limit: int) -> list[RunRecord]:
+    """Lists runs from behind a position."""
+    return await flow.transactions.read("list_runs", lambda tx: runs.page(tx, after=after, limit=limit))
+
+
+async def list_clients(flow: Flow, *, after: Position | None, limit: int) -> list[ClientRecord]:
+    """Lists clients from behind a position."""
+    return await flow.transactions.read("list_clients", lambda tx: clients.page(tx, after=after, limit=limit))
+
+
+async def list_rounds(flow: Flow, run_id: str, *, after: tuple[int, int], limit: int) -> list[RoundRecord]:
+    """Lists attempts at rounds from behind a (number, attempt)."""
+
+    def body(tx: ReadTx) -> list[RoundRecord]:
+        _run(tx, run_id)
+        return rounds.page(tx, run_id, after=after, limit=limit)
+
+    return await flow.transactions.read("list_rounds", body)
+
+
+async def get_round(flow: Flow, run_id: str, number: int) -> RoundRecord:
+    """Gives the newest attempt at a round; raises `not-found`."""
+    return await flow.transactions.read("get_round", lambda tx: _round(tx, run_id, number))
+
+
+async def list_contributions(
+    flow: Flow, run_id: str, *, number: int, after_client_id: str, limit: int
+) -> list[UpdateRecord]:
+    """Lists who contributed to the newest attempt at a round."""
+
+    def body(tx: ReadTx) -> list[UpdateRecord]:
+        round_ = _round(tx, run_id, number)
+        return updates.page(tx, round_.round_id, after_client_id=after_client_id, limit=limit)
+
+    return await flow.transactions.read("list_contributions", body)
+
+
+async def list_models(flow: Flow, run_id: str, *, after_version: int, limit: int) -> list[ModelRecord]:
+    """Lists model versions newer than a given one."""
+
+    def body(tx: ReadTx) -> list[ModelRecord]:
+        _run(tx, run_id)
+        return models.page(tx, run_id, after_version=after_version, limit=limit)
+
+    return await flow.transactions.read("list_models", body)
+
+
+async def get_model(flow: Flow, run_id: str, version: int) -> ModelRecord:
+    """Gives a model version; raises `not-found`."""
+
+    def body(tx: ReadTx) -> ModelRecord:
+        run = _run(tx, run_id)
+        model = models.get(tx, run_id, version)
+        if model is None:
+            newest = "none yet" if run.latest_version is None else f"the newest is {run.latest_version}"
+            raise ProblemError(ProblemType.NOT_FOUND, f"the run has no model version {version}; {newest}")
+        return model
+
+    return await flow.transactions.read("get_model", body)
+
+
+async def wait_for_model(flow: Flow, run_id: str, *, after_version: int, wait_seconds: float) -> ModelRecord | None:
+    """Gives the newest model once it is newer than a version; None when the time is up first."""
+
+    def body(tx: ReadTx) -> tuple[bool, ModelRecord | None]:
+        run = _run(tx, run_id)
+        if run.latest_version is None or run.latest_version <= after_version:
+            return run.state in FINISHED_RUN_STATES, None
+        return True, models.get(tx, run_id, run.latest_version)
+
+    def is_settled(answer: tuple[bool, ModelRecord | None]) -> bool:
+        return answer[0]
+
+    _, model = await _wait(flow, run_id, read=body, is_settled=is_settled, wait_seconds=wait_seconds)
+    return model
+
+
+async def follow_events(flow: Flow, run_id: str, *, after_event_id: int) -> AsyncIterator[EventRecord | None]:
+    """Yields a run's events as they happen, and None now and then to keep the line open; ends with the run."""
+    position = after_event_id
+    while not flow.wakeups.closed:
+        seen = flow.wakeups.seen(run_topic(run_id))
+        finished, batch = await events_after(flow, run_id, position)
+        for event in batch:
+            yield event
+            position = event.event_id
+        if len(batch) == _EVENTS_A_READ:
+            continue
+        if finished:
+            return
+        if not batch:
+            yield None
+        await flow.wakeups.wait(run_topic(run_id), seen, timeout_seconds=POLL_SECONDS)
+
+
+async def events_after(flow: Flow, run_id: str, event_id: int) -> tuple[bool, list[EventRecord]]:
+    """Gives whether the run has ended, and some events behind a number."""
+
+    def body(tx: ReadTx) -> tuple[bool, list[EventRecord]]:
+        run = _run(tx, run_id)
+        return run.state in FINISHED_RUN_STATES, events.after(tx, run_id, event_id, limit=_EVENTS_A_READ)
+
+    return await flow.transactions.read("read_events", body)
+
+
+async def _wait(
+    flow: Flow,
+    run_id: str,
+    *,
+    read: Callable[[ReadTx], T],
+    is_settled: Callable[[T], bool],
+    wait_seconds: float,
+) -> T:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + wait_seconds
+    while True:
+        seen = flow.wakeups.seen(run_topic(run_id))
+        answer = await flow.transactions.read("wait_for_change", read)
+        remaining = deadline - loop.time()
+        if is_settled(answer) or remaining <= 0 or flow.wakeups.closed:
+            return answer
+        await flow.wakeups.wait(run_topic(run_id), seen, timeout_seconds=min(remaining, POLL_SECONDS))
+
+
+def _run(tx: ReadTx, run_id: str) -> RunRecord:
+    run = runs.get(tx, run_id)
+    if run is None:
+        raise no_such_run(run_id)
+    return run
+
+
+def _round(tx: ReadTx, run_id: str, number: int) -> RoundRecord:
+    run = _run(tx, run_id)
+    round_ = rounds.newest(tx, run_id, number)
+    if round_ is None:
+        raise ProblemError(
+            ProblemType.NOT_FOUND, f"the run has no round {number} yet; it is at round {run.current_round}"
+        )
+    return round_

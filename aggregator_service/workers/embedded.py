@@ -1,0 +1,101 @@
+"""The worker inside a server process: aggregates sealed rounds, lets deadlines pass, sweeps orphans."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import datetime
+from typing import Final
+
+import structlog
+
+from aggregator_service.domain.records import RoundRecord
+from aggregator_service.flow import aggregation, expiry, lifecycle, publication
+from aggregator_service.flow.aggregation import Candidate, SealedRound
+from aggregator_service.flow.context import WORK_TOPIC, Flow
+from aggregator_service.flow.fold import ModelOverflowError
+from aggregator_service.storage import rounds
+from aggregator_service.storage.blobs import BlobCorruptError
+from aggregator_service.storage.leases import exclusive
+
+_IDLE_SECONDS: Final = 5.0
+_BACKOFF_SECONDS: Final = 1.0
+_SWEEP_SECONDS: Final = 600.0
+
+_log = structlog.get_logger()
+
+
+class EmbeddedWorker:
+    """Three loops, each of which outlives the failure of a step."""
+
+    def __init__(self, flow: Flow, *, orphans_begun_before: datetime | None) -> None:
+        self._flow = flow
+        self._orphans_begun_before = orphans_begun_before
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begins the loops."""
+        loops = (("aggregate", self._aggregate_all), ("expire", self._expire), ("sweep", self._sweep))
+        self._tasks = [asyncio.create_task(self._repeat(name, step), name=name) for name, step in loops]
+
+    async def stop(self) -> None:
+        """Ends the loops; a round being aggregated is taken up again after the next start."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _repeat(self, name: str, step: Callable[[], Awaitable[float]]) -> None:
+        while True:
+            seen = self._flow.wakeups.seen(WORK_TOPIC)
+            try:
+                pause = await step()
+            except Exception as error:
+                _log.error("worker_step_failed", step=name, exc_info=error)
+                await asyncio.sleep(_BACKOFF_SECONDS)
+                continue
+            if self._flow.wakeups.closed:
+                return
+            await self._flow.wakeups.wait(WORK_TOPIC, seen, timeout_seconds=pause)
+
+    async def _aggregate_all(self) -> float:
+        for round_ in await self._flow.transactions.read("find_sealed", rounds.sealed):
+            await self._aggregate(round_)
+        return _IDLE_SECONDS
+
+    async def _expire(self) -> float:
+        await expiry.expire(self._flow)
+        due = await expiry.seconds_until_due(self._flow)
+        return _IDLE_SECONDS if due is None else max(0.001, min(due, _IDLE_SECONDS))
+
+    async def _sweep(self) -> float:
+        removed = await expiry.sweep_orphans(self._flow, begun_before=self._orphans_begun_before)
+        self._orphans_begun_before = None
+        if removed:
+            _log.info("orphans_swept", count=removed)
+        await asyncio.sleep(_SWEEP_SECONDS)
+        return 0.001
+
+    async def _aggregate(self, round_: RoundRecord) -> None:
+        started = time.perf_counter()
+        try:
+            outcome = await asyncio.to_thread(self._compute, round_)
+        except (ModelOverflowError, BlobCorruptError) as error:
+            reason = f"round {round_.number} cannot be aggregated: {error}"
+            _log.error("run_failed", run_id=round_.run_id, reason=reason)
+            await lifecycle.fail_run(self._flow, round_.run_id, reason)
+            return
+        if outcome is not None and await publication.publish(self._flow, *outcome):
+            self._flow.telemetry.aggregated(time.perf_counter() - started)
+
+    def _compute(self, round_: RoundRecord) -> tuple[SealedRound, Candidate] | None:
+        """Computes a round's model unless another process is at it or has done it."""
+        transactions = self._flow.transactions
+        with exclusive(transactions.database, round_.round_id) as held:
+            if not held:
+                return None
+            sealed = transactions.read_blocking(
+                "load_sealed", lambda tx: aggregation.load_sealed(tx, round_.round_id)
+            )
+            return None if sealed is None else (sealed, aggregation.compute(self._flow, sealed))

@@ -1,0 +1,116 @@
+"""FedQuorum's client SDK: take part in federated training over HTTP, or run it.
+
+`participate` and a trainer are what a client needs, `Operator` is what runs the training; `client_sdk.torch` has both
+ends for PyTorch and `client_sdk.testing` a server for tests. A name is imported when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from client_sdk.blocking import BlockingOperator, participate_blocking
+    from client_sdk.client import AggregatorClient
+    from client_sdk.config import Limits
+    from client_sdk.errors import (
+        FedQuorumError,
+        InsecureTransportError,
+        RunFailedError,
+        ServerError,
+        TrainerError,
+        TransportError,
+        UntrustedAnswerError,
+        UsageError,
+    )
+    from client_sdk.operator import Enrolment, Operator
+    from client_sdk.participant import Participation, participate
+    from client_sdk.session.progress import Progress
+    from client_sdk.session.work import (
+        Evaluator,
+        TrainedDelta,
+        TrainedModel,
+        Trainer,
+        TrainingResult,
+        TrainingTask,
+    )
+    from client_sdk.transfer import StoredModel
+    from fl_protocol.arrays import RawTensor, Tensor
+    from fl_protocol.runs import RoundSpec, Run, RunSpec, TrainingSpec
+    from fl_protocol.tasks import EvaluationReport
+
+__all__ = [
+    "AggregatorClient",
+    "BlockingOperator",
+    "Enrolment",
+    "EvaluationReport",
+    "Evaluator",
+    "FedQuorumError",
+    "InsecureTransportError",
+    "Limits",
+    "Operator",
+    "Participation",
+    "Progress",
+    "RawTensor",
+    "RoundSpec",
+    "Run",
+    "RunFailedError",
+    "RunSpec",
+    "ServerError",
+    "StoredModel",
+    "Tensor",
+    "TrainedDelta",
+    "TrainedModel",
+    "Trainer",
+    "TrainerError",
+    "TrainingResult",
+    "TrainingSpec",
+    "TrainingTask",
+    "TransportError",
+    "UntrustedAnswerError",
+    "UsageError",
+    "participate",
+    "participate_blocking",
+]
+
+_HOMES: Final = {
+    "client_sdk.blocking": ("BlockingOperator", "participate_blocking"),
+    "client_sdk.client": ("AggregatorClient",),
+    "client_sdk.config": ("Limits",),
+    "client_sdk.errors": (
+        "FedQuorumError",
+        "InsecureTransportError",
+        "RunFailedError",
+        "ServerError",
+        "TrainerError",
+        "TransportError",
+        "UntrustedAnswerError",
+        "UsageError",
+    ),
+    "client_sdk.operator": ("Enrolment", "Operator"),
+    "client_sdk.participant": ("Participation", "participate"),
+    "client_sdk.session.progress": ("Progress",),
+    "client_sdk.session.work": (
+        "Evaluator",
+        "TrainedDelta",
+        "TrainedModel",
+        "Trainer",
+        "TrainingResult",
+        "TrainingTask",
+    ),
+    "client_sdk.transfer": ("StoredModel",),
+    "fl_protocol.arrays": ("RawTensor", "Tensor"),
+    "fl_protocol.runs": ("RoundSpec", "Run", "RunSpec", "TrainingSpec"),
+    "fl_protocol.tasks": ("EvaluationReport",),
+}
+_HOME_OF: Final = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'client_sdk' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,167 @@
+"""Runs the demo from beginning to end."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import numpy as np
+from rich.console import Console
+
+from client_sdk.client import AggregatorClient
+from client_sdk.demo.folder import prepare_folder
+from client_sdk.demo.mnist import MnistSubset, load
+from client_sdk.demo.report import DemoResult, RoundResult, Screen, Traffic, show_result
+from client_sdk.demo.server import running_server
+from client_sdk.errors import RunFailedError
+from client_sdk.operator import Operator
+from client_sdk.participant import participate
+from client_sdk.session.progress import Progress
+from client_sdk.torch import (
+    ImageDataset,
+    TorchEvaluator,
+    TorchTrainer,
+    classifier,
+    image_dataset,
+    load_into,
+    tensors_of,
+    use_threads,
+)
+from fl_protocol.rounds import EventType
+from fl_protocol.runs import RoundSpec, Run, RunSpec, RunState, TrainingSpec
+from fl_protocol.tasks import ClientRequest, EvaluationReport
+
+SIZES: Final = (784, 128, 64, 10)
+TRAINING: Final = TrainingSpec(local_epochs=2, batch_size=32, learning_rate=0.1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoSettings:
+    """What a demo may be told."""
+
+    folder: Path = Path("fedquorum-demo")
+    num_clients: int = 10
+    num_rounds: int = 10
+    seed: int = 0
+    keep_serving: bool = False
+
+
+async def run_demo(settings: DemoSettings, console: Console, *, operator_token: str) -> DemoResult:
+    """Trains on MNIST with a real server and real clients; the same seed gives the same model."""
+    started = time.monotonic()
+    # One thread an operation: the clients fill the cores, and sums have the same order on every machine.
+    use_threads(1)
+    folder = prepare_folder(settings.folder)
+    images = await anyio.to_thread.run_sync(load)
+    async with running_server(folder, operator_token) as address:
+        console.print(f"server at {address}, API docs at {address}/docs", highlight=False)
+        async with AggregatorClient(address, token=operator_token) as client:
+            demo = _Demo(settings, folder, images, address, Operator(client), Traffic())
+            result = await demo.train(console, started=started)
+        show_result(console, result, folder=folder)
+        if settings.keep_serving:
+            await _keep_serving(console, address, operator_token)
+    return result
+
+
+async def _keep_serving(console: Console, address: str, operator_token: str) -> None:
+    console.print(
+        f"\nStill serving at {address}/docs until Ctrl-C. The operator token of this server:", highlight=False
+    )
+    console.print(
+        f"  export FEDQUORUM_SERVER={address} FEDQUORUM_TOKEN={operator_token}", highlight=False, soft_wrap=True
+    )
+    await anyio.sleep_forever()
+
+
+@dataclass(frozen=True, slots=True)
+class _Demo:
+    settings: DemoSettings
+    folder: Path
+    images: MnistSubset
+    address: str
+    operator: Operator
+    traffic: Traffic
+
+    async def train(self, console: Console, *, started: float) -> DemoResult:
+        tokens = await self._enrol()
+        count, rounds = self.settings.num_clients, self.settings.num_rounds
+        spec = RunSpec(
+            name="mnist", num_rounds=rounds, round=RoundSpec(quorum=count, cohort_size=count), training=TRAINING
+        )
+        run = await self.operator.start_run(spec, tensors_of(classifier(SIZES, seed=self.settings.seed)))
+        results: list[RoundResult] = []
+        with Screen(console, num_rounds=rounds, quorum=count) as screen:
+            screen.say(f"{count} clients with {self._shard_size} images each, {rounds} rounds")
+            async with anyio.create_task_group() as clients:
+                for name, token in tokens.items():
+                    clients.start_soon(self._take_part, run.run_id, name, token, screen)
+                await self._follow(run, screen, results)
+        final = await self.operator.download(run.run_id, self.folder / "models")
+        model = Path(shutil.copyfile(final.path, self.folder / "model.safetensors"))
+        seconds = time.monotonic() - started
+        return DemoResult(self.address, run.run_id, tuple(results), model, final.digest, seconds)
+
+    @property
+    def _shard_size(self) -> int:
+        return len(self.images.train_labels) // self.settings.num_clients
+
+    async def _enrol(self) -> dict[str, str]:
+        """Enrols the clients as they would enrol themselves: with an enrolment token, not with the operator's."""
+        enrolment = await self.operator.create_enrolment(max_uses=self.settings.num_clients)
+        tokens: dict[str, str] = {}
+        async with AggregatorClient(self.address, token=enrolment.token) as door:
+            for number in range(1, self.settings.num_clients + 1):
+                enrolled = await door.enrol_client(ClientRequest(name=f"client-{number:02}"))
+                tokens[enrolled.name] = enrolled.token
+        return tokens
+
+    async def _take_part(self, run_id: str, name: str, token: str, screen: Screen) -> None:
+        def tell(event: Progress) -> None:
+            self.traffic.note(event)
+            screen.update_accepted(event)
+
+        trainer = TorchTrainer(classifier(SIZES, seed=0), self._shard(name), seed=self.settings.seed, client=name)
+        async with AggregatorClient(self.address, token=token) as client:
+            cache = self.folder / "clients" / name
+            await participate(client, run_id, trainer, cache_dir=cache, on_event=tell)
+
+    def _shard(self, name: str) -> ImageDataset:
+        number = int(name.rpartition("-")[2])
+        order = np.random.default_rng(self.settings.seed).permutation(len(self.images.train_labels))
+        mine = np.sort(order[(number - 1) * self._shard_size : number * self._shard_size])
+        return image_dataset(self.images.train_images[mine], self.images.train_labels[mine])
+
+    async def _follow(self, run: Run, screen: Screen, results: list[RoundResult]) -> None:
+        module = classifier(SIZES, seed=0)
+        evaluator = TorchEvaluator(module, image_dataset(self.images.test_images, self.images.test_labels))
+        async for event in self.operator.watch(run.run_id):
+            number = event.data.get("round")
+            if event.type == EventType.ROUND_OPENED and isinstance(number, int):
+                screen.round_opened(number)
+            version = event.data.get("version")
+            if event.type == EventType.MODEL_PUBLISHED and isinstance(version, int) and version > 0:
+                model = await self.operator.result(run.run_id, self.folder / "models", version=version)
+                load_into(module, model)
+                report = await anyio.to_thread.run_sync(evaluator.measure)
+                results.append(await self._round_result(run.run_id, version, report))
+                screen.round_done(results[-1])
+        final = await self.operator.client.get_run(run.run_id)
+        if final.state is not RunState.COMPLETED:
+            raise RunFailedError(f"the run is {final.state}: {final.reason or 'no reason was given'}")
+
+    async def _round_result(self, run_id: str, number: int, report: EvaluationReport) -> RoundResult:
+        done = await self.operator.client.get_round(run_id, number)
+        ended = done.completed_at or done.opened_at
+        return RoundResult(
+            number=number,
+            num_updates=done.num_updates,
+            train_loss=done.metrics.get("loss", float("nan")),
+            loss=report.metrics["loss"],
+            accuracy=report.metrics["accuracy"],
+            seconds=(ended - done.opened_at).total_seconds(),
+            num_bytes=self.traffic.num_bytes[number],
+        )

@@ -1,0 +1,305 @@
+"""What the fake aggregator remembers of a run, and how a round of it goes."""
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from fl_protocol.arrays import RawTensor, Tensor, decode, dtype_of, encode
+from fl_protocol.dtypes import FLOAT_FORMATS, as_float64, from_float64
+from fl_protocol.models import Model
+from fl_protocol.problems import ProblemError, ProblemType
+from fl_protocol.rounds import Event, EventType, Round, RoundState
+from fl_protocol.runs import FINISHED_RUN_STATES, Run, RunSpec, RunState
+from fl_protocol.tasks import EvaluationReport, Receipt, Task, TaskKind
+from fl_protocol.tensors import LENGTH_BYTES, header_length, parse_header
+from fl_protocol.updates import check_update_structure, update_metadata
+
+Headers = Mapping[str, str]
+
+
+def new_id(prefix: str) -> str:
+    """Makes an identifier as the real server does."""
+    return f"{prefix}_{secrets.token_hex(16)}"
+
+
+def digest_of(content: bytes) -> str:
+    """Gives the digest that stands on the wire."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+@dataclass(slots=True)
+class FakeTask:
+    """A task, who holds it, and what came of it."""
+
+    task: Task
+    client: str
+    update: bytes | None = None
+    report: EvaluationReport | None = None
+    receipt: Receipt | None = None
+    given_up: bool = False
+
+
+@dataclass(slots=True)
+class FakeRun:
+    """A run, all its models, rounds, tasks and events."""
+
+    run: Run
+    models: list[bytes] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
+    tasks: dict[str, FakeTask] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        return self.run.state in FINISHED_RUN_STATES
+
+    def change(self, **fields: Any) -> None:
+        """Replaces fields of the run."""
+        self.run = self.run.model_copy(update=fields)
+
+    def move_to(self, state: RunState) -> None:
+        """Puts the run into a state and tells so; opens the first round of a run that starts."""
+        self.change(state=state, finished_at=_now() if state in FINISHED_RUN_STATES else None)
+        self.tell(EventType.RUN_STATE, state=state.value)
+        if state is RunState.RUNNING and not self.rounds:
+            self.change(started_at=_now())
+            self._open_round(1)
+
+    def tell(self, kind: EventType, **data: Any) -> None:
+        """Appends an event."""
+        self.events.append(Event(event_id=len(self.events) + 1, type=kind.value, created_at=_now(), data=data))
+
+    def add_model(self, content: bytes) -> Model:
+        """Adds a model version; raises ProblemError if it is not safetensors."""
+        decode(content)
+        self.models.append(content)
+        self.change(latest_version=len(self.models) - 1)
+        return self.model(len(self.models) - 1)
+
+    def model(self, version: int) -> Model:
+        """Describes a model version."""
+        content = self.models[version]
+        num_parameters = sum(int(np.prod(tensor.shape)) for tensor in decode(content).values())
+        return Model(
+            version=version,
+            round=version,
+            digest=digest_of(content),
+            num_bytes=len(content),
+            num_parameters=num_parameters,
+            created_at=_now(),
+        )
+
+    def task_for(self, client: str) -> tuple[Task, bool] | None:
+        """Finds or makes a client's task and says whether it is new; None if there is nothing to do."""
+        mine = [held for held in self.tasks.values() if held.client == client and not held.given_up]
+        for held in mine:
+            if held.receipt is None and (held.task.kind is TaskKind.EVALUATE or self._is_open(held.task)):
+                return held.task, False
+        if self.run.state is not RunState.RUNNING or self.rounds[-1].state is not RoundState.COLLECTING:
+            return None
+        number = self.rounds[-1].number
+        asked = [held for held in self.tasks.values() if self._is_open(held.task) and not held.given_up]
+        if any(held.task.round == number and held.task.kind is TaskKind.TRAIN for held in mine):
+            return None
+        if len(asked) >= self.rounds[-1].cohort_size:
+            return None
+        return self._assign(client, TaskKind.TRAIN, number=number), True
+
+    def accept_update(self, held: FakeTask, content: bytes) -> Receipt:
+        """Takes an update and closes the round once it has enough; raises ProblemError as the contract has it."""
+        if held.receipt is not None:
+            if held.receipt.digest == digest_of(content):
+                return held.receipt
+            raise ProblemError(ProblemType.ALREADY_SUBMITTED, "other bytes were accepted for this task")
+        if not self._is_open(held.task):
+            raise ProblemError(ProblemType.ROUND_CLOSED, f"round {held.task.round} closed without this update")
+        header = parse_header(_header_bytes(content))
+        check_update_structure(header, parse_header(_header_bytes(self.models[-1])))
+        update_metadata(header)
+        decode(content)
+        held.update = content
+        held.receipt = _receipt(held.task, content)
+        self.tell(EventType.UPDATE_ACCEPTED, round=held.task.round, client_id=held.client)
+        self._close_if_full()
+        return held.receipt
+
+    def accept_evaluation(self, held: FakeTask, report: EvaluationReport) -> Receipt:
+        """Takes what a client measured."""
+        if held.receipt is None:
+            held.report = report
+            held.receipt = _receipt(held.task, report.model_dump_json().encode())
+            reports = [
+                (other.report.num_examples, other.report.metrics)
+                for other in self.tasks.values()
+                if other.report is not None and other.task.round == held.task.round
+            ]
+            self._change_round(held.task.round, evaluation=_mean_metrics(reports))
+            self.tell(EventType.EVALUATION_COMPLETED, round=held.task.round)
+        return held.receipt
+
+    def _is_open(self, task: Task) -> bool:
+        last = self.rounds[-1]
+        return task.kind is TaskKind.TRAIN and task.round == last.number and last.state is RoundState.COLLECTING
+
+    def _assign(self, client: str, kind: TaskKind, *, number: int) -> Task:
+        version = len(self.models) - 1
+        content = self.models[version]
+        task = Task(
+            task_id=new_id("task"),
+            run_id=self.run.run_id,
+            round=number,
+            attempt=1,
+            kind=kind,
+            base_version=version,
+            model_url=f"/v1/runs/{self.run.run_id}/models/{version}",
+            model_digest=digest_of(content),
+            model_num_bytes=len(content),
+            training=self.run.spec.training,
+            encoding=self.run.spec.encoding,
+            privacy=self.run.spec.privacy,
+            secure_aggregation=self.run.spec.secure_aggregation,
+            deadline_at=_now() + timedelta(seconds=self.run.spec.round.deadline_seconds),
+            max_num_bytes=2 * len(content) + (1 << 20),
+        )
+        self.tasks[task.task_id] = FakeTask(task, client)
+        return task
+
+    def _open_round(self, number: int) -> None:
+        spec = self.run.spec.round
+        self.change(current_round=number)
+        self.rounds.append(
+            Round(
+                number=number,
+                attempt=1,
+                state=RoundState.COLLECTING,
+                base_version=len(self.models) - 1,
+                result_version=None,
+                quorum=spec.quorum,
+                cohort_size=spec.cohort_size,
+                num_tasks=0,
+                num_updates=0,
+                num_examples=0,
+                opened_at=_now(),
+                deadline_at=_now() + timedelta(seconds=spec.deadline_seconds),
+                closed_at=None,
+                completed_at=None,
+                metrics={},
+                evaluation=None,
+            )
+        )
+        self.tell(EventType.ROUND_OPENED, round=number)
+
+    def _change_round(self, number: int, **fields: Any) -> None:
+        self.rounds[number - 1] = self.rounds[number - 1].model_copy(update=fields)
+
+    def _close_if_full(self) -> None:
+        number = self.rounds[-1].number
+        contributed = [held for held in self.tasks.values() if held.update is not None and held.task.round == number]
+        self._change_round(number, num_updates=len(contributed))
+        if len(contributed) < self.rounds[-1].quorum:
+            return
+        updates = [held.update for held in contributed if held.update is not None]
+        facts = [update_metadata(parse_header(_header_bytes(update))) for update in updates]
+        weights = [fact.num_examples for fact in facts]
+        self.add_model(weighted_mean(self.models[-1], updates, weights=weights))
+        self._change_round(
+            number,
+            state=RoundState.COMPLETED,
+            result_version=len(self.models) - 1,
+            num_examples=sum(weights),
+            metrics=_mean_metrics([(fact.num_examples, fact.metrics) for fact in facts]),
+            closed_at=_now(),
+            completed_at=_now(),
+        )
+        self.tell(EventType.ROUND_CLOSED, round=number)
+        self.tell(EventType.MODEL_PUBLISHED, round=number, version=len(self.models) - 1)
+        self._go_on(number, [held.client for held in contributed])
+
+    def _go_on(self, number: int, clients: list[str]) -> None:
+        every = self.run.spec.evaluation.every
+        if every and number % every == 0:
+            for client in clients:
+                self._assign(client, TaskKind.EVALUATE, number=number)
+        if number == self.run.num_rounds:
+            self.move_to(RunState.COMPLETED)
+        else:
+            self._open_round(number + 1)
+
+
+def new_run(spec: RunSpec) -> FakeRun:
+    """Makes a draft run."""
+    run = Run(
+        run_id=new_id("run"),
+        name=spec.name,
+        state=RunState.DRAFT,
+        reason=None,
+        spec=spec,
+        num_rounds=spec.num_rounds,
+        current_round=0,
+        latest_version=None,
+        created_at=_now(),
+        started_at=None,
+        finished_at=None,
+    )
+    return FakeRun(run)
+
+
+def weighted_mean(base: bytes, updates: list[bytes], *, weights: list[int]) -> bytes:
+    """Adds the weighted mean of the updates to the base model, in float64, rounded once."""
+    model = decode(base)
+    deltas = [decode(update) for update in updates]
+    new = {name: _moved(name, tensor, deltas=deltas, weights=weights) for name, tensor in model.items()}
+    return b"".join(encode(new, {}))
+
+
+def _moved(name: str, base: Tensor, *, deltas: list[dict[str, Tensor]], weights: list[int]) -> Tensor:
+    present = [(delta[name], weight) for delta, weight in zip(deltas, weights, strict=True) if name in delta]
+    if not present:
+        return base
+    dtype = dtype_of(base)
+    total = sum(weight for _, weight in present)
+    mean = sum(weight * _wide(delta, dtype) for delta, weight in present) / total
+    if dtype not in FLOAT_FORMATS:
+        return (_wide(base, dtype) + np.rint(mean)).astype(base.dtype)
+    values = from_float64(_wide(base, dtype) + mean, dtype)
+    return RawTensor("BF16", values) if dtype == "BF16" else values
+
+
+def _wide(tensor: Tensor, dtype: str) -> Any:
+    values = tensor.data if isinstance(tensor, RawTensor) else tensor
+    return as_float64(values, dtype) if dtype in FLOAT_FORMATS else values.astype(np.float64)
+
+
+def _header_bytes(content: bytes) -> bytes:
+    length = header_length(content[:LENGTH_BYTES])
+    return content[LENGTH_BYTES : LENGTH_BYTES + length]
+
+
+def _mean_metrics(reports: list[tuple[int, dict[str, float]]]) -> dict[str, float]:
+    names = {name for _, metrics in reports for name in metrics}
+    means: dict[str, float] = {}
+    for name in sorted(names):
+        given = [(weight, metrics[name]) for weight, metrics in reports if name in metrics]
+        means[name] = sum(weight * value for weight, value in given) / sum(weight for weight, _ in given)
+    return means
+
+
+def _receipt(task: Task, content: bytes) -> Receipt:
+    return Receipt(
+        update_id=new_id("update"),
+        task_id=task.task_id,
+        run_id=task.run_id,
+        round=task.round,
+        digest=digest_of(content),
+        num_bytes=len(content),
+        accepted_at=_now(),
+    )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
