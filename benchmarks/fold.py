@@ -25,7 +25,7 @@ class Row:
 
 
 def measure() -> list[Row]:
-    """Measures the fastest plain read, the fold, and a float64 sum that is not exact, one after another in one run."""
+    """Measures the fastest plain read, the fold with and without llvmlite, and a float64 sum that is not exact, one after another in one run."""
     values = (np.random.default_rng(0).standard_normal(NUM_ELEMENTS) * 0.01).astype(np.float32)
     shift = exact_sum.shift([(float(np.abs(values).max()), 12_345)])
     accumulator = np.zeros(WINDOW, dtype=np.int64)
@@ -35,6 +35,9 @@ def measure() -> list[Row]:
     def fold(tile: np.ndarray) -> None:
         exact_sum.fold(accumulator[: tile.size], tile, weight=12_345, shift=shift, scratch=scratch)
 
+    def fold_with_numpy(tile: np.ndarray) -> None:
+        exact_sum.fold_with_numpy(accumulator[: tile.size], tile, factor=2.0**20, scratch=scratch)
+
     def sum_float64(tile: np.ndarray) -> None:
         np.add(naive[: tile.size], tile * np.float64(12_345), out=naive[: tile.size])
 
@@ -42,6 +45,7 @@ def measure() -> list[Row]:
         "read: add int64": lambda: np.add.reduce(values.view(np.int64)),
         "read: or int64": lambda: np.bitwise_or.reduce(values.view(np.int64)),
         "fold: exact sum": lambda: _each_window(values, fold),
+        "fold: numpy only": lambda: _each_window(values, fold_with_numpy),
         "fold: naive float64": lambda: _each_window(values, sum_float64),
     }
     seconds = _medians(work)

@@ -148,9 +148,9 @@ class AggregatorClient:
             pause = self.limits.backoff_initial_seconds
             try:
                 async with self._connection.open(get_events(run_id, after=after), {}) as response:
-                    failures = 0
                     reader = EventReader(max_event_bytes=self.limits.max_event_bytes)
                     async for chunk in response.aiter_raw():
+                        failures = 0
                         for event in reader.feed(chunk):
                             after = event.event_id
                             yield event

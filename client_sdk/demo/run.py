@@ -1,5 +1,6 @@
 """Runs the demo from beginning to end."""
 
+import functools
 import shutil
 import time
 from dataclasses import dataclass
@@ -63,11 +64,11 @@ async def run_demo(settings: DemoSettings, console: Console, *, operator_token: 
             result = await demo.train(console, started=started)
         show_result(console, result, folder=folder)
         if settings.keep_serving:
-            await _keep_serving(console, address, operator_token)
+            await _keep_serving(console, address=address, operator_token=operator_token)
     return result
 
 
-async def _keep_serving(console: Console, address: str, operator_token: str) -> None:
+async def _keep_serving(console: Console, *, address: str, operator_token: str) -> None:
     console.print(
         f"\nStill serving at {address}/docs until Ctrl-C. The operator token of this server:", highlight=False
     )
@@ -98,8 +99,10 @@ class _Demo:
             screen.say(f"{count} clients with {self._shard_size} images each, {rounds} rounds")
             async with anyio.create_task_group() as clients:
                 for name, token in tokens.items():
-                    clients.start_soon(self._take_part, run.run_id, name, token, screen)
-                await self._follow(run, screen, results)
+                    clients.start_soon(
+                        functools.partial(self._take_part, run_id=run.run_id, screen=screen), name, token
+                    )
+                await self._follow(run, screen=screen, results=results)
         final = await self.operator.download(run.run_id, self.folder / "models")
         model = Path(shutil.copyfile(final.path, self.folder / "model.safetensors"))
         seconds = time.monotonic() - started
@@ -119,7 +122,7 @@ class _Demo:
                 tokens[enrolled.name] = enrolled.token
         return tokens
 
-    async def _take_part(self, run_id: str, name: str, token: str, screen: Screen) -> None:
+    async def _take_part(self, name: str, token: str, *, run_id: str, screen: Screen) -> None:
         def tell(event: Progress) -> None:
             self.traffic.note(event)
             screen.update_accepted(event)
@@ -135,7 +138,7 @@ class _Demo:
         mine = np.sort(order[(number - 1) * self._shard_size : number * self._shard_size])
         return image_dataset(self.images.train_images[mine], self.images.train_labels[mine])
 
-    async def _follow(self, run: Run, screen: Screen, results: list[RoundResult]) -> None:
+    async def _follow(self, run: Run, *, screen: Screen, results: list[RoundResult]) -> None:
         module = classifier(SIZES, seed=0)
         evaluator = TorchEvaluator(module, image_dataset(self.images.test_images, self.images.test_labels))
         async for event in self.operator.watch(run.run_id):
@@ -147,13 +150,13 @@ class _Demo:
                 model = await self.operator.result(run.run_id, self.folder / "models", version=version)
                 load_into(module, model)
                 report = await anyio.to_thread.run_sync(evaluator.measure)
-                results.append(await self._round_result(run.run_id, version, report))
+                results.append(await self._round_result(run.run_id, version, report=report))
                 screen.round_done(results[-1])
         final = await self.operator.client.get_run(run.run_id)
         if final.state is not RunState.COMPLETED:
             raise RunFailedError(f"the run is {final.state}: {final.reason or 'no reason was given'}")
 
-    async def _round_result(self, run_id: str, number: int, report: EvaluationReport) -> RoundResult:
+    async def _round_result(self, run_id: str, number: int, *, report: EvaluationReport) -> RoundResult:
         done = await self.operator.client.get_round(run_id, number)
         ended = done.completed_at or done.opened_at
         return RoundResult(

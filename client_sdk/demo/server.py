@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-from anyio.abc import Process
+from anyio.abc import Process, TaskGroup
 from anyio.streams.text import TextReceiveStream
 
 from client_sdk.errors import FedQuorumError
@@ -51,7 +51,7 @@ async def running_server(folder: Path, operator_token: str) -> AsyncIterator[str
         )
         try:
             async with anyio.create_task_group() as drain:
-                yield await _address(process, log, drain)
+                yield await _address(process, log, drain=drain)
                 drain.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
@@ -64,7 +64,7 @@ def _environment(operator_token: str) -> dict[str, str]:
     return kept | {"FEDQUORUM_OPERATOR_TOKEN": operator_token, "PYTHONUNBUFFERED": "1"}
 
 
-async def _address(process: Process, log: Path, drain: anyio.abc.TaskGroup) -> str:
+async def _address(process: Process, log: Path, *, drain: TaskGroup) -> str:
     if process.stdout is None:
         raise ServerStartError("the server has no output")
     output, said = TextReceiveStream(process.stdout, errors="replace"), ""

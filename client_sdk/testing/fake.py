@@ -118,19 +118,7 @@ class FakeAggregator:
             return _model(request, fake, which=found[1])
         if rest == "/tasks" and request.method == "POST":
             return await self._claim(request, fake)
-        if found := re.fullmatch(r"/rounds/(\d+)", rest):
-            return _json(fake.rounds[int(found[1]) - 1])
-        match rest:
-            case "":
-                return _json(fake.run)
-            case "/rounds":
-                return _page(fake.rounds)
-            case "/models":
-                return _page([fake.model(version) for version in range(len(fake.models))])
-            case "/events":
-                after = int(request.headers.get("last-event-id", "0"))
-                return httpx.Response(200, content=_events(fake, after))
-        raise ProblemError(ProblemType.NOT_FOUND, f"the fake has no {request.method} {request.url.path}")
+        return _read_route(request, fake, rest=rest)
 
     async def _claim(self, request: httpx.Request, fake: FakeRun) -> httpx.Response:
         client = self._caller(request)
@@ -175,6 +163,22 @@ class FakeAggregator:
         if token not in self.clients:
             raise ProblemError(ProblemType.UNAUTHENTICATED, "no client of the fake has this token; see `enrolled`")
         return self.clients[token]
+
+
+def _read_route(request: httpx.Request, fake: FakeRun, *, rest: str) -> httpx.Response:
+    if found := re.fullmatch(r"/rounds/(\d+)", rest):
+        return _json(fake.rounds[int(found[1]) - 1])
+    match rest:
+        case "":
+            return _json(fake.run)
+        case "/rounds":
+            return _page(fake.rounds)
+        case "/models":
+            return _page([fake.model(version) for version in range(len(fake.models))])
+        case "/events":
+            after = int(request.headers.get("last-event-id", "0"))
+            return httpx.Response(200, content=_events(fake, after))
+    raise ProblemError(ProblemType.NOT_FOUND, f"the fake has no {request.method} {request.url.path}")
 
 
 def _model(request: httpx.Request, fake: FakeRun, *, which: str) -> httpx.Response:

@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fl_protocol.arrays import RawTensor, Tensor, decode, dtype_of, encode
-from fl_protocol.dtypes import FLOAT_FORMATS, as_float64, from_float64
+from fl_protocol.dtypes import CARRIERS, FLOAT_FORMATS, as_float64, from_float64
 from fl_protocol.models import Model
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import Event, EventType, Round, RoundState
@@ -265,7 +266,8 @@ def _moved(name: str, base: Tensor, *, deltas: list[dict[str, Tensor]], weights:
     total = sum(weight for _, weight in present)
     mean = sum(weight * _wide(delta, dtype) for delta, weight in present) / total
     if dtype not in FLOAT_FORMATS:
-        return (_wide(base, dtype) + np.rint(mean)).astype(base.dtype)
+        counters: NDArray[Any] = (_wide(base, dtype) + np.rint(mean)).astype(CARRIERS[dtype])
+        return counters
     values = from_float64(_wide(base, dtype) + mean, dtype)
     return RawTensor("BF16", values) if dtype == "BF16" else values
 

@@ -1,0 +1,1 @@
+"""Real servers, databases and participants for the tests; nothing of it is part of the product."""
