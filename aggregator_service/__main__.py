@@ -3,6 +3,8 @@
 import ipaddress
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Final, NoReturn
 
 import typer
@@ -33,9 +35,7 @@ DatabaseUrl = Annotated[
 @cli.command()
 def serve(
     *,
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on [env: FEDQUORUM_HOST, else 127.0.0.1]")
-    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on [env: FEDQUORUM_HOST, else 127.0.0.1]")] = None,
     port: Annotated[
         int | None, typer.Option(help="Port to listen on; 0 takes a free one [env: FEDQUORUM_PORT, else 8080]")
     ] = None,
@@ -51,7 +51,10 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Serve the API until SIGTERM. The first start prints an operator token once, unless FEDQUORUM_OPERATOR_TOKEN gives it."""
+    """Serve the API until SIGTERM.
+
+    The first start prints an operator token once, unless FEDQUORUM_OPERATOR_TOKEN gives it.
+    """
     settings = _settings(
         host=host, port=port, database_url=database_url, blob_store=blob_store, behind_proxy=behind_proxy
     )
@@ -104,6 +107,13 @@ class _Server(uvicorn.Server):
             typer.echo(f"API docs at {address}/docs")
             typer.echo(f"listening on {address}")
             sys.stdout.flush()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Takes SIGTERM and SIGINT as the wish to drain; uvicorn would raise them again afterwards and exit by them."""
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         composition.drain(self._application)

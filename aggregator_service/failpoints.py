@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 NAMES: Final = (
+    "intake.chunks_stored",
     "intake.received",
     "intake.before_commit",
     "intake.after_commit",

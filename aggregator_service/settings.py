@@ -31,5 +31,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_operator_token(cls, token: str | None) -> str | None:
         if token is not None and not (8 <= len(token) <= 512 and token.isascii() and token.isprintable()):
-            raise ValueError("an operator token has 8 to 512 printable ASCII characters; 43 random ones are a good choice")
+            raise ValueError(
+                "an operator token has 8 to 512 printable ASCII characters; 43 random ones are a good choice"
+            )
         return token

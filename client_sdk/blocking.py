@@ -87,7 +87,7 @@ async def _next(events: AsyncGenerator[Event, None]) -> Event | None:
     return await anext(events, None)
 
 
-def participate_blocking(  # noqa: PLR0917
+def participate_blocking(
     server: str,
     run_id: str,
     trainer: Trainer,

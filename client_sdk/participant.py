@@ -48,7 +48,7 @@ class Participation:
     reason: str = ""
 
 
-async def participate(  # noqa: PLR0917
+async def participate(
     client: AggregatorClient,
     run_id: str,
     trainer: Trainer,

@@ -64,7 +64,7 @@ class Problem(BaseModel):
 
 
 class ProblemError(Exception):
-    """A broken rule of the contract, named by its problem type; `detail` says what was wrong and what would be right."""
+    """A broken rule of the contract; `detail` says what was wrong and what would be right."""
 
     def __init__(self, problem_type: ProblemType, detail: str, *, retry_after_seconds: float | None = None) -> None:
         super().__init__(f"{problem_type.value}: {detail}")
@@ -81,4 +81,4 @@ def problem_uri(problem_type: ProblemType) -> str:
 def problem_type_of(uri: str) -> ProblemType | None:
     """Reads the problem type from a `type` URI; None for one this version does not know."""
     slug = uri.rsplit("/", 1)[-1]
-    return ProblemType(slug) if slug in ProblemType else None
+    return next((known for known in ProblemType if known.value == slug), None)

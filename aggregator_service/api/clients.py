@@ -39,9 +39,7 @@ async def create_enrolment_token(
     key: IdempotencyKey = None,
 ) -> EnrolmentToken:
     """Makes a token that may enrol up to `max_uses` clients and nothing else; it is shown this once."""
-    create = idempotent_create(
-        token_hash=caller.token_hash, path=routes.ENROLMENT_TOKENS, key=key, request=request
-    )
+    create = idempotent_create(token_hash=caller.token_hash, path=routes.ENROLMENT_TOKENS, key=key, request=request)
     made = await enrolment.create_enrolment_token(flow, request, principal=caller, create=create)
     return EnrolmentToken(token=made.token, max_uses=made.max_uses, expires_at=made.expires_at)
 
@@ -73,9 +71,7 @@ async def list_clients(
     return Page(items=[render_client(client) for client in found], next_cursor=next_cursor)
 
 
-@router.delete(
-    routes.CLIENT, status_code=204, summary="Revoke a client", responses=describe(ProblemType.NOT_FOUND)
-)
+@router.delete(routes.CLIENT, status_code=204, summary="Revoke a client", responses=describe(ProblemType.NOT_FOUND))
 @allow(TokenKind.OPERATOR)
 async def revoke_client(flow: FlowDependency, _caller: Caller, client_id: Identifier) -> Response:
     """Makes a client's token stop working at once; what it had acknowledged still counts."""

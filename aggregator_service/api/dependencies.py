@@ -45,7 +45,7 @@ async def authenticated(
             ProblemType.UNAUTHENTICATED, "send the header 'Authorization: Bearer <token>' with a token of this server"
         )
     principal = await authenticate(flow, credentials.credentials)
-    rule = getattr(request.scope["route"].endpoint, "allowed_kinds", frozenset())
+    rule: frozenset[TokenKind] = getattr(request.scope["route"].endpoint, "allowed_kinds", frozenset())
     if principal.kind not in rule:
         allowed = " or ".join(sorted(kind.value for kind in rule)) or "no"
         raise ProblemError(
@@ -112,9 +112,7 @@ def decode_cursor(cursor: str, *types: type) -> list[Any]:
     """Reads a cursor made here; raises `invalid-request`."""
     try:
         parts = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        if not isinstance(parts, list) or len(parts) != len(types):
-            raise ValueError
-        return [_read_part(part, kind) for part, kind in zip(parts, types, strict=True)]
+        return [_read_part(part, kind) for part, kind in zip(list(parts), types, strict=True)]
     except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error):
         raise ProblemError(
             ProblemType.INVALID_REQUEST, "cursor: not one of this list; begin again without a cursor"

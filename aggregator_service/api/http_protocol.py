@@ -64,7 +64,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._start_deadline(LEFTOVER_SECONDS)
 
     def _refuse(self, message: str) -> None:
-        if self.transport is not None and not self.transport.is_closing():
+        if not self.transport.is_closing():
             self.send_400_response(message)
 
     def _start_deadline(self, seconds: float) -> None:
@@ -78,5 +78,5 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _expire(self) -> None:
         self._deadline = None
-        if self.transport is not None and not self.transport.is_closing():
+        if not self.transport.is_closing():
             self.transport.close()

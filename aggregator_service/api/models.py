@@ -37,7 +37,9 @@ _DOWNLOADED: dict[int | str, dict[str, Any]] = {
     200: {"description": "The model's safetensors bytes; ETag is their digest", "content": _TENSORS},
     206: {"description": "The part that Range asked for", "content": _TENSORS},
     304: {"description": "If-None-Match names this very version"},
-} | describe(ProblemType.NOT_FOUND, ProblemType.RANGE_NOT_SATISFIABLE)
+    **describe(ProblemType.NOT_FOUND, ProblemType.RANGE_NOT_SATISFIABLE),
+}
+_STORED: dict[int | str, dict[str, Any]] = {200: {"model": Model, "description": "The same bytes were stored before"}}
 _NOTHING_NEWER: dict[int | str, dict[str, Any]] = {204: {"description": "No version newer than `after` yet"}}
 
 IfNoneMatch = Annotated[str | None, Header(alias="If-None-Match", max_length=8192)]
@@ -50,7 +52,7 @@ Range = Annotated[str | None, Header(alias="Range", max_length=256)]
     status_code=201,
     summary="Put the initial model",
     openapi_extra=TENSOR_BODY,
-    responses={200: {"model": Model, "description": "The same bytes were stored before"}}
+    responses=_STORED
     | describe(
         ProblemType.MALFORMED_UPDATE,
         ProblemType.NOT_FOUND,
@@ -95,7 +97,7 @@ async def list_models(
     responses=_DOWNLOADED | _NOTHING_NEWER,
 )
 @allow(TokenKind.OPERATOR, TokenKind.CLIENT)
-async def download_latest(  # noqa: PLR0913 - one parameter an input of the request
+async def download_latest(
     request: Request,
     flow: FlowDependency,
     _caller: Caller,
@@ -123,7 +125,7 @@ async def download_latest(  # noqa: PLR0913 - one parameter an input of the requ
     responses=_DOWNLOADED,
 )
 @allow(TokenKind.OPERATOR, TokenKind.CLIENT)
-async def download_model(  # noqa: PLR0913 - one parameter an input of the request
+async def download_model(
     request: Request,
     flow: FlowDependency,
     _caller: Caller,
@@ -140,7 +142,7 @@ async def download_model(  # noqa: PLR0913 - one parameter an input of the reque
     return answer
 
 
-def _download(  # noqa: PLR0913 - the conditional headers of one request
+def _download(
     request: Request,
     flow: Flow,
     model: ModelRecord,
@@ -161,12 +163,12 @@ def _download(  # noqa: PLR0913 - the conditional headers of one request
     part = requested_range(byte_range, if_range=if_range, etag=etag, num_bytes=model.num_bytes)
     if part is not None:
         headers["Content-Range"] = f"bytes {part.begin}-{part.end - 1}/{model.num_bytes}"
-        return _stream(downloads.plain(flow, model, part.begin, part.end), 206, headers, length=part)
+        return _stream(downloads.plain(flow, model, begin=part.begin, end=part.end), 206, headers, length=part)
     if _accepts_zstd(request.headers.get("accept-encoding", "")):
         headers["Content-Encoding"] = "zstd"
         return _stream(downloads.compressed(flow, model), 200, headers, length=None)
     whole = ByteRange(0, model.num_bytes)
-    return _stream(downloads.plain(flow, model, 0, model.num_bytes), 200, headers, length=whole)
+    return _stream(downloads.plain(flow, model, begin=0, end=model.num_bytes), 200, headers, length=whole)
 
 
 def _stream(

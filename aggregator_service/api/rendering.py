@@ -113,9 +113,7 @@ def render_task(assignment: Assignment) -> Task:
         attempt=assignment.round.attempt,
         kind=assignment.task.kind,
         base_version=assignment.model.version,
-        model_url=routes.path(
-            routes.RUN_MODEL, run_id=assignment.run.run_id, version=assignment.model.version
-        ),
+        model_url=routes.path(routes.RUN_MODEL, run_id=assignment.run.run_id, version=assignment.model.version),
         model_digest=assignment.model.digest,
         model_num_bytes=assignment.model.num_bytes,
         training=spec.training,

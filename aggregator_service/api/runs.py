@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Request, Response
-from fastapi.sse import EventSourceResponse
+from fastapi.responses import StreamingResponse
 
 from aggregator_service.api.dependencies import (
     DEFAULT_LIMIT,
@@ -118,7 +118,7 @@ async def get_round(flow: FlowDependency, _caller: Caller, run_id: Identifier, n
 
 @router.get(routes.ROUND_UPDATES, summary="List who contributed", responses=_FOUND)
 @allow(TokenKind.OPERATOR)
-async def list_updates(  # noqa: PLR0913 - one parameter an input of the request
+async def list_updates(
     flow: FlowDependency,
     _caller: Caller,
     run_id: Identifier,
@@ -139,9 +139,11 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get(
-    routes.RUN_EVENTS, summary="Follow a run", response_class=EventSourceResponse, responses=_STREAM | _FOUND
-)
+_STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+# A plain StreamingResponse: as an EventSourceResponse FastAPI would iterate over what is returned, be it a 204.
+@router.get(routes.RUN_EVENTS, summary="Follow a run", response_class=StreamingResponse, responses=_STREAM | _FOUND)
 @allow(TokenKind.OPERATOR, TokenKind.CLIENT)
 async def follow_events(
     request: Request,
@@ -154,4 +156,5 @@ async def follow_events(
     after = int(last_event_id or 0)
     if await has_nothing_left(flow, run_id, after):
         return Response(status_code=204)
-    return EventSourceResponse(event_stream(request, flow, run_id=run_id, after_event_id=after))
+    events = event_stream(request, flow, run_id=run_id, after_event_id=after)
+    return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM_HEADERS)

@@ -20,7 +20,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator_service.domain import fold_kernel
 from fl_protocol.dtypes import Float64Array
 
 Int64Array = NDArray[np.int64]
@@ -74,15 +73,6 @@ def fold(accumulator: Int64Array, values: NDArray[Any], *, weight: int, shift: i
     costs nothing here and `settle` takes it off once. The accumulator wraps modulo 2^64 until then, which is harmless.
     """
     factor = math.ldexp(weight, shift)
-    kernel = fold_kernel.compiled(values.dtype)
-    if kernel is None:
-        fold_with_numpy(accumulator, values, factor=factor, scratch=scratch)
-    else:
-        kernel(accumulator, values, factor=factor)
-
-
-def fold_with_numpy(accumulator: Int64Array, values: NDArray[Any], *, factor: float, scratch: Float64Array) -> None:
-    """Does what `fold` does, tile by tile through a scratch array, with numpy alone."""
     for begin in range(0, values.size, scratch.size):
         tile = values[begin : begin + scratch.size]
         scaled = scratch[: tile.size]

@@ -3,7 +3,7 @@
 from datetime import datetime
 from enum import StrEnum
 
-from aggregator_service.domain.records import RoundRecord
+from aggregator_service.domain.records import RoundRecord, RunRecord
 
 
 class QuorumDecision(StrEnum):
@@ -12,6 +12,11 @@ class QuorumDecision(StrEnum):
     COLLECT = "collect"
     SEAL = "seal"
     ABANDON = "abandon"
+
+
+def deadline_clock(run: RunRecord, now: datetime) -> datetime:
+    """Gives the instant that deadlines are compared with; it stands still while the run is paused."""
+    return run.paused_at or now
 
 
 def decide(round_: RoundRecord, now: datetime) -> QuorumDecision:

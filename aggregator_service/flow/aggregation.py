@@ -35,6 +35,10 @@ class Candidate:
     metrics: Mapping[str, float]
 
 
+class AggregationStoppedError(Exception):
+    """The server stops; the round is aggregated again after the next start."""
+
+
 class _HashedUpload:
     """Stores bytes as they come and keeps their digest."""
 
@@ -62,16 +66,24 @@ def load_sealed(tx: ReadTx, round_id: str) -> SealedRound | None:
 
 
 def compute(flow: Flow, sealed: SealedRound) -> Candidate:
-    """Computes a round's model tile by tile; raises BlobCorruptError or a typed error naming the tensor."""
+    """Computes a round's model tile by tile.
+
+    Raises BlobCorruptError, a typed error naming the tensor, or AggregationStoppedError while the server drains.
+    """
     failpoints.reach("aggregation.started")
     model, optimizer = _HashedUpload(flow), _HashedUpload(flow)
+
+    def write_model(data: bytes) -> None:
+        model.write(data)
+        failpoints.reach("aggregation.halfway")
+
     try:
         aggregate(
             _reader(flow, sealed.base.blob_id),
             [_sealed_update(flow, update) for update in sealed.updates],
             spec=sealed.run.spec,
             optimizer_state=_optional_reader(flow, sealed.base.optimizer_blob_id),
-            write_model=model.write,
+            write_model=write_model,
             write_state=optimizer.write,
         )
     except BaseException:
@@ -98,7 +110,12 @@ def _sealed_update(flow: Flow, update: UpdateRecord) -> SealedUpdate:
 
 
 def _reader(flow: Flow, blob_id: str) -> RangeReader:
-    return lambda begin, end: flow.blobs.read_blocking(blob_id, begin, end)
+    def read(begin: int, end: int) -> bytes:
+        if flow.wakeups.closed:
+            raise AggregationStoppedError
+        return flow.blobs.read_blocking(blob_id, begin, end)
+
+    return read
 
 
 def _optional_reader(flow: Flow, blob_id: str | None) -> RangeReader | None:

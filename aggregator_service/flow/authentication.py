@@ -44,7 +44,8 @@ async def authenticate(flow: Flow, bearer: str) -> Principal:
     record = await flow.transactions.read("authenticate", body)
     if record is None:
         raise ProblemError(
-            ProblemType.UNAUTHENTICATED, "the bearer token is unknown, revoked or expired; ask the operator for a new one"
+            ProblemType.UNAUTHENTICATED,
+            "the bearer token is unknown, revoked or expired; ask the operator for a new one",
         )
     return Principal(record.kind, token_hash, record.client_id, bearer)
 

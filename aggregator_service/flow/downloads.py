@@ -17,7 +17,7 @@ PIECE_NUM_BYTES: Final = 1 << 20
 _COMPRESSION_LEVEL: Final = 3
 
 
-async def plain(flow: Flow, model: ModelRecord, begin: int, end: int) -> AsyncIterator[bytes]:
+async def plain(flow: Flow, model: ModelRecord, *, begin: int, end: int) -> AsyncIterator[bytes]:
     """Yields the bytes [begin, end) of a model."""
     while begin < end:
         piece_end = min(end, (begin // PIECE_NUM_BYTES + 1) * PIECE_NUM_BYTES)
@@ -28,7 +28,7 @@ async def plain(flow: Flow, model: ModelRecord, begin: int, end: int) -> AsyncIt
 async def compressed(flow: Flow, model: ModelRecord) -> AsyncIterator[bytes]:
     """Yields a whole model as one zstd frame."""
     compressor = zstd.ZstdCompressor(level=_COMPRESSION_LEVEL)
-    async for piece in plain(flow, model, 0, model.num_bytes):
+    async for piece in plain(flow, model, begin=0, end=model.num_bytes):
         if data := await asyncio.to_thread(compressor.compress, piece):
             yield data
     yield await asyncio.to_thread(compressor.flush)

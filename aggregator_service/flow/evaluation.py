@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 
 from aggregator_service.domain.admission import Replay, check_kind, check_owner, given_up, judge, round_closed
+from aggregator_service.domain.quorum import deadline_clock
 from aggregator_service.domain.records import (
     EvaluationRecord,
     EvaluationState,
@@ -32,9 +33,7 @@ class AcceptedEvaluation:
     is_new: bool
 
 
-async def take_evaluation(
-    flow: Flow, report: EvaluationReport, *, task_id: str, client_id: str
-) -> AcceptedEvaluation:
+async def take_evaluation(flow: Flow, report: EvaluationReport, *, task_id: str, client_id: str) -> AcceptedEvaluation:
     """Counts a client's report of the global model; the same report again gets the same receipt."""
     canonical = report.model_dump_json().encode()
     digest = f"sha256:{hashlib.sha256(canonical).hexdigest()}"
@@ -67,17 +66,17 @@ async def take_evaluation(
         )
         updates.insert_evaluation(tx, evaluation)
         tasks.set_state(tx, task, TaskState.DONE)
-        complete_if_due(flow, tx, run, round_)
+        complete_if_due(flow, tx, run=run, round_=round_)
         return AcceptedEvaluation(evaluation, task.run_id, round_, is_new=True)
 
     return await flow.transactions.write("commit_evaluation", body)
 
 
-def complete_if_due(flow: Flow, tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
+def complete_if_due(flow: Flow, tx: WriteTx, *, run: RunRecord, round_: RoundRecord) -> None:
     """Completes a round's evaluation at `quorum` reports, or at its deadline with what has arrived."""
     reports = updates.evaluations_of_round(tx, round_.round_id)
     deadline = round_.evaluation_deadline_at
-    if len(reports) < round_.quorum and (deadline is None or tx.now() < deadline):
+    if len(reports) < round_.quorum and (deadline is None or deadline_clock(run, tx.now()) < deadline):
         return
     metrics = weighted_metrics([(report.num_examples, report.metrics) for report in reports]) if reports else None
     if not rounds.complete_evaluation(tx, round_.round_id, metrics):

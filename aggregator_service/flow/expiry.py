@@ -57,9 +57,9 @@ def _expiring(flow: Flow, *, run_id: str, round_id: str) -> Callable[[WriteTx], 
         if run is None or round_ is None or run.state is not RunState.RUNNING:
             return
         if round_.state is RoundState.COLLECTING:
-            round_steps.close_if_due(flow, tx, round_)
+            round_steps.close_if_due(flow, tx, run=run, round_=round_)
         if round_.evaluation_state is EvaluationState.COLLECTING:
-            evaluation.complete_if_due(flow, tx, run, round_)
+            evaluation.complete_if_due(flow, tx, run=run, round_=round_)
 
     return body
 

@@ -21,7 +21,9 @@ class IdempotentCreate:
     request_digest: str
 
 
-def idempotent_create(*, token_hash: str, path: str, key: str | None, request: RequestMessage) -> IdempotentCreate | None:
+def idempotent_create(
+    *, token_hash: str, path: str, key: str | None, request: RequestMessage
+) -> IdempotentCreate | None:
     """Describes a create that carries an Idempotency-Key; None for one without."""
     if key is None:
         return None

@@ -67,9 +67,7 @@ async def take_update(flow: Flow, body: Body, *, task_id: str, client_id: str) -
     limit = max_update_bytes(layout)
     if ask.accepted is not None:
         digest = await digest_of(body, max_num_bytes=limit)
-        judge(
-            digest=digest, accepted_digest=ask.accepted.digest, task=ask.task, collecting=False, round_=ask.round
-        )
+        judge(digest=digest, accepted_digest=ask.accepted.digest, task=ask.task, collecting=False, round_=ask.round)
         return Accepted(ask.accepted, ask.round, is_new=False)
     measure = DenseMeasure(layout, ask.run.spec.strategy.max_abs_delta)
     decoder = StreamDecoder(
@@ -79,7 +77,7 @@ async def take_update(flow: Flow, body: Body, *, task_id: str, client_id: str) -
     )
     received = await receive(flow, body, decoder=decoder, on_piece=measure)
     failpoints.reach("intake.received")
-    return await _commit(flow, ask, received, measure.max_abs)
+    return await _commit(flow, ask, received, max_abs=measure.max_abs)
 
 
 def _check_header(header: Header, layout: Header) -> None:
@@ -106,15 +104,15 @@ async def _look_up(flow: Flow, task_id: str, client_id: str) -> _Ask:
     return ask
 
 
-async def _commit(flow: Flow, ask: _Ask, received: Received, max_abs: dict[str, float]) -> Accepted:
+async def _commit(flow: Flow, ask: _Ask, received: Received, *, max_abs: dict[str, float]) -> Accepted:
     metadata = update_metadata(received.header)
     update_id = flow.new_id("update")
 
     def body(tx: WriteTx) -> Accepted:
-        runs.lock(tx, ask.run.run_id)
+        run = runs.lock(tx, ask.run.run_id)
         task, round_ = tasks.get(tx, ask.task.task_id), rounds.get(tx, ask.round.round_id)
-        if task is None or round_ is None:
-            raise LookupError(f"task {ask.task.task_id} or its round vanished")
+        if run is None or task is None or round_ is None:
+            raise LookupError(f"task {ask.task.task_id}, its round or its run vanished")
         accepted = updates.of_task(tx, task.task_id)
         verdict = judge(
             digest=received.digest,
@@ -127,7 +125,7 @@ async def _commit(flow: Flow, ask: _Ask, received: Received, max_abs: dict[str, 
             return Accepted(accepted, round_, is_new=False)
         update = _update(tx, ask, received, metadata, update_id=update_id, max_abs=max_abs)
         flow.blobs.seal(tx, received.upload)
-        _count(flow, tx, task, update)
+        _count(flow, tx, run=run, task=task, update=update)
         return Accepted(update, round_, is_new=True)
 
     failpoints.reach("intake.before_commit")
@@ -144,7 +142,7 @@ async def _commit(flow: Flow, ask: _Ask, received: Received, max_abs: dict[str, 
     return outcome
 
 
-def _update(  # noqa: PLR0913 - one value from the four things it is made of
+def _update(
     tx: WriteTx, ask: _Ask, received: Received, metadata: UpdateMetadata, *, update_id: str, max_abs: dict[str, float]
 ) -> UpdateRecord:
     return UpdateRecord(
@@ -164,7 +162,7 @@ def _update(  # noqa: PLR0913 - one value from the four things it is made of
     )
 
 
-def _count(flow: Flow, tx: WriteTx, task: TaskRecord, update: UpdateRecord) -> None:
+def _count(flow: Flow, tx: WriteTx, *, run: RunRecord, task: TaskRecord, update: UpdateRecord) -> None:
     updates.insert(tx, update)
     tasks.set_state(tx, task, TaskState.DONE)
     rounds.count_update(tx, task.round_id, update.num_examples)
@@ -185,4 +183,4 @@ def _count(flow: Flow, tx: WriteTx, task: TaskRecord, update: UpdateRecord) -> N
             "digest": update.digest,
         },
     )
-    round_steps.close_if_due(flow, tx, counted)
+    round_steps.close_if_due(flow, tx, run=run, round_=counted)

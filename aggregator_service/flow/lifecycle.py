@@ -125,9 +125,7 @@ def add_model(tx: WriteTx, model: ModelRecord) -> None:
     )
 
 
-async def _steer(
-    flow: Flow, run_id: str, wanted: RunState, step: Callable[[WriteTx, RunRecord], None]
-) -> RunRecord:
+async def _steer(flow: Flow, run_id: str, wanted: RunState, step: Callable[[WriteTx, RunRecord], None]) -> RunRecord:
     def body(tx: WriteTx) -> RunRecord:
         run = runs.lock(tx, run_id)
         if run is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from aggregator_service import failpoints
 from aggregator_service.flow.context import Flow
 from aggregator_service.storage.blobs import BlobUpload
 from fl_protocol.problems import ProblemError, ProblemType
@@ -65,9 +66,7 @@ class _Receiver:
         self.upload.append(data)
 
 
-async def receive(
-    flow: Flow, body: Body, *, decoder: StreamDecoder, on_piece: Callable[[Piece], None]
-) -> Received:
+async def receive(flow: Flow, body: Body, *, decoder: StreamDecoder, on_piece: Callable[[Piece], None]) -> Received:
     """Receives, checks and stores a body; on any failure nothing of it stays.
 
     Raises whatever the decoder or `on_piece` raise, `digest-mismatch` if the body is not what was announced, and
@@ -83,6 +82,7 @@ async def receive(
                 await asyncio.to_thread(receiver.take, data)
             if upload.is_due:
                 await flow.blobs.flush(upload)
+                failpoints.reach("intake.chunks_stored")
         decoder.close()
         digest = f"sha256:{receiver.hash.hexdigest()}"
         _check_digest(digest, body.digest)
@@ -135,6 +135,11 @@ def _check_digest(digest: str, announced: str | None) -> None:
         )
 
 
+def _refuse_leftover(decompressor: zstd.ZstdDecompressor) -> None:
+    if decompressor.eof and decompressor.unused_data:
+        raise ProblemError(ProblemType.MALFORMED_UPDATE, "bytes follow the zstd frame; send a single frame")
+
+
 async def _gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Joins the network's small chunks into pieces of about 1 MiB."""
     gathered = bytearray()
@@ -172,6 +177,5 @@ def _decompress(decompressor: zstd.ZstdDecompressor, data: bytes) -> bytes:
         raise ProblemError(
             ProblemType.MALFORMED_UPDATE, f"the zstd stream cannot be read ({error}); its window may be 8 MiB at most"
         ) from None
-    if decompressor.eof and decompressor.unused_data:
-        raise ProblemError(ProblemType.MALFORMED_UPDATE, "bytes follow the zstd frame; send a single frame")
+    _refuse_leftover(decompressor)
     return output

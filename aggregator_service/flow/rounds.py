@@ -25,9 +25,9 @@ def advance(flow: Flow, tx: WriteTx, run: RunRecord) -> None:
         finish(tx, run, RunState.COMPLETED, reason=None)
 
 
-def close_if_due(flow: Flow, tx: WriteTx, round_: RoundRecord) -> None:
+def close_if_due(flow: Flow, tx: WriteTx, *, run: RunRecord, round_: RoundRecord) -> None:
     """Seals or abandons a collecting round when its counts or its deadline say so."""
-    match quorum.decide(round_, tx.now()):
+    match quorum.decide(round_, quorum.deadline_clock(run, tx.now())):
         case QuorumDecision.COLLECT:
             return
         case QuorumDecision.SEAL:
@@ -35,8 +35,7 @@ def close_if_due(flow: Flow, tx: WriteTx, round_: RoundRecord) -> None:
         case QuorumDecision.ABANDON:
             _abandon(tx, round_)
             flow.telemetry.round_ended("abandoned")
-            run = runs.get(tx, round_.run_id)
-            if run is not None and run.state is RunState.RUNNING:
+            if run.state is RunState.RUNNING:
                 advance(flow, tx, run)
 
 

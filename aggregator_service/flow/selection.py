@@ -115,7 +115,9 @@ def _running(tx: ReadTx, run_id: str, *, locked: bool = False) -> RunRecord | No
         raise no_such_run(run_id)
     if run.state in FINISHED_RUN_STATES:
         reason = f": {run.reason}" if run.reason else ""
-        raise ProblemError(ProblemType.RUN_FINISHED, f"the run is {run.state.value}{reason}; there is nothing left to do")
+        raise ProblemError(
+            ProblemType.RUN_FINISHED, f"the run is {run.state.value}{reason}; there is nothing left to do"
+        )
     return run if run.state is RunState.RUNNING else None
 
 

@@ -80,7 +80,7 @@ def _parse(url_text: str) -> URL:
 def _lock_sqlite_file(url: URL) -> IO[bytes]:
     path = Path(f"{url.database}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = open(path, "ab", opener=_private)  # noqa: SIM115, PTH123 - held for the life of the process
+    lock = open(path, "ab", opener=_private)  # noqa: SIM115 - held for the life of the process
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -115,9 +115,7 @@ def evaluating(tx: ReadTx) -> list[RoundRecord]:
     query = (
         sa.select(rounds)
         .join(runs, runs.c.run_id == rounds.c.run_id)
-        .where(
-            rounds.c.evaluation_state == EvaluationState.COLLECTING.value, runs.c.state == RunState.RUNNING.value
-        )
+        .where(rounds.c.evaluation_state == EvaluationState.COLLECTING.value, runs.c.state == RunState.RUNNING.value)
         .order_by(rounds.c.evaluation_deadline_at)
     )
     return _records(tx, query)
@@ -125,9 +123,7 @@ def evaluating(tx: ReadTx) -> list[RoundRecord]:
 
 def count_task(tx: WriteTx, round_id: str, change: int) -> None:
     """Adjusts how many tasks of a round are out or answered."""
-    change_one(
-        tx, sa.update(rounds).where(rounds.c.round_id == round_id).values(num_tasks=rounds.c.num_tasks + change)
-    )
+    change_one(tx, sa.update(rounds).where(rounds.c.round_id == round_id).values(num_tasks=rounds.c.num_tasks + change))
 
 
 def count_update(tx: WriteTx, round_id: str, num_examples: int) -> None:

@@ -24,6 +24,6 @@ def changes_one(tx: WriteTx, statement: Any) -> bool:
     return changed == 1
 
 
-def fields(row: sa.Row[Any]) -> dict[str, Any]:
+def fields(row: sa.Row[*tuple[Any, ...]]) -> dict[str, Any]:
     """Gives a row's columns by name."""
-    return dict(row._mapping)
+    return dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented name for it

@@ -55,7 +55,7 @@ def page(tx: ReadTx, *, after: tuple[datetime, str] | None, limit: int) -> list[
     return [_record(row) for row in tx.connection.execute(query)]
 
 
-def set_state(  # noqa: PLR0913 - the columns that change together
+def set_state(
     tx: WriteTx,
     run: RunRecord,
     state: RunState,

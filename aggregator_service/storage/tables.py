@@ -23,11 +23,11 @@ class Instant(sa.types.TypeDecorator[datetime]):
     impl = sa.BigInteger
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Any) -> int | None:
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> int | None:  # noqa: ARG002 - given by SQLAlchemy
         """Turns an aware datetime into microseconds."""
         return None if value is None else (value - _EPOCH) // timedelta(microseconds=1)
 
-    def process_result_value(self, value: Any, dialect: Any) -> datetime | None:
+    def process_result_value(self, value: Any, dialect: Any) -> datetime | None:  # noqa: ARG002 - given by SQLAlchemy
         """Turns microseconds into an aware datetime."""
         return None if value is None else _EPOCH + timedelta(microseconds=value)
 

@@ -90,6 +90,7 @@ class Transactions:
         self._clock = clock
         self._on_commit = on_commit
         self._telemetry = telemetry
+        self._closed = False
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="reader")
         self._queue: queue.Queue[_Pending[Any] | None] = queue.Queue(MAX_QUEUED)
         self._thread = threading.Thread(target=self._write_loop, name="writer", daemon=True)
@@ -118,7 +119,8 @@ class Transactions:
         raise AssertionError("the last attempt raises")
 
     def close(self) -> None:
-        """Finishes what is queued, then closes every connection."""
+        """Finishes what is queued, then closes every connection; later writes are refused."""
+        self._closed = True
         self._queue.put(None)
         self._thread.join(timeout=30)
         self._readers.shutdown(wait=True)
@@ -127,13 +129,13 @@ class Transactions:
     def _read_once(self, body: Callable[[ReadTx], T]) -> T:
         with self.database.readers.connect() as connection:
             if self.database.dialect == "postgresql":
-                connection = connection.execution_options(
-                    isolation_level="REPEATABLE READ", postgresql_readonly=True
-                )
+                connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             with connection.begin():
                 return body(ReadTx(connection, self.database.dialect, self._clock))
 
     def _submit(self, name: str, body: Callable[[WriteTx], T]) -> Future[T]:
+        if self._closed:
+            raise ProblemError(ProblemType.UNAVAILABLE, "the server is stopping; try again", retry_after_seconds=1)
         pending: _Pending[T] = _Pending(name, body, Future())
         try:
             self._queue.put_nowait(pending)
@@ -169,7 +171,7 @@ class Transactions:
         started = time.perf_counter()
         try:
             topics = self._commit(batch)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it, and the thread must live on
             if len(batch) > 1 and isinstance(error, sa.exc.SQLAlchemyError):
                 for pending in batch:
                     self._run_alone(pending)
@@ -189,10 +191,10 @@ class Transactions:
             except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
                 try:
                     self._pause_or_raise(pending.name, error, attempt)
-                except Exception as final:
+                except Exception as final:  # noqa: BLE001 - passed on to whoever waits
                     _fail([pending], final)
                     return
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - passed on to whoever waits
                 _fail([pending], error)
                 return
             else:
@@ -202,12 +204,11 @@ class Transactions:
     def _commit(self, batch: list[_Pending[Any]]) -> frozenset[str]:
         """Runs every body in one transaction; a body that raises is undone alone."""
         topics: set[str] = set()
-        with self.database.writer.connect() as connection:
-            with connection.begin():
-                for pending in batch:
-                    pending.error = None
-                    topics |= self._run_body(connection, pending)
-                self._notify(connection, topics)
+        with self.database.writer.connect() as connection, connection.begin():
+            for pending in batch:
+                pending.error = None
+                topics |= self._run_body(connection, pending)
+            self._notify(connection, topics)
         return frozenset(topics)
 
     def _run_body(self, connection: sa.Connection, pending: _Pending[Any]) -> set[str]:
@@ -217,7 +218,7 @@ class Transactions:
             pending.outcome = pending.body(tx)
         except sa.exc.DBAPIError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - passed on to whoever waits; the batch goes on
             savepoint.rollback()
             pending.error = error
             return set()

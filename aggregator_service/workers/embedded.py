@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from typing import Final
@@ -11,7 +12,7 @@ import structlog
 
 from aggregator_service.domain.records import RoundRecord
 from aggregator_service.flow import aggregation, expiry, lifecycle, publication
-from aggregator_service.flow.aggregation import Candidate, SealedRound
+from aggregator_service.flow.aggregation import AggregationStoppedError, Candidate, SealedRound
 from aggregator_service.flow.context import WORK_TOPIC, Flow
 from aggregator_service.flow.fold import ModelOverflowError
 from aggregator_service.storage import rounds
@@ -32,6 +33,7 @@ class EmbeddedWorker:
         self._flow = flow
         self._orphans_begun_before = orphans_begun_before
         self._tasks: list[asyncio.Task[None]] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="aggregate")
 
     def start(self) -> None:
         """Begins the loops."""
@@ -39,19 +41,20 @@ class EmbeddedWorker:
         self._tasks = [asyncio.create_task(self._repeat(name, step), name=name) for name, step in loops]
 
     async def stop(self) -> None:
-        """Ends the loops; a round being aggregated is taken up again after the next start."""
+        """Ends the loops; a round being aggregated is left at once and taken up again after the next start."""
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:
             with suppress(asyncio.CancelledError):
                 await task
+        await asyncio.to_thread(self._thread.shutdown)
 
     async def _repeat(self, name: str, step: Callable[[], Awaitable[float]]) -> None:
         while True:
             seen = self._flow.wakeups.seen(WORK_TOPIC)
             try:
                 pause = await step()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a loop outlives the failure of a step
                 _log.error("worker_step_failed", step=name, exc_info=error)
                 await asyncio.sleep(_BACKOFF_SECONDS)
                 continue
@@ -80,7 +83,9 @@ class EmbeddedWorker:
     async def _aggregate(self, round_: RoundRecord) -> None:
         started = time.perf_counter()
         try:
-            outcome = await asyncio.to_thread(self._compute, round_)
+            outcome = await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, round_)
+        except AggregationStoppedError:
+            return
         except (ModelOverflowError, BlobCorruptError) as error:
             reason = f"round {round_.number} cannot be aggregated: {error}"
             _log.error("run_failed", run_id=round_.run_id, reason=reason)
@@ -95,7 +100,5 @@ class EmbeddedWorker:
         with exclusive(transactions.database, round_.round_id) as held:
             if not held:
                 return None
-            sealed = transactions.read_blocking(
-                "load_sealed", lambda tx: aggregation.load_sealed(tx, round_.round_id)
-            )
+            sealed = transactions.read_blocking("load_sealed", lambda tx: aggregation.load_sealed(tx, round_.round_id))
             return None if sealed is None else (sealed, aggregation.compute(self._flow, sealed))

@@ -28,6 +28,7 @@ from client_sdk.torch import (
     classifier,
     image_dataset,
     load_into,
+    sgd,
     tensors_of,
     use_threads,
 )
@@ -36,7 +37,9 @@ from fl_protocol.runs import RoundSpec, Run, RunSpec, RunState, TrainingSpec
 from fl_protocol.tasks import ClientRequest, EvaluationReport
 
 SIZES: Final = (784, 128, 64, 10)
-TRAINING: Final = TrainingSpec(local_epochs=2, batch_size=32, learning_rate=0.1)
+TRAINING: Final = TrainingSpec(local_epochs=4, batch_size=32, learning_rate=0.05)
+
+MOMENTUM: Final = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +130,13 @@ class _Demo:
             self.traffic.note(event)
             screen.update_accepted(event)
 
-        trainer = TorchTrainer(classifier(SIZES, seed=0), self._shard(name), seed=self.settings.seed, client=name)
+        trainer = TorchTrainer(
+            classifier(SIZES, seed=0),
+            self._shard(name),
+            optimizer=sgd(momentum=MOMENTUM),
+            seed=self.settings.seed,
+            client=name,
+        )
         async with AggregatorClient(self.address, token=token) as client:
             cache = self.folder / "clients" / name
             await participate(client, run_id, trainer, cache_dir=cache, on_event=tell)

@@ -2,7 +2,7 @@
 
 from client_sdk.torch.networks import ImageDataset, classifier, image_dataset, use_threads
 from client_sdk.torch.parameters import load_into, tensors_of
-from client_sdk.torch.trainer import TorchEvaluator, TorchTrainer
+from client_sdk.torch.trainer import TorchEvaluator, TorchTrainer, sgd
 
 __all__ = [
     "ImageDataset",
@@ -11,6 +11,7 @@ __all__ = [
     "classifier",
     "image_dataset",
     "load_into",
+    "sgd",
     "tensors_of",
     "use_threads",
 ]

@@ -20,16 +20,16 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 EVALUATION_BATCH: Final = 512
 
 
-def sgd(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    """Makes plain stochastic gradient descent, the local optimizer of FedAvg (McMahan et al. 2017)."""
-    return torch.optim.SGD(parameters, lr=learning_rate)
+def sgd(*, momentum: float = 0.0) -> OptimizerFactory:
+    """Makes stochastic gradient descent the local optimizer, as in FedAvg (McMahan et al. 2017)."""
+    return lambda parameters, learning_rate: torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum)
 
 
 class TorchTrainer:
     """Trains a module on local data as a task's `training` says: local_epochs, batch_size, learning_rate, proximal_mu.
 
     `data` is a Dataset of (input, target) pairs, shuffled and batched here, or a DataLoader, which then decides both.
-    The optimizer is made anew for each task. What is drawn here depends on `seed`, `client` and the round alone, so a
+    `optimizer` (plain SGD by default) is called for each task with the parameters and the task's learning rate. What is drawn here depends on `seed`, `client` and the round alone, so a
     repeated round gives the same bits; give a DataLoader a `generator` and it is seeded likewise. Dropout draws from
     PyTorch's process-wide generator, which is left alone. Metrics: mean `loss` of the last epoch (without the proximal
     term), and `accuracy` if the output is [N, classes] and the target [N] integers.
@@ -41,7 +41,7 @@ class TorchTrainer:
         data: Dataset[Any] | DataLoader[Any],
         *,
         loss_fn: LossFunction = nn.functional.cross_entropy,
-        optimizer: OptimizerFactory = sgd,
+        optimizer: OptimizerFactory | None = None,
         seed: int = 0,
         client: str = "",
         device: torch.device | str = "cpu",
@@ -50,7 +50,7 @@ class TorchTrainer:
         self.structure: Final = module_structure(module)
         self._data: Final = data
         self._loss_fn: Final = loss_fn
-        self._optimizer: Final = optimizer
+        self._optimizer: Final = optimizer or sgd()
         self._seed: Final = seed
         self._client: Final = client
         self._device: Final = device

@@ -59,4 +59,7 @@ def test_initial_model_is_returned_bit_for_bit(operator: httpx.Client) -> None:
     answer = operator.get(f"/v1/runs/{run_id}/models/0")
     assert answer.content == pack(model)
     assert answer.headers["model-version"] == "0"
-    assert operator.get(f"/v1/runs/{run_id}/models/0", headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
+    assert (
+        operator.get(f"/v1/runs/{run_id}/models/0", headers={"If-None-Match": answer.headers["etag"]}).status_code
+        == 304
+    )

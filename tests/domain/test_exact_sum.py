@@ -8,20 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator_service.domain import exact_sum, fold_kernel
+from aggregator_service.domain import exact_sum
 from fl_protocol.runs import MAX_COHORT_SIZE, MAX_WEIGHT
 
 MAGNITUDES = st.one_of(st.just(0.0), st.floats(0, 1024), st.floats(0, 1e30), st.floats(1e-45, 1e-30))
 CONTRIBUTIONS = st.lists(st.tuples(MAGNITUDES, st.integers(1, MAX_WEIGHT)), min_size=1, max_size=20)
-
-
-@pytest.fixture(params=["compiled", "numpy"], autouse=True)
-def kernel(request, monkeypatch):
-    """Every test runs with both kernels: they must give the same bits."""
-    if request.param == "numpy":
-        monkeypatch.setattr(fold_kernel, "compiled", lambda dtype: None)
-    elif fold_kernel.compiled(np.dtype(np.float32)) is None:
-        pytest.skip("llvmlite is not installed")
 
 
 def grid(contributions):
@@ -154,24 +145,3 @@ def test_views_that_are_not_aligned_are_folded(dtype):
     values = np.arange(-20, 21).astype(dtype)
     unaligned = np.frombuffer(b"\0" + values.tobytes(), dtype=dtype, offset=1)
     np.testing.assert_array_equal(total([unaligned], [3], 4), total([values], [3], 4))
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_both_kernels_give_the_same_bits(dtype, monkeypatch):
-    source = np.random.default_rng(11)
-    values = np.ldexp(source.standard_normal(100_003), source.integers(-70, 0, 100_003)).astype(dtype)
-    values[:4] = [0.0, -0.0, np.finfo(dtype).smallest_subnormal, -np.finfo(dtype).smallest_subnormal]
-    shift = shift_of([values], [999_983])
-    found = total([values], [999_983], shift, 1000)
-    monkeypatch.setattr(fold_kernel, "compiled", lambda kind: None)
-    np.testing.assert_array_equal(found, total([values], [999_983], shift, 1000))
-
-
-def test_the_compiled_kernel_refuses_what_it_cannot_walk():
-    compiled = fold_kernel.compiled(np.dtype(np.float32))
-    if compiled is None:
-        pytest.skip("the compiled kernel is switched off")
-    with pytest.raises(ValueError, match="contiguous"):
-        compiled(np.zeros(3, dtype=np.int64), np.zeros(6, dtype=np.float32)[::2], factor=1.0)
-    with pytest.raises(ValueError, match="one size"):
-        compiled(np.zeros(2, dtype=np.int64), np.zeros(3, dtype=np.float32), factor=1.0)

