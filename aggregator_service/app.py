@@ -4,10 +4,12 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastapi import FastAPI
+from pydantic import ValidationError
 
 from aggregator_service import failpoints
 from aggregator_service.api.application import create_application
@@ -29,19 +31,39 @@ class _Listener(Protocol):
     def close(self) -> None: ...
 
 
-def build(settings: Settings, *, show_operator_token: Callable[[str], None]) -> FastAPI:
-    """Makes the application; nothing is opened before its lifespan begins.
+class SettingsError(ValueError):
+    """A setting has a value that cannot be used; the message names it."""
 
-    Raises DatabaseUrlError or SchemaError at start-up. `show_operator_token` is called with the text of the first
-    operator token if one had to be made.
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A server ready to be served; `drain` answers every held request now, so that it can stop."""
+
+    application: FastAPI
+    drain: Callable[[], None]
+
+
+def read_settings(**given: Any) -> Settings:
+    """Reads the settings from what was given and, for what is None, the environment; raises SettingsError."""
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise SettingsError(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def build(settings: Settings, *, show_operator_token: Callable[[str], None]) -> Service:
+    """Opens the database, brings its schema up to date and makes the application.
+
+    `show_operator_token` is called at start-up with the text of the first operator token if one had to be made.
+    Raises DatabaseUrlError, SchemaError or SettingsError.
     """
-    if settings.failpoint is not None:
-        failpoints.arm(settings.failpoint)
+    _arm(settings.failpoint)
     telemetry = Telemetry()
+    database = _open(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        database = await asyncio.to_thread(_open, settings)
         wakeups = Wakeups(asyncio.get_running_loop())
         transactions = Transactions(database, system_clock, on_commit=wakeups.publish, telemetry=telemetry)
         flow = Flow(
@@ -56,29 +78,44 @@ def build(settings: Settings, *, show_operator_token: Callable[[str], None]) -> 
         fresh = await ensure_operator_token(flow, settings.operator_token)
         if fresh is not None:
             show_operator_token(fresh)
-        listener = _listen(database, wakeups)
-        # A single process serves SQLite, so whatever was unfinished when it started will stay so.
-        begun_before = system_clock() if database.dialect == "sqlite" else None
-        worker = EmbeddedWorker(flow, orphans_begun_before=begun_before)
-        worker.start()
         app.state.flow = flow
-        try:
+        async with _background(flow):
             yield
-        finally:
-            wakeups.close()
-            await worker.stop()
-            if listener is not None:
-                await asyncio.to_thread(listener.close)
-            await asyncio.to_thread(transactions.close)
+        await asyncio.to_thread(transactions.close)
 
-    return create_application(version=version("fedquorum"), telemetry=telemetry, lifespan=lifespan)
+    application = create_application(version=version("fedquorum"), telemetry=telemetry, lifespan=lifespan)
 
-
-def drain(app: FastAPI) -> None:
-    """Answers every held request now, so that the server can stop."""
-    flow: Flow | None = getattr(app.state, "flow", None)
-    if flow is not None:
+    def drain() -> None:
+        flow: Flow = application.state.flow
         flow.wakeups.close()
+
+    return Service(application, drain)
+
+
+@asynccontextmanager
+async def _background(flow: Flow) -> AsyncIterator[None]:
+    database = flow.transactions.database
+    listener = _listen(database, flow.wakeups)
+    # A single process serves SQLite, so whatever was unfinished when it started will stay so.
+    begun_before = system_clock() if database.dialect == "sqlite" else None
+    worker = EmbeddedWorker(flow, orphans_begun_before=begun_before)
+    worker.start()
+    try:
+        yield
+    finally:
+        flow.wakeups.close()
+        await worker.stop()
+        if listener is not None:
+            await asyncio.to_thread(listener.close)
+
+
+def _arm(failpoint: str | None) -> None:
+    if failpoint is None:
+        return
+    try:
+        failpoints.arm(failpoint)
+    except ValueError as error:
+        raise SettingsError(f"setting failpoint: {error}") from None
 
 
 def migrate_database(settings: Settings) -> None:

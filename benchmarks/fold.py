@@ -16,7 +16,7 @@ Values = NDArray[np.float32]
 
 
 def measure() -> list[Row]:
-    """Measures plain reads, the fold with and without llvmlite, and a float64 sum that is not exact, in turns."""
+    """Measures plain reads, the fold, and a float64 sum that is not exact, in turns."""
     values = (np.random.default_rng(0).standard_normal(NUM_ELEMENTS) * 0.01).astype(np.float32)
     shift = exact_sum.shift([(float(np.abs(values).max()), 12_345)])
     accumulator = np.zeros(WINDOW, dtype=np.int64)
@@ -26,9 +26,6 @@ def measure() -> list[Row]:
     def fold(tile: Values) -> None:
         exact_sum.fold(accumulator[: tile.size], tile, weight=12_345, shift=shift, scratch=scratch)
 
-    def fold_with_numpy(tile: Values) -> None:
-        exact_sum.fold_with_numpy(accumulator[: tile.size], tile, factor=2.0**20, scratch=scratch)
-
     def sum_float64(tile: Values) -> None:
         np.add(naive[: tile.size], tile * np.float64(12_345), out=naive[: tile.size])
 
@@ -36,7 +33,6 @@ def measure() -> list[Row]:
         "plain read: add int64": lambda: np.add.reduce(values.view(np.int64)),
         "plain read: or int64": lambda: np.bitwise_or.reduce(values.view(np.int64)),
         "exact sum": lambda: _each_window(values, fold),
-        "exact sum, numpy alone": lambda: _each_window(values, fold_with_numpy),
         "naive float64 sum": lambda: _each_window(values, sum_float64),
     }
     milliseconds = {

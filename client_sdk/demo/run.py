@@ -1,7 +1,9 @@
 """Runs the demo from beginning to end."""
 
 import functools
+import os
 import shutil
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,9 @@ from client_sdk.demo.server import running_server
 from client_sdk.errors import RunFailedError
 from client_sdk.operator import Operator
 from client_sdk.participant import participate
+from client_sdk.session.deltas import Structure
 from client_sdk.session.progress import Progress
+from client_sdk.session.work import TrainedModel, TrainingTask
 from client_sdk.torch import (
     ImageDataset,
     TorchEvaluator,
@@ -37,7 +41,7 @@ from fl_protocol.runs import RoundSpec, Run, RunSpec, RunState, TrainingSpec
 from fl_protocol.tasks import ClientRequest, EvaluationReport
 
 SIZES: Final = (784, 128, 64, 10)
-TRAINING: Final = TrainingSpec(local_epochs=4, batch_size=32, learning_rate=0.05)
+TRAINING: Final = TrainingSpec(local_epochs=4, batch_size=64, learning_rate=0.1)
 
 MOMENTUM: Final = 0.9
 
@@ -60,10 +64,11 @@ async def run_demo(settings: DemoSettings, console: Console, *, operator_token: 
     use_threads(1)
     folder = prepare_folder(settings.folder)
     images = await anyio.to_thread.run_sync(load)
+    slots = threading.Semaphore(os.cpu_count() or 1)
     async with running_server(folder, operator_token) as address:
         console.print(f"server at {address}, API docs at {address}/docs", highlight=False)
         async with AggregatorClient(address, token=operator_token) as client:
-            demo = _Demo(settings, folder, images, address, Operator(client), Traffic())
+            demo = _Demo(settings, folder, images, address, Operator(client), Traffic(), slots)
             result = await demo.train(console, started=started)
         show_result(console, result, folder=folder)
         if settings.keep_serving:
@@ -82,6 +87,22 @@ async def _keep_serving(console: Console, *, address: str, operator_token: str) 
 
 
 @dataclass(frozen=True, slots=True)
+class _InTurn:
+    """A trainer that waits for a free core: more threads than cores only take Python's lock from each other."""
+
+    trainer: TorchTrainer
+    slots: threading.Semaphore
+
+    @property
+    def structure(self) -> Structure:
+        return self.trainer.structure
+
+    def __call__(self, task: TrainingTask) -> TrainedModel:
+        with self.slots:
+            return self.trainer(task)
+
+
+@dataclass(frozen=True, slots=True)
 class _Demo:
     settings: DemoSettings
     folder: Path
@@ -89,6 +110,7 @@ class _Demo:
     address: str
     operator: Operator
     traffic: Traffic
+    slots: threading.Semaphore
 
     async def train(self, console: Console, *, started: float) -> DemoResult:
         tokens = await self._enrol()
@@ -139,7 +161,7 @@ class _Demo:
         )
         async with AggregatorClient(self.address, token=token) as client:
             cache = self.folder / "clients" / name
-            await participate(client, run_id, trainer, cache_dir=cache, on_event=tell)
+            await participate(client, run_id, _InTurn(trainer, self.slots), cache_dir=cache, on_event=tell)
 
     def _shard(self, name: str) -> ImageDataset:
         number = int(name.rpartition("-")[2])

@@ -29,10 +29,11 @@ class TorchTrainer:
     """Trains a module on local data as a task's `training` says: local_epochs, batch_size, learning_rate, proximal_mu.
 
     `data` is a Dataset of (input, target) pairs, shuffled and batched here, or a DataLoader, which then decides both.
-    `optimizer` (plain SGD by default) is called for each task with the parameters and the task's learning rate. What is drawn here depends on `seed`, `client` and the round alone, so a
-    repeated round gives the same bits; give a DataLoader a `generator` and it is seeded likewise. Dropout draws from
-    PyTorch's process-wide generator, which is left alone. Metrics: mean `loss` of the last epoch (without the proximal
-    term), and `accuracy` if the output is [N, classes] and the target [N] integers.
+    `optimizer` (plain SGD by default) is called for each task with the parameters and the task's learning rate. What is
+    drawn here depends on `seed`, `client` and the round alone, so a repeated round gives the same bits; give a
+    DataLoader a `generator` and it is seeded likewise. Dropout draws from PyTorch's process-wide generator, which is
+    left alone. Metrics: mean `loss` of the last epoch (without the proximal term), and `accuracy` if the output is
+    [N, classes] and the target [N] integers.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.support.participant import Tensors, pack, unpack, update_body
+from tests.support.participant import Tensors, unpack, update_body
 
 WEIGHTS = (1, 2, 3, 4, 6)
 NUM_CLIENTS = len(WEIGHTS)
@@ -39,7 +39,6 @@ class Ledger:
     """The receipts of all clients; the same update may be acknowledged again, by the same receipt."""
 
     _receipts: dict[tuple[int, int], Acknowledgement] = field(default_factory=dict)
-    num_replays: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, client: int, body: bytes, receipt: Mapping[str, Any]) -> None:
@@ -48,7 +47,6 @@ class Ledger:
         assert made.digest == digest_of(body)
         with self._lock:
             earlier = self._receipts.setdefault((made.round, client), made)
-            self.num_replays += earlier is not made
         assert earlier == made, f"two receipts for one update: {earlier} and {made}"
 
     def of_round(self, number: int) -> list[Acknowledgement]:
@@ -83,13 +81,21 @@ def body_of(client: int, round_number: int, num_padding: int = 0) -> bytes:
     """Writes a client's update."""
     delta: Tensors = {"seen": delta_of(client, round_number)}
     if num_padding:
-        delta["padding"] = np.full(num_padding, (client + 1) / 4, dtype=np.float32)
+        delta["padding"] = np.full(num_padding, _padding_of(client), dtype=np.float32)
     return update_body(delta, num_examples=WEIGHTS[client], metrics={"client": float(client)})
+
+
+def _padding_of(client: int) -> Fraction:
+    return Fraction(client + 1, 4)
+
+
+def _total_weight(clients: Sequence[int]) -> int:
+    return sum(WEIGHTS[client] for client in clients)
 
 
 def exact_step(base: NDArray[np.float32], round_number: int, clients: Sequence[int]) -> NDArray[np.float32]:
     """Adds the weighted mean of some clients' deltas to a model with exact arithmetic, and rounds once."""
-    total = sum(WEIGHTS[client] for client in clients)
+    total = _total_weight(clients)
     exact = [Fraction(float(value)) for value in base]
     for client in clients:
         for at, value in enumerate(delta_of(client, round_number)):
@@ -104,7 +110,8 @@ def check_run(http: httpx.Client, run_id: str, ledger: Ledger, *, participants: 
     round's list, nobody is there twice, nobody who never sent, and each model is what its members make it, exactly.
     """
     latest = http.get(f"/v1/runs/{run_id}").json()["latest_version"]
-    digests, model = [], initial_model()["seen"]
+    digests: list[str] = []
+    model, padding = initial_model()["seen"], Fraction()
     for version in range(latest + 1):
         answer = http.get(f"/v1/runs/{run_id}/models/{version}")
         digest = digest_of(answer.content)
@@ -112,15 +119,16 @@ def check_run(http: httpx.Client, run_id: str, ledger: Ledger, *, participants: 
         if version:
             members = _members(http, run_id, ledger, number=version, participants=participants)
             model = exact_step(model, version, members)
-        np.testing.assert_array_equal(unpack(answer.content)["seen"], model)
+            padding += sum(_padding_of(client) * WEIGHTS[client] for client in members) / _total_weight(members)
+        found = unpack(answer.content)
+        np.testing.assert_array_equal(found["seen"], model)
+        assert np.all(found.get("padding", np.float32(padding)) == np.float32(padding))
         digests.append(digest)
     assert not ledger.of_round(latest + 1), "an update was acknowledged for a round that made no model"
     return digests
 
 
-def _members(
-    http: httpx.Client, run_id: str, ledger: Ledger, *, number: int, participants: Sequence[str]
-) -> list[int]:
+def _members(http: httpx.Client, run_id: str, ledger: Ledger, *, number: int, participants: Sequence[str]) -> list[int]:
     path = f"/v1/runs/{run_id}/rounds/{number}"
     round_ = http.get(path).json()
     listed = http.get(f"{path}/updates").json()["items"]
@@ -128,14 +136,11 @@ def _members(
     assert (round_["state"], round_["attempt"], round_["result_version"]) == ("completed", 1, number)
     assert (round_["num_updates"], set(counts.values())) == (len(listed), {1})
     members = {participants.index(member["client_id"]): member for member in listed}
-    for held in ledger.of_round(number):
+    receipts = ledger.of_round(number)
+    assert {held.client for held in receipts} == set(members)
+    for held in receipts:
         assert members[held.client]["digest"] == held.digest
         assert members[held.client]["update_id"] == held.update_id
     for client, member in members.items():
         assert member["weight"] == WEIGHTS[client]
     return sorted(members)
-
-
-def packed_initial_model(num_padding: int = 0) -> bytes:
-    """Writes the initial model."""
-    return pack(initial_model(num_padding))

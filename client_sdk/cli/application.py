@@ -1,0 +1,22 @@
+"""The commands and where they are."""
+
+from typing import Final
+
+import typer
+
+from client_sdk.cli import clients, demo, models, participation, runs, service, tokens
+
+app: Final = typer.Typer(
+    help="Federated learning over HTTP: serve it, run it, take part in it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+service.add_to(app)
+app.command("demo")(demo.demo)
+app.command("participate")(participation.participate)
+app.add_typer(runs.app, name="run", help="Create, steer and watch runs (operator).")
+app.add_typer(clients.app, name="clients", help="List, enrol and revoke clients (operator).")
+app.add_typer(tokens.app, name="token", help="Make enrolment tokens (operator).")
+app.add_typer(models.app, name="model", help="Download models.")

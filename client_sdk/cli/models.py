@@ -1,0 +1,67 @@
+"""`fedquorum model`."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from client_sdk.cli.options import DEFAULT_SERVER, Insecure, Json, Server, TokenFile, with_client
+from client_sdk.cli.output import console, print_fields
+from client_sdk.errors import UsageError
+
+if TYPE_CHECKING:
+    from client_sdk.client import AggregatorClient
+    from client_sdk.transfer import StoredModel
+
+app: Final = typer.Typer(no_args_is_help=True)
+
+
+# The group would otherwise be left out, as typer does with an only command.
+@app.callback()
+def model() -> None:
+    """Download models."""
+
+
+@app.command("download")
+def download(
+    run_id: Annotated[str, typer.Argument(help="The run.")],
+    version: Annotated[int | None, typer.Option(min=0, help="Which version; the latest by default.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("model.safetensors"),
+    force: Annotated[bool, typer.Option(help="Replace the file if it exists.")] = False,
+    server: Server = DEFAULT_SERVER,
+    token_file: TokenFile = None,
+    allow_insecure_http: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Download a model version as a safetensors file, checked against its digest."""
+    if output.exists() and not force:
+        raise UsageError(f"{output} exists; give another --output, or --force to replace it")
+    # In the same folder as the file, so that taking its name is one step.
+    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".fedquorum-") as folder:
+        stored = with_client(
+            lambda client: _download(client, run_id, folder=Path(folder), version=version),
+            server=server,
+            token_file=token_file,
+            allow_insecure_http=allow_insecure_http,
+        )
+        shutil.move(stored.path, output)
+    fields = {"file": str(output), "version": stored.version, "digest": stored.digest, "num_bytes": stored.num_bytes}
+    print_fields(fields, as_json=as_json)
+
+
+async def _download(
+    client: "AggregatorClient", run_id: str, *, folder: Path, version: int | None
+) -> "StoredModel":
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    out = console(stderr=True)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
+        task = bar.add_task("download", total=None)
+
+        def tell(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        return await client.download_model(run_id, folder, version=version, on_bytes=tell)

@@ -1,0 +1,36 @@
+"""`fedquorum token`."""
+
+from typing import Annotated, Final
+
+import typer
+
+from client_sdk.cli.options import DEFAULT_SERVER, Insecure, Json, Server, TokenFile, with_client
+from client_sdk.cli.output import print_json
+
+app: Final = typer.Typer(no_args_is_help=True)
+
+
+@app.command("create")
+def create(
+    max_uses: Annotated[int, typer.Option(min=1, help="How many clients may enrol with it.")] = 1,
+    expires_in_seconds: Annotated[float, typer.Option(min=1, help="How long it is valid.")] = 86_400,
+    server: Server = DEFAULT_SERVER,
+    token_file: TokenFile = None,
+    allow_insecure_http: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Make an enrolment token, with which clients enrol themselves; it is shown this once."""
+    from fl_protocol.tasks import EnrolmentTokenRequest
+
+    request = EnrolmentTokenRequest(max_uses=max_uses, expires_in_seconds=expires_in_seconds)
+    made = with_client(
+        lambda client: client.create_enrolment_token(request),
+        server=server,
+        token_file=token_file,
+        allow_insecure_http=allow_insecure_http,
+    )
+    if as_json:
+        print_json(made)
+    else:
+        typer.echo(made.token)
+        typer.echo(f"for {made.max_uses} client(s), until {made.expires_at:%Y-%m-%d %H:%M} UTC", err=True)

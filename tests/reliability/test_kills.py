@@ -1,0 +1,153 @@
+"""SIGKILL at any instant, again and again: nothing acknowledged is lost, nothing is counted twice, the bits are the same."""
+
+import random
+import re
+import socket
+import sqlite3
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import pytest
+
+from aggregator_service import failpoints
+from tests.support.chaos import Fault, KillAfter, KillAt, carry_out, taking_part
+from tests.support.ledger import NUM_CLIENTS, Ledger, check_run, initial_model
+from tests.support.participant import create_run, wait_for_run
+from tests.support.server import ServerProcess
+from tests.support.waiting import eventually
+from tests.support.zygote import Zygote
+
+SEED = 20_260_801
+LARGE = 1_100_000
+"""Parameters of a model whose bytes are written ahead of the transaction that names them (more than 4 MiB)."""
+
+_ONCE_A_ROUND = (
+    "aggregation.started",
+    "aggregation.model_written",
+    "publication.in_transaction",
+    "publication.after_commit",
+)
+_NEEDS_LARGE = ("intake.chunks_stored",)
+
+
+def small_plan(num_random: int, num_cold: int) -> list[Fault]:
+    """Plans the kills of a run of many small rounds: each named point at several of its passes, and random instants."""
+    source = random.Random(SEED)
+    plan: list[Fault] = [
+        KillAt(name, nth)
+        for name in failpoints.NAMES
+        if name not in _NEEDS_LARGE
+        for nth in ((1, 2, 3) if name in _ONCE_A_ROUND else (1, 4, 9))
+    ]
+    plan += [KillAfter(source.uniform(0.0, 0.5)) for _ in range(num_random)]
+    plan += [KillAfter(source.uniform(0.2, 2.0), cold=True) for _ in range(num_cold)]
+    source.shuffle(plan)
+    return plan
+
+
+def large_plan(num_random: int) -> list[Fault]:
+    """Plans the kills of a run whose uploads and candidate models span several transactions."""
+    source = random.Random(SEED + 1)
+    plan: list[Fault] = [KillAt("intake.chunks_stored", nth) for nth in (1, 2, 4)]
+    plan += [KillAt("aggregation.halfway", nth) for nth in (1, 2, 3)]
+    plan += [KillAt(name, 1) for name in ("intake.received", "intake.before_commit", "intake.after_commit")]
+    plan += [KillAt(name, 1) for name in _ONCE_A_ROUND]
+    plan += [KillAfter(source.uniform(0.0, 0.8)) for _ in range(num_random)]
+    source.shuffle(plan)
+    return plan
+
+
+SMALL_PLAN = small_plan(num_random=16, num_cold=3)
+LARGE_PLAN = large_plan(num_random=5)
+
+
+def test_every_named_point_is_killed_at_at_least_twice_in_60_kills() -> None:
+    runs = Counter(fault.failpoint for fault in (*SMALL_PLAN, *LARGE_PLAN) if isinstance(fault, KillAt))
+    assert set(runs) == set(failpoints.NAMES)
+    assert min(runs.values()) >= 2
+    assert len(SMALL_PLAN) + len(LARGE_PLAN) >= 60
+
+
+def test_every_point_in_the_source_has_a_name_and_every_name_a_point() -> None:
+    package = Path(failpoints.__file__).parent
+    reached = [
+        name
+        for source in package.rglob("*.py")
+        for name in re.findall(r"failpoints\.reach\(\s*\"([^\"]+)\"", source.read_text())
+    ]
+    calls = sum(source.read_text().count("failpoints.reach(") for source in package.rglob("*.py"))
+    assert calls == len(reached), "a failpoint's name must be a plain string, so that this test can read it"
+    assert set(reached) == set(failpoints.NAMES)
+
+
+def test_kills_lose_nothing_and_change_no_bit(database_url: str, tmp_path: Path, forking: Zygote) -> None:
+    survive(database_url, tmp_path, plan=SMALL_PLAN, forking=forking)
+
+
+def test_kills_amid_large_uploads_and_models_lose_nothing(database_url: str, tmp_path: Path, forking: Zygote) -> None:
+    survive(database_url, tmp_path, plan=LARGE_PLAN, forking=forking, num_padding=LARGE)
+
+
+@pytest.mark.soak
+def test_500_kills_lose_nothing_and_change_no_bit(database_url: str, tmp_path: Path, forking: Zygote) -> None:
+    survive(database_url, tmp_path, plan=small_plan(num_random=450, num_cold=30), forking=forking)
+
+
+def survive(database_url: str, folder: Path, *, plan: Sequence[Fault], forking: Zygote, num_padding: int = 0) -> None:
+    """Lets a server die by a plan during a run, then holds the run against its ledger and against one without kills."""
+    server = ServerProcess(database_url, folder, port=free_port(), zygote=forking).start()
+    ledger = Ledger()
+    try:
+        with server.http() as operator:
+            rounds = {"quorum": NUM_CLIENTS, "deadline_seconds": 3600}
+            run_id = create_run(operator, initial_model(num_padding), num_rounds=100_000, round=rounds)
+            with taking_part(operator, run_id, ledger, num_padding=num_padding) as (clients, jobs):
+                server.kill()
+                carry_out(server, plan, forking=forking)
+                server.zygote = forking
+                server.start()
+                last_round = operator.get(f"/v1/runs/{run_id}").json()["current_round"] + 2
+                for client in clients:
+                    client.last_round = last_round
+            assert {job.result() for job in jobs} == {last_round}
+            wait_for_run(operator, run_id, version=last_round)
+            participants = [client.participant.client_id for client in clients]
+            digests = check_run(operator, run_id, ledger, participants=participants)
+            assert len(digests) == last_round + 1
+            assert sum(client.num_replays for client in clients) > 0
+            if not num_padding:
+                assert digests == undisturbed(operator, num_rounds=last_round)
+        assert '"level": "error"' not in server.log, server.log[-4000:]
+        check_nothing_is_left_over(database_url)
+    finally:
+        server.kill()
+
+
+def undisturbed(operator: httpx.Client, *, num_rounds: int) -> list[str]:
+    """Gives the digests of the models of the same run without kills."""
+    ledger = Ledger()
+    run_id = create_run(operator, initial_model(), num_rounds=num_rounds, round={"quorum": NUM_CLIENTS})
+    with taking_part(operator, run_id, ledger) as (clients, jobs):
+        pass
+    assert {job.result() for job in jobs} == {num_rounds}
+    return check_run(operator, run_id, ledger, participants=[client.participant.client_id for client in clients])
+
+
+def free_port() -> int:
+    """Finds a port that a server can be started on again and again."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def check_nothing_is_left_over(database_url: str) -> None:
+    """On SQLite a start removes every upload that was never finished; on Postgres another server may be at it."""
+    if database_url.startswith("sqlite"):
+        path = Path(database_url.removeprefix("sqlite:///"))
+        with closing(sqlite3.connect(path)) as connection:
+            orphans = "SELECT count(*) FROM blobs WHERE NOT sealed"
+            eventually(lambda: connection.execute(orphans).fetchone() == (0,))

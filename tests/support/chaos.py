@@ -1,0 +1,117 @@
+"""Kills a server by a plan, again and again, while clients that retry the same requests take part in a run."""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from tests.support.ledger import NUM_CLIENTS, Ledger, body_of
+from tests.support.participant import MEDIA_TYPE, Participant, enrol
+from tests.support.server import ServerProcess
+from tests.support.zygote import Zygote
+
+PATIENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class KillAfter:
+    """SIGKILL so many seconds after the server's start; a `cold` one is not forked, so that it dies while importing."""
+
+    seconds: float
+    cold: bool = False
+
+
+@dataclass(frozen=True)
+class KillAt:
+    """SIGKILL when a named point is passed for the nth time since the server's start."""
+
+    failpoint: str
+    nth: int
+
+
+Fault = KillAfter | KillAt
+
+
+def carry_out(server: ServerProcess, plan: Sequence[Fault], *, forking: Zygote) -> None:
+    """Starts the server for each fault of a plan and lets it die of it."""
+    for fault in plan:
+        if isinstance(fault, KillAt):
+            server.zygote = forking
+            server.begin(FEDQUORUM_FAILPOINT=f"{fault.failpoint}:{fault.nth}:kill")
+            assert server.wait(PATIENCE_SECONDS) == -9, server.log[-4000:]
+        else:
+            server.zygote = None if fault.cold else forking
+            server.begin()
+            # The instant of the kill is what is random here; there is nothing to wait for.
+            time.sleep(fault.seconds)
+            assert server.is_running(), server.log[-4000:]
+            server.kill()
+
+
+@dataclass
+class PersistentClient:
+    """One client that repeats a request until it is answered, as the contract says it safely may."""
+
+    number: int
+    participant: Participant
+    run_id: str
+    ledger: Ledger
+    num_padding: int = 0
+    last_round: int | None = None
+    num_replays: int = 0
+
+    def take_part(self) -> int:
+        """Takes part until the run ends, or a task of a round behind the last one is at hand; gives its number of updates."""
+        num_accepted = 0
+        while True:
+            claimed = self._send("POST", f"/v1/runs/{self.run_id}/tasks", params={"wait": 5})
+            if claimed.status_code == 204:
+                continue
+            if claimed.status_code == 410:
+                return num_accepted
+            assert claimed.status_code in (200, 201), claimed.text
+            task = claimed.json()
+            if self.last_round is not None and task["round"] > self.last_round:
+                return num_accepted
+            self._answer(task)
+            num_accepted += 1
+
+    def _answer(self, task: dict[str, Any]) -> None:
+        model = self._send("GET", task["model_url"])
+        assert model.headers["etag"].strip('"') == task["model_digest"]
+        body = body_of(self.number, task["round"], self.num_padding)
+        path = f"/v1/tasks/{task['task_id']}/update"
+        accepted = self._send("PUT", path, content=body, headers={"Content-Type": MEDIA_TYPE})
+        assert accepted.status_code in (200, 201), accepted.text
+        self.num_replays += accepted.status_code == 200
+        self.ledger.note(self.number, body, accepted.json())
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                answer = self.participant.http.request(method, path, **request)
+            except httpx.TransportError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+                continue
+            if answer.status_code != 503:
+                return answer
+
+
+@contextmanager
+def taking_part(
+    operator: httpx.Client, run_id: str, ledger: Ledger, *, num_padding: int = 0
+) -> Iterator[tuple[list[PersistentClient], list["Future[int]"]]]:
+    """Enrols the clients and lets each of them take part on a thread of its own."""
+    clients = [
+        PersistentClient(number, enrol(operator, f"client-{number}"), run_id, ledger, num_padding)
+        for number in range(NUM_CLIENTS)
+    ]
+    with ThreadPoolExecutor(NUM_CLIENTS) as pool:
+        yield clients, [pool.submit(client.take_part) for client in clients]
