@@ -33,12 +33,3 @@ class Flow:
     def new_id(self, prefix: str) -> str:
         """Makes a fresh identifier."""
         return identifier(prefix, self.entropy(16))
-
-
-def run_topic(run_id: str) -> str:
-    """Names what changes whenever anything of a run does."""
-    return f"run:{run_id}"
-
-
-WORK_TOPIC = "work"
-"""What changes when a round was sealed or opened, so that the worker looks again."""

@@ -15,7 +15,7 @@ from aggregator_service.domain.records import (
 )
 from aggregator_service.domain.strategies.mean import weighted_metrics
 from aggregator_service.flow import rounds as round_steps
-from aggregator_service.flow.context import WORK_TOPIC, Flow
+from aggregator_service.flow.context import Flow
 from aggregator_service.storage import events, rounds, runs, tasks, updates
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.rounds import EventType
@@ -92,7 +92,6 @@ def complete_if_due(flow: Flow, tx: WriteTx, *, run: RunRecord, round_: RoundRec
             "metrics": metrics or {},
         },
     )
-    tx.wake(WORK_TOPIC)
     if run.state is RunState.RUNNING:
         round_steps.advance(flow, tx, run)
 

@@ -6,7 +6,7 @@ from aggregator_service.domain.records import ModelRecord, RunRecord
 from aggregator_service.domain.transitions import check_run_transition
 from aggregator_service.flow import idempotency
 from aggregator_service.flow import rounds as round_steps
-from aggregator_service.flow.context import WORK_TOPIC, Flow
+from aggregator_service.flow.context import Flow
 from aggregator_service.flow.idempotency import IdempotentCreate
 from aggregator_service.storage import events, models, rounds, runs
 from aggregator_service.storage.transactions import WriteTx
@@ -147,7 +147,6 @@ def _move(tx: WriteTx, run: RunRecord, state: RunState, *, started: bool) -> Non
 
 def _announce(tx: WriteTx, run_id: str, state: RunState) -> None:
     events.append(tx, run_id, EventType.RUN_STATE, {"state": state.value, "reason": None})
-    tx.wake(WORK_TOPIC)
 
 
 def _advance(flow: Flow, tx: WriteTx, run_id: str) -> None:

@@ -1,10 +1,11 @@
 """What callers may look at: runs, rounds, models, clients, contributions and events, in pages and with waits."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import Final, TypeVar
+from typing import Final
 
+from aggregator_service.domain import topics
 from aggregator_service.domain.records import (
     ClientRecord,
     EventRecord,
@@ -13,7 +14,7 @@ from aggregator_service.domain.records import (
     RunRecord,
     UpdateRecord,
 )
-from aggregator_service.flow.context import Flow, run_topic
+from aggregator_service.flow.context import Flow
 from aggregator_service.flow.lifecycle import no_such_run
 from aggregator_service.flow.selection import POLL_SECONDS
 from aggregator_service.storage import clients, events, models, rounds, runs, updates
@@ -21,7 +22,6 @@ from aggregator_service.storage.transactions import ReadTx
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.runs import FINISHED_RUN_STATES
 
-T = TypeVar("T")
 Position = tuple[datetime, str]
 
 _EVENTS_A_READ: Final = 200
@@ -94,7 +94,10 @@ async def get_model(flow: Flow, run_id: str, version: int) -> ModelRecord:
 
 
 async def wait_for_model(flow: Flow, run_id: str, *, after_version: int, wait_seconds: float) -> ModelRecord | None:
-    """Gives the newest model once it is newer than a version; None when the time is up first."""
+    """Gives the newest model once it is newer than a version; None when the time is up or the run has ended first."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + wait_seconds
+    topic = topics.models_of(run_id)
 
     def body(tx: ReadTx) -> tuple[bool, ModelRecord | None]:
         run = _run(tx, run_id)
@@ -102,18 +105,20 @@ async def wait_for_model(flow: Flow, run_id: str, *, after_version: int, wait_se
             return run.state in FINISHED_RUN_STATES, None
         return True, models.get(tx, run_id, run.latest_version)
 
-    def is_settled(answer: tuple[bool, ModelRecord | None]) -> bool:
-        return answer[0]
-
-    _, model = await _wait(flow, run_id, read=body, is_settled=is_settled, wait_seconds=wait_seconds)
-    return model
+    while True:
+        seen = flow.wakeups.seen(topic)
+        is_settled, model = await flow.transactions.read("wait_for_model", body)
+        remaining = deadline - loop.time()
+        if is_settled or remaining <= 0 or flow.wakeups.closed:
+            return model
+        await flow.wakeups.wait(topic, seen, timeout_seconds=min(remaining, POLL_SECONDS))
 
 
 async def follow_events(flow: Flow, run_id: str, *, after_event_id: int) -> AsyncIterator[EventRecord | None]:
     """Yields a run's events as they happen, and None now and then to keep the line open; ends with the run."""
     position = after_event_id
     while not flow.wakeups.closed:
-        seen = flow.wakeups.seen(run_topic(run_id))
+        seen = flow.wakeups.seen(topics.events_of(run_id))
         finished, batch = await events_after(flow, run_id, position)
         for event in batch:
             yield event
@@ -124,7 +129,7 @@ async def follow_events(flow: Flow, run_id: str, *, after_event_id: int) -> Asyn
             return
         if not batch:
             yield None
-        await flow.wakeups.wait(run_topic(run_id), seen, timeout_seconds=POLL_SECONDS)
+        await flow.wakeups.wait(topics.events_of(run_id), seen, timeout_seconds=POLL_SECONDS)
 
 
 async def events_after(flow: Flow, run_id: str, event_id: int) -> tuple[bool, list[EventRecord]]:
@@ -135,25 +140,6 @@ async def events_after(flow: Flow, run_id: str, event_id: int) -> tuple[bool, li
         return run.state in FINISHED_RUN_STATES, events.after(tx, run_id, event_id, limit=_EVENTS_A_READ)
 
     return await flow.transactions.read("read_events", body)
-
-
-async def _wait(
-    flow: Flow,
-    run_id: str,
-    *,
-    read: Callable[[ReadTx], T],
-    is_settled: Callable[[T], bool],
-    wait_seconds: float,
-) -> T:
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + wait_seconds
-    while True:
-        seen = flow.wakeups.seen(run_topic(run_id))
-        answer = await flow.transactions.read("wait_for_change", read)
-        remaining = deadline - loop.time()
-        if is_settled(answer) or remaining <= 0 or flow.wakeups.closed:
-            return answer
-        await flow.wakeups.wait(run_topic(run_id), seen, timeout_seconds=min(remaining, POLL_SECONDS))
 
 
 def _run(tx: ReadTx, run_id: str) -> RunRecord:

@@ -161,7 +161,7 @@ async def _decoded(pieces: AsyncIterator[bytes], coding: ContentCoding) -> Async
     decompressor = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG_MAX})
     async for piece in pieces:
         data: bytes = piece
-        while data or not decompressor.needs_input:
+        while data or not (decompressor.needs_input or decompressor.eof):
             yield _decompress(decompressor, data)
             data = b""
     if not decompressor.eof:

@@ -5,7 +5,7 @@ from datetime import timedelta
 from aggregator_service.domain import quorum
 from aggregator_service.domain.quorum import QuorumDecision
 from aggregator_service.domain.records import EvaluationState, RoundRecord, RunRecord
-from aggregator_service.flow.context import WORK_TOPIC, Flow
+from aggregator_service.flow.context import Flow
 from aggregator_service.storage import events, rounds, runs
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.rounds import EventType, RoundState
@@ -89,7 +89,6 @@ def _open(flow: Flow, tx: WriteTx, run: RunRecord, *, number: int, attempt: int)
         EventType.ROUND_OPENED,
         _named(round_) | {"base_version": base_version, "quorum": spec.quorum, "cohort_size": spec.cohort_size},
     )
-    tx.wake(WORK_TOPIC)
 
 
 def _seal(tx: WriteTx, round_: RoundRecord) -> None:
@@ -100,7 +99,6 @@ def _seal(tx: WriteTx, round_: RoundRecord) -> None:
         EventType.ROUND_CLOSED,
         _named(round_) | {"num_updates": round_.num_updates, "num_examples": round_.num_examples},
     )
-    tx.wake(WORK_TOPIC)
 
 
 def _abandon(tx: WriteTx, round_: RoundRecord) -> None:

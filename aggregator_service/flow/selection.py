@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
-from aggregator_service.domain import cohort
+from aggregator_service.domain import cohort, topics
 from aggregator_service.domain.admission import check_owner
 from aggregator_service.domain.records import (
     EvaluationState,
@@ -14,7 +14,7 @@ from aggregator_service.domain.records import (
     TaskRecord,
     TaskState,
 )
-from aggregator_service.flow.context import Flow, run_topic
+from aggregator_service.flow.context import Flow
 from aggregator_service.flow.layouts import layout_of
 from aggregator_service.flow.lifecycle import no_such_run
 from aggregator_service.storage import clients, models, rounds, runs, tasks
@@ -48,7 +48,7 @@ async def claim(flow: Flow, *, run_id: str, client_id: str, wait_seconds: float)
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait_seconds
-    topic = run_topic(run_id)
+    topic = topics.tasks_of(run_id)
     while True:
         seen = flow.wakeups.seen(topic)
         if await flow.transactions.read("look_for_task", lambda tx: _may_have_task(tx, run_id, client_id)):
@@ -76,7 +76,7 @@ async def give_up(flow: Flow, *, task_id: str, client_id: str) -> None:
             tasks.set_state(tx, task, TaskState.GIVEN_UP)
             if task.kind is TaskKind.TRAIN:
                 rounds.count_task(tx, task.round_id, -1)
-            tx.wake(run_topic(task.run_id))
+            tx.wake(topics.tasks_of(task.run_id))
 
     await flow.transactions.write("give_up_task", body)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import sqlalchemy as sa
 
+from aggregator_service.domain import topics
 from aggregator_service.domain.records import EventRecord
 from aggregator_service.storage.rows import fields
 from aggregator_service.storage.tables import events, runs
@@ -24,7 +25,8 @@ def append(tx: WriteTx, run_id: str, event_type: EventType, data: Mapping[str, o
             run_id=run_id, event_id=event_id, type=event_type.value, data=dict(data), created_at=tx.now()
         )
     )
-    tx.wake(f"run:{run_id}")
+    for topic in topics.woken_by(event_type, run_id):
+        tx.wake(topic)
 
 
 def after(tx: ReadTx, run_id: str, event_id: int, *, limit: int) -> list[EventRecord]:

@@ -10,10 +10,11 @@ from typing import Final
 
 import structlog
 
+from aggregator_service.domain import topics
 from aggregator_service.domain.records import RoundRecord
 from aggregator_service.flow import aggregation, expiry, lifecycle, publication
 from aggregator_service.flow.aggregation import AggregationStoppedError, Candidate, SealedRound
-from aggregator_service.flow.context import WORK_TOPIC, Flow
+from aggregator_service.flow.context import Flow
 from aggregator_service.flow.fold import ModelOverflowError
 from aggregator_service.storage import rounds
 from aggregator_service.storage.blobs import BlobCorruptError
@@ -51,7 +52,7 @@ class EmbeddedWorker:
 
     async def _repeat(self, name: str, step: Callable[[], Awaitable[float]]) -> None:
         while True:
-            seen = self._flow.wakeups.seen(WORK_TOPIC)
+            seen = self._flow.wakeups.seen(topics.WORK)
             try:
                 pause = await step()
             except Exception as error:  # noqa: BLE001 - a loop outlives the failure of a step
@@ -60,7 +61,7 @@ class EmbeddedWorker:
                 continue
             if self._flow.wakeups.closed:
                 return
-            await self._flow.wakeups.wait(WORK_TOPIC, seen, timeout_seconds=pause)
+            await self._flow.wakeups.wait(topics.WORK, seen, timeout_seconds=pause)
 
     async def _aggregate_all(self) -> float:
         for round_ in await self._flow.transactions.read("find_sealed", rounds.sealed):
