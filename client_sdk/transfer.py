@@ -167,7 +167,8 @@ class Download:
                 )
             else:
                 partial.restart()
-            async for piece in response.aiter_raw(PIECE_BYTES):
+            # As it comes: what httpx gathers into larger pieces is lost when the connection is cut.
+            async for piece in response.aiter_raw():
                 partial.take(piece, expected.num_bytes)
                 if self._on_bytes is not None:
                     self._on_bytes(partial.num_bytes, expected.num_bytes)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.staticfiles import StaticFiles
 
-from aggregator_service.api import clients, instruments, models, operations, problems, runs, tasks
+from aggregator_service.api import clients, instruments, models, operations, pacing, problems, runs, tasks
 from aggregator_service.api.dependencies import authenticated
 from aggregator_service.telemetry import Telemetry
 from fl_protocol.problems import Problem
@@ -45,6 +45,7 @@ def create_application(*, version: str, telemetry: Telemetry, lifespan: Lifespan
         max_body_size=None,
     )
     problems.install(app, telemetry)
+    app.add_middleware(pacing.Pacing)
     app.add_middleware(instruments.Instruments, telemetry=telemetry)
     protected = [Depends(authenticated)]
     # The tensor routes stream their bodies and bound them by the model's own size.

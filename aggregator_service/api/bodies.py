@@ -1,7 +1,5 @@
-"""Tensor bodies: media type, coding, announced length and digest, and a bound on how slowly they may come."""
+"""Tensor bodies: media type, coding, announced length and digest."""
 
-import asyncio
-from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from fastapi import Request
@@ -9,10 +7,6 @@ from fastapi import Request
 from aggregator_service.flow.reception import Body, ContentCoding, parse_content_digest
 from fl_protocol.models import TENSOR_MEDIA_TYPE, TENSOR_MEDIA_TYPES
 from fl_protocol.problems import ProblemError, ProblemType
-
-GRACE_SECONDS: Final = 10.0
-MIN_BYTES_A_SECOND: Final = 1024
-MAX_SILENCE_SECONDS: Final = 30.0
 
 TENSOR_BODY: Final[dict[str, Any]] = {
     "requestBody": {
@@ -40,7 +34,7 @@ def tensor_body(request: Request, *, max_num_bytes: int) -> Body:
             ProblemType.TOO_LARGE, f"the body has {length} bytes; at most {max_num_bytes} are accepted here"
         )
     digest = parse_content_digest(request.headers.get("content-digest"))
-    return Body(chunks=_paced(request.stream()), coding=coding, digest=digest)
+    return Body(chunks=request.stream(), coding=coding, digest=digest)
 
 
 def _coding(header: str) -> ContentCoding:
@@ -51,30 +45,3 @@ def _coding(header: str) -> ContentCoding:
             ProblemType.UNSUPPORTED_MEDIA_TYPE,
             f"Content-Encoding is {header[:64]!r}; identity and zstd are accepted",
         ) from None
-
-
-async def _paced(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Passes chunks on and gives up on a sender that is silent for 30 s or slower than 1 KiB/s."""
-    loop = asyncio.get_running_loop()
-    started = loop.time()
-    total = 0
-    while True:
-        try:
-            chunk = await asyncio.wait_for(anext(chunks), MAX_SILENCE_SECONDS)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise _too_slow() from None
-        total += len(chunk)
-        if loop.time() - started > GRACE_SECONDS + total / MIN_BYTES_A_SECOND:
-            raise _too_slow()
-        if chunk:
-            yield chunk
-
-
-def _too_slow() -> ProblemError:
-    return ProblemError(
-        ProblemType.REQUEST_TIMEOUT,
-        f"the body came slower than {MIN_BYTES_A_SECOND} bytes a second or stopped for {MAX_SILENCE_SECONDS:.0f} s; "
-        "send it again",
-    )

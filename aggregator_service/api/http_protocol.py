@@ -1,21 +1,31 @@
-"""uvicorn's fast HTTP parser with the bounds it lacks: on header bytes, header count, header time and leftovers."""
+"""uvicorn's fast HTTP parser with the bounds it lacks: on header bytes, header count, header time and leftovers.
+
+What is no HTTP request, or one out of bounds, is answered by a problem like every other refusal.
+"""
 
 import asyncio
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from aggregator_service.api.problems import render
+from fl_protocol.problems import ProblemError, ProblemType
+
 MAX_HEADER_BYTES: Final = 32 << 10
 MAX_HEADERS: Final = 100
 HEADER_SECONDS: Final = 10.0
 LEFTOVER_SECONDS: Final = 10.0
+
+_TOO_MANY_BYTES: Final = f"the request's head exceeds {MAX_HEADER_BYTES} bytes"
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
     """Closes a connection whose request head is too large, too slow, or whose body goes on after the answer."""
 
     _awaiting_head = True
+    _undelivered_bytes = 0
     _head_bytes = 0
+    _reason: str | None = None
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -29,31 +39,48 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Feeds the parser and enforces the bounds."""
-        if self._awaiting_head:
-            if self._deadline is None:
-                self._start_deadline(HEADER_SECONDS)
-            self._head_bytes += len(data)
+        """Feeds the parser and enforces the bounds, on what it keeps of heads and trailers that do not end, too."""
+        if self._awaiting_head and self._deadline is None:
+            self._start_deadline(HEADER_SECONDS)
+        self._undelivered_bytes += len(data)
         super().data_received(data)
-        if self._awaiting_head and self._head_bytes > MAX_HEADER_BYTES:
-            self._refuse(f"The request head exceeds {MAX_HEADER_BYTES} bytes.")
+        if self._undelivered_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+            self.send_400_response(_TOO_MANY_BYTES)
+
+    def on_message_begin(self) -> None:
+        """Begins to count what the head holds."""
+        super().on_message_begin()
+        self._head_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        """Takes a part of the request's target."""
+        self._count_head(len(url))
+        super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Takes one header, up to the bound; raising makes the parser answer 400 and close."""
+        """Takes one header, up to the bounds; raising makes the parser refuse and close."""
         if len(self.headers) >= MAX_HEADERS:
-            raise ValueError(f"more than {MAX_HEADERS} headers")
+            self._reason = f"the request has more than {MAX_HEADERS} headers"
+            raise ValueError(self._reason)
+        self._count_head(len(name) + len(value))
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Ends the head's clock."""
         self._awaiting_head = False
-        self._head_bytes = 0
+        self._undelivered_bytes = 0
         self._stop_deadline()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Takes a part of the body, which the application bounds."""
+        self._undelivered_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Makes ready for the next request's head."""
         self._awaiting_head = True
+        self._undelivered_bytes = 0
         self._stop_deadline()
         super().on_message_complete()
 
@@ -63,9 +90,21 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if not self._awaiting_head and self._deadline is None:
             self._start_deadline(LEFTOVER_SECONDS)
 
-    def _refuse(self, message: str) -> None:
-        if not self.transport.is_closing():
-            self.send_400_response(message)
+    def send_400_response(self, msg: str) -> None:
+        """Answers what cannot be read as a request, unless an answer is under way, and closes."""
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self.transport.close()
+            return
+        answer = render(ProblemError(ProblemType.MALFORMED_REQUEST, self._reason or msg))
+        head = [b"HTTP/1.1 400 Bad Request", *map(b": ".join, answer.raw_headers), b"connection: close"]
+        self.transport.write(b"\r\n".join([*head, b"", bytes(answer.body)]))
+        self.transport.close()
+
+    def _count_head(self, num_bytes: int) -> None:
+        self._head_bytes += num_bytes
+        if self._head_bytes > MAX_HEADER_BYTES:
+            self._reason = _TOO_MANY_BYTES
+            raise ValueError(self._reason)
 
     def _start_deadline(self, seconds: float) -> None:
         self._stop_deadline()

@@ -47,6 +47,7 @@ _BY_STATUS: Final[Mapping[int, ProblemType]] = {
     400: ProblemType.MALFORMED_REQUEST,
     404: ProblemType.NOT_FOUND,
     405: ProblemType.METHOD_NOT_ALLOWED,
+    408: ProblemType.REQUEST_TIMEOUT,
     413: ProblemType.TOO_LARGE,
     415: ProblemType.UNSUPPORTED_MEDIA_TYPE,
 }

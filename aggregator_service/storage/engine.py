@@ -24,8 +24,10 @@ _POSTGRES_OPTIONS: Final = {
     "keepalives_count": 3,
     "tcp_user_timeout": 5000,
     "application_name": "fedquorum",
+    # The last three are Postgres's side of the keepalive: a lease of a machine that vanished is free after 11 s.
     "options": "-c statement_timeout=60s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s "
-    "-c synchronous_commit=on",
+    "-c synchronous_commit=on "
+    "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3",
 }
 
 

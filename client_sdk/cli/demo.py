@@ -1,15 +1,22 @@
 """`fedquorum demo`."""
 
+# Commands import what they need when they run, so that --help comes at once.
+# ruff: noqa: PLC0415
+
+import functools
 import importlib.util
 import secrets
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from client_sdk.cli.options import Json
 from client_sdk.cli.output import console, print_json
 from client_sdk.errors import UsageError
+
+if TYPE_CHECKING:
+    from client_sdk.demo.report import DemoResult
 
 
 def demo(
@@ -28,14 +35,12 @@ def demo(
 
     from client_sdk.demo.run import DemoSettings, run_demo
 
-    settings = DemoSettings(
-        folder=folder, num_clients=clients, num_rounds=rounds, seed=seed, keep_serving=keep_serving
-    )
+    settings = DemoSettings(folder=folder, num_clients=clients, num_rounds=rounds, seed=seed, keep_serving=keep_serving)
     out = console(stderr=as_json)
 
-    async def run() -> None:
-        result = await run_demo(settings, out, operator_token=secrets.token_urlsafe(32))
+    def tell(result: "DemoResult") -> None:
         if as_json:
             print_json(result.as_json())
 
-    anyio.run(run)
+    token = secrets.token_urlsafe(32)
+    anyio.run(functools.partial(run_demo, settings, out, operator_token=token, on_result=tell))

@@ -1,5 +1,8 @@
 """`fedquorum model`."""
 
+# Commands import what they need when they run, so that --help comes at once.
+# ruff: noqa: PLC0415
+
 import shutil
 import tempfile
 from pathlib import Path
@@ -51,9 +54,7 @@ def download(
     print_fields(fields, as_json=as_json)
 
 
-async def _download(
-    client: "AggregatorClient", run_id: str, *, folder: Path, version: int | None
-) -> "StoredModel":
+async def _download(client: "AggregatorClient", run_id: str, *, folder: Path, version: int | None) -> "StoredModel":
     from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
     out = console(stderr=True)

@@ -1,5 +1,8 @@
 """What every command that speaks to a server is told, and how it opens the connection."""
 
+# Commands import what they need when they run, so that --help comes at once.
+# ruff: noqa: PLC0415
+
 import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-TOKEN_VARIABLE: Final = "FEDQUORUM_TOKEN"
+TOKEN_VARIABLE: Final = "FEDQUORUM_TOKEN"  # noqa: S105 - a name, no token
 MAX_TOKEN_FILE_BYTES: Final = 8192
 
 Server = Annotated[
@@ -40,6 +43,8 @@ Insecure = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 DEFAULT_SERVER: Final = "http://127.0.0.1:8080"
+HASTY_ATTEMPTS: Final = 4
+"""How often a command that somebody waits for tries to reach the server."""
 
 
 def read_token(token_file: Path | None) -> str:
@@ -62,16 +67,21 @@ def with_client(
     server: str,
     token_file: Path | None,
     allow_insecure_http: bool,
+    patient: bool = False,
 ) -> Result:
-    """Opens a client and runs `use` with it."""
+    """Opens a client and runs `use` with it; `patient` work outlives a server that restarts."""
     import anyio
 
     from client_sdk.client import AggregatorClient
+    from client_sdk.config import DEFAULT_LIMITS, Limits
 
+    limits = DEFAULT_LIMITS if patient else Limits(max_attempts=HASTY_ATTEMPTS)
     token = read_token(token_file)
 
     async def run() -> Result:
-        async with AggregatorClient(server, token=token, allow_insecure_http=allow_insecure_http) as client:
+        async with AggregatorClient(
+            server, token=token, allow_insecure_http=allow_insecure_http, limits=limits
+        ) as client:
             return await use(client)
 
     return anyio.run(run)

@@ -1,5 +1,8 @@
 """Tables for people, JSON for scripts."""
 
+# Commands import what they need when they run, so that --help comes at once.
+# ruff: noqa: PLC0415
+
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,5 +1,8 @@
 """`fedquorum token`."""
 
+# Commands import what they need when they run, so that --help comes at once.
+# ruff: noqa: PLC0415
+
 from typing import Annotated, Final
 
 import typer

@@ -9,8 +9,9 @@ from typing import Final, Self
 from client_sdk import endpoints
 from client_sdk.client.connection import Connection, NothingThereError, Seams, server_url
 from client_sdk.config import DEFAULT_LIMITS, Limits
-from client_sdk.endpoints import Item, NothingToDo, Page, Request
+from client_sdk.endpoints import NothingToDo
 from client_sdk.endpoints.events import EventReader, ends_run, get_events
+from client_sdk.endpoints.exchange import Item, Page, Request
 from client_sdk.errors import FedQuorumError, UntrustedAnswerError
 from client_sdk.retries import pause_seconds
 from client_sdk.transfer import Body, Content, OnBytes, StoredModel, body_of_bytes, body_of_tensors

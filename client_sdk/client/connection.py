@@ -20,8 +20,8 @@ from typing import Final, TypeVar
 import anyio
 import httpx
 
-from client_sdk.config import DEFAULT_LIMITS, PIECE_BYTES, Limits
-from client_sdk.endpoints import Answer, Request, error_of
+from client_sdk.config import DEFAULT_LIMITS, Limits
+from client_sdk.endpoints.exchange import Answer, Request, error_of
 from client_sdk.errors import InsecureTransportError, TransportError, UntrustedAnswerError, UsageError, printable
 from client_sdk.retries import retrying
 from client_sdk.transfer import Body, Content, Download, OnBytes, StoredModel
@@ -190,7 +190,7 @@ class Connection:
             raise UntrustedAnswerError("the server encoded an answer that was asked for as it is")
         body = bytearray()
         with anyio.fail_after(self.limits.answer_seconds):
-            async for piece in response.aiter_raw(PIECE_BYTES):
+            async for piece in response.aiter_raw():
                 body += piece
                 if len(body) > self.limits.max_json_bytes:
                     raise UntrustedAnswerError(f"the server's answer is over {self.limits.max_json_bytes} bytes")

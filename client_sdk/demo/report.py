@@ -1,5 +1,6 @@
 """What the demo shows: progress while it runs, then a table of the rounds and where to go from there."""
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,17 @@ class DemoResult:
     @property
     def accuracy(self) -> float:
         return self.rounds[-1].accuracy
+
+    def as_json(self) -> dict[str, object]:
+        """Gives what a script reads."""
+        return {
+            "run_id": self.run_id,
+            "accuracy": self.accuracy,
+            "digest": self.digest,
+            "model": str(self.model),
+            "seconds": self.seconds,
+            "rounds": [dataclasses.asdict(result) for result in self.rounds],
+        }
 
 
 @dataclass(slots=True)

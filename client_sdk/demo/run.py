@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -57,7 +58,13 @@ class DemoSettings:
     keep_serving: bool = False
 
 
-async def run_demo(settings: DemoSettings, console: Console, *, operator_token: str) -> DemoResult:
+async def run_demo(
+    settings: DemoSettings,
+    console: Console,
+    *,
+    operator_token: str,
+    on_result: Callable[[DemoResult], None] | None = None,
+) -> DemoResult:
     """Trains on MNIST with a real server and real clients; the same seed gives the same model."""
     started = time.monotonic()
     # One thread an operation: the clients fill the cores, and sums have the same order on every machine.
@@ -71,6 +78,8 @@ async def run_demo(settings: DemoSettings, console: Console, *, operator_token: 
             demo = _Demo(settings, folder, images, address, Operator(client), Traffic(), slots)
             result = await demo.train(console, started=started)
         show_result(console, result, folder=folder)
+        if on_result is not None:
+            on_result(result)
         if settings.keep_serving:
             await _keep_serving(console, address=address, operator_token=operator_token)
     return result

@@ -5,19 +5,13 @@ names are answers, JSON has the contract's fields and types, and an identifier t
 but letters, digits, `.`, `_` and `-`.
 """
 
-import math
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from pydantic import BaseModel, ValidationError
-
-from client_sdk.errors import ServerError, UntrustedAnswerError, UsageError, error_of_problem, printable
+from client_sdk.endpoints.exchange import Answer, Message, Page, Request, message_of, path, retry_after_seconds
 from fl_protocol import routes
-from fl_protocol.messages import RequestMessage, ResponseMessage
+from fl_protocol.messages import RequestMessage
 from fl_protocol.models import TENSOR_MEDIA_TYPE, Model
-from fl_protocol.problems import PROBLEM_MEDIA_TYPE, Problem
 from fl_protocol.rounds import Contribution, Round
 from fl_protocol.runs import Run, RunSpec
 from fl_protocol.tasks import (
@@ -30,99 +24,6 @@ from fl_protocol.tasks import (
     Receipt,
     Task,
 )
-
-Parsed = TypeVar("Parsed")
-Message = TypeVar("Message", bound=BaseModel)
-Item = TypeVar("Item", bound=BaseModel)
-
-_PATH_SAFE: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,127}", re.ASCII)
-
-
-class Page(ResponseMessage, Generic[Item]):
-    """One page of a list; `next_cursor` asks for the next one and is None on the last."""
-
-    items: list[Item]
-    next_cursor: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer read whole: its status, its headers by lower-case name, its decoded body."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request(Generic[Parsed]):
-    """A request to send and how to read its answer; `wait_seconds` is how long the server was asked to hold it."""
-
-    method: str
-    path: str
-    parse: Callable[[Answer], Parsed]
-    statuses: frozenset[int] = frozenset({200})
-    query: Mapping[str, str] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
-    wait_seconds: float = 0.0
-
-
-def path(template: str, **parameters: str | int) -> str:
-    """Fills a route's parameters; raises UsageError for an identifier that could change the path."""
-    for name, value in parameters.items():
-        if isinstance(value, str) and _PATH_SAFE.fullmatch(value) is None:
-            raise UsageError(f"{name} {printable(value)!r} is not an identifier")
-    return routes.path(template, **parameters)
-
-
-def message_of(kind: type[Message], answer: Answer) -> Message:
-    """Reads a JSON answer; raises UntrustedAnswerError, naming the field, if it is not what the contract says."""
-    try:
-        return kind.model_validate_json(answer.body)
-    except (ValidationError, ValueError, RecursionError) as error:
-        raise UntrustedAnswerError(f"the server's {kind.__name__} cannot be read: {_first_fault(error)}") from None
-
-
-def _first_fault(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return printable(str(error))
-    fault = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in fault["loc"])
-    return printable(f"{where}: {fault['msg']}" if where else fault["msg"])
-
-
-def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """Reads a Retry-After given in seconds; None for none, a date or nonsense."""
-    try:
-        seconds = float(headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
-
-
-def error_of(answer: Answer) -> ServerError | UntrustedAnswerError:
-    """Makes the error of an answer whose status is not the one hoped for."""
-    status = answer.status
-    if 300 <= status < 400:
-        target = printable(answer.headers.get("location", "nowhere"))
-        return UntrustedAnswerError(
-            f"the server redirects to {target}; a token is never sent on: if that is the server, give its address"
-        )
-    if status < 400:
-        return UntrustedAnswerError(f"the server answered {status}, which is no answer to this request")
-    wait = retry_after_seconds(answer.headers)
-    if answer.headers.get("content-type", "").split(";")[0].strip().lower() == PROBLEM_MEDIA_TYPE:
-        try:
-            problem = Problem.model_validate_json(answer.body)
-        except (ValidationError, ValueError, RecursionError):
-            return UntrustedAnswerError(f"the server answered {status} with a problem document that cannot be read")
-        return error_of_problem(problem, status=status, retry_after_seconds=wait)
-    return ServerError(
-        f"{status} from something that is not a FedQuorum server: check the address, and proxies on the way",
-        status=status,
-        retry_after_seconds=wait,
-    )
 
 
 def _get(kind: type[Message], where: str, **query: str | int | None) -> Request[Message]:

@@ -6,7 +6,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from client_sdk.endpoints import Request, path
+from client_sdk.endpoints.exchange import Request, path
 from client_sdk.errors import UntrustedAnswerError
 from fl_protocol import routes
 from fl_protocol.rounds import Event, EventType

@@ -8,10 +8,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fl_protocol.arrays import RawTensor, Tensor, decode, dtype_of, encode
-from fl_protocol.dtypes import CARRIERS, FLOAT_FORMATS, as_float64, from_float64
+from client_sdk.testing.averaging import mean_metrics, weighted_mean
+from fl_protocol.arrays import decode
 from fl_protocol.models import Model
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import Event, EventType, Round, RoundState
@@ -139,7 +138,7 @@ class FakeRun:
                 for other in self.tasks.values()
                 if other.report is not None and other.task.round == held.task.round
             ]
-            self._change_round(held.task.round, evaluation=_mean_metrics(reports))
+            self._change_round(held.task.round, evaluation=mean_metrics(reports))
             self.tell(EventType.EVALUATION_COMPLETED, round=held.task.round)
         return held.receipt
 
@@ -213,7 +212,7 @@ class FakeRun:
             state=RoundState.COMPLETED,
             result_version=len(self.models) - 1,
             num_examples=sum(weights),
-            metrics=_mean_metrics([(fact.num_examples, fact.metrics) for fact in facts]),
+            metrics=mean_metrics([(fact.num_examples, fact.metrics) for fact in facts]),
             closed_at=_now(),
             completed_at=_now(),
         )
@@ -250,45 +249,9 @@ def new_run(spec: RunSpec) -> FakeRun:
     return FakeRun(run)
 
 
-def weighted_mean(base: bytes, updates: list[bytes], *, weights: list[int]) -> bytes:
-    """Adds the weighted mean of the updates to the base model, in float64, rounded once."""
-    model = decode(base)
-    deltas = [decode(update) for update in updates]
-    new = {name: _moved(name, tensor, deltas=deltas, weights=weights) for name, tensor in model.items()}
-    return b"".join(encode(new, {}))
-
-
-def _moved(name: str, base: Tensor, *, deltas: list[dict[str, Tensor]], weights: list[int]) -> Tensor:
-    present = [(delta[name], weight) for delta, weight in zip(deltas, weights, strict=True) if name in delta]
-    if not present:
-        return base
-    dtype = dtype_of(base)
-    total = sum(weight for _, weight in present)
-    mean = sum(weight * _wide(delta, dtype) for delta, weight in present) / total
-    if dtype not in FLOAT_FORMATS:
-        counters: NDArray[Any] = (_wide(base, dtype) + np.rint(mean)).astype(CARRIERS[dtype])
-        return counters
-    values = from_float64(_wide(base, dtype) + mean, dtype)
-    return RawTensor("BF16", values) if dtype == "BF16" else values
-
-
-def _wide(tensor: Tensor, dtype: str) -> Any:
-    values = tensor.data if isinstance(tensor, RawTensor) else tensor
-    return as_float64(values, dtype) if dtype in FLOAT_FORMATS else values.astype(np.float64)
-
-
 def _header_bytes(content: bytes) -> bytes:
     length = header_length(content[:LENGTH_BYTES])
     return content[LENGTH_BYTES : LENGTH_BYTES + length]
-
-
-def _mean_metrics(reports: list[tuple[int, dict[str, float]]]) -> dict[str, float]:
-    names = {name for _, metrics in reports for name in metrics}
-    means: dict[str, float] = {}
-    for name in sorted(names):
-        given = [(weight, metrics[name]) for weight, metrics in reports if name in metrics]
-        means[name] = sum(weight * value for weight, value in given) / sum(weight for weight, _ in given)
-    return means
 
 
 def _receipt(task: Task, content: bytes) -> Receipt:

@@ -1,4 +1,4 @@
-"""SIGKILL at any instant, again and again: nothing acknowledged is lost, nothing is counted twice, the bits are the same."""
+"""SIGKILL at any instant, again and again: nothing acknowledged is lost or counted twice, and the bits are the same."""
 
 import random
 import re
@@ -128,12 +128,13 @@ def survive(database_url: str, folder: Path, *, plan: Sequence[Fault], forking: 
 
 def undisturbed(operator: httpx.Client, *, num_rounds: int) -> list[str]:
     """Gives the digests of the models of the same run without kills."""
-    ledger = Ledger()
     run_id = create_run(operator, initial_model(), num_rounds=num_rounds, round={"quorum": NUM_CLIENTS})
-    with taking_part(operator, run_id, ledger) as (clients, jobs):
+    with taking_part(operator, run_id, Ledger()) as (_, jobs):
         pass
     assert {job.result() for job in jobs} == {num_rounds}
-    return check_run(operator, run_id, ledger, participants=[client.participant.client_id for client in clients])
+    models = operator.get(f"/v1/runs/{run_id}/models", params={"limit": 1000}).json()
+    assert models["next_cursor"] is None
+    return [model["digest"] for model in models["items"]]
 
 
 def free_port() -> int:

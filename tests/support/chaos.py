@@ -65,7 +65,7 @@ class PersistentClient:
     num_replays: int = 0
 
     def take_part(self) -> int:
-        """Takes part until the run ends, or a task of a round behind the last one is at hand; gives its number of updates."""
+        """Takes part until the run or its last wanted round has ended; gives the number of updates it sent."""
         num_accepted = 0
         while True:
             claimed = self._send("POST", f"/v1/runs/{self.run_id}/tasks", params={"wait": 5})

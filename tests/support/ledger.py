@@ -85,8 +85,8 @@ def body_of(client: int, round_number: int, num_padding: int = 0) -> bytes:
     return update_body(delta, num_examples=WEIGHTS[client], metrics={"client": float(client)})
 
 
-def _padding_of(client: int) -> Fraction:
-    return Fraction(client + 1, 4)
+def _padding_of(client: int) -> float:
+    return (client + 1) / 4
 
 
 def _total_weight(clients: Sequence[int]) -> int:
@@ -111,7 +111,7 @@ def check_run(http: httpx.Client, run_id: str, ledger: Ledger, *, participants: 
     """
     latest = http.get(f"/v1/runs/{run_id}").json()["latest_version"]
     digests: list[str] = []
-    model, padding = initial_model()["seen"], Fraction()
+    model, padding = initial_model()["seen"], 0.0
     for version in range(latest + 1):
         answer = http.get(f"/v1/runs/{run_id}/models/{version}")
         digest = digest_of(answer.content)
@@ -119,7 +119,7 @@ def check_run(http: httpx.Client, run_id: str, ledger: Ledger, *, participants: 
         if version:
             members = _members(http, run_id, ledger, number=version, participants=participants)
             model = exact_step(model, version, members)
-            padding += sum(_padding_of(client) * WEIGHTS[client] for client in members) / _total_weight(members)
+            padding += sum((_padding_of(client) * WEIGHTS[client] for client in members), 0.0) / _total_weight(members)
         found = unpack(answer.content)
         np.testing.assert_array_equal(found["seen"], model)
         assert np.all(found.get("padding", np.float32(padding)) == np.float32(padding))

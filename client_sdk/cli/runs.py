@@ -1,0 +1,203 @@
+"""`fedquorum run`."""
+
+# Commands import what they need when they run, so that --help comes at once.
+# ruff: noqa: PLC0415
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from client_sdk.cli.options import DEFAULT_SERVER, Insecure, Json, Server, TokenFile, with_client
+from client_sdk.cli.output import console, print_fields, print_json, print_messages
+from client_sdk.cli.specification import read_spec
+
+if TYPE_CHECKING:
+    from client_sdk.client import AggregatorClient
+    from fl_protocol.rounds import Round
+    from fl_protocol.runs import Run
+
+app: Final = typer.Typer(no_args_is_help=True)
+
+RunId = Annotated[str, typer.Argument(help="The run, as `run list` shows it.")]
+
+_RUN_COLUMNS: Final = ("run_id", "name", "state", "current_round", "num_rounds", "latest_version", "created_at")
+_ROUND_COLUMNS: Final = ("number", "attempt", "state", "num_updates", "quorum", "num_examples", "metrics", "evaluation")
+
+
+@app.command("create")
+def create(
+    model: Annotated[Path, typer.Option(help="The initial model, a safetensors file.")],
+    spec: Annotated[Path | None, typer.Option(help="A RunSpec as JSON; the options below change it.")] = None,
+    name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="How many rounds.")] = None,
+    quorum: Annotated[int | None, typer.Option(help="How many updates close a round.")] = None,
+    cohort_size: Annotated[int | None, typer.Option(help="How many clients are asked.")] = None,
+    local_epochs: Annotated[int | None, typer.Option(help="How long each client trains.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The clients' learning rate.")] = None,
+    start: Annotated[bool, typer.Option("--start", help="Start it at once.")] = False,
+    server: Server = DEFAULT_SERVER,
+    token_file: TokenFile = None,
+    allow_insecure_http: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Create a run with its initial model."""
+    changes = {
+        ("name",): name,
+        ("num_rounds",): rounds,
+        ("round", "quorum"): quorum,
+        ("round", "cohort_size"): cohort_size,
+        ("training", "local_epochs"): local_epochs,
+        ("training", "learning_rate"): learning_rate,
+    }
+    run_spec = read_spec(spec, changes)
+    content = model.read_bytes()
+
+    async def use(client: "AggregatorClient") -> "Run":
+        from client_sdk.operator import Operator
+
+        with console(stderr=True).status(f"sending {model.name}"):
+            operator = Operator(client)
+            return await (operator.start_run if start else operator.create_run)(run_spec, content)
+
+    run = with_client(use, server=server, token_file=token_file, allow_insecure_http=allow_insecure_http)
+    _print_run(run, as_json=as_json)
+
+
+@app.command("start")
+def start(
+    run_id: RunId,
+    server: Server = DEFAULT_SERVER,
+    token_file: TokenFile = None,
+    allow_insecure_http: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Open a draft's first round."""
+    run = with_client(
+        lambda client: client.start_run(run_id),
+        server=server,
+        token_file=token_file,
+        allow_insecure_http=allow_insecure_http,
+    )
+    _print_run(run, as_json=as_json)
+
+
+@app.command("pause")
+def pause(
+    run_id: RunId,
+    server: Server = DEFAULT_SERVER,
+    token_file: TokenFile = None,
+    allow_insecure_http: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Give no further tasks until the run is resumed."""
+    run = with_client(
+        lambda client: client.pause_run(run_id),
+        server=server,
+        token_file=token_file,
+        allow_insecure_http=allow_insecure_http,
+    )
+    _print_run(run, as_json=as_json)
+
+
+@app.command("resume")
+def resume(
+    run_id: RunId,
+    server: Server = DEFAULT_SERVER,
+    token_file: TokenFile = None,
+    allow_insecure_http: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Go on with a paused run."""
+    run = with_client(
+        lambda client: client.resume_run(run_id),
+        server=server,
+        token_file=token_file,
+        allow_insecure_http=allow_insecure_http,
+    )
+    _print_run(run, as_json=as_json)
+
+
+@app.command("stop")
+def stop(
+    run_id: RunId,
+    server: Server = DEFAULT_SERVER,
+    token_file: TokenFile = None,
+    allow_insecure_http: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """End a run for good; its models stay."""
+    run = with_client(
+        lambda client: client.stop_run(run_id),
+        server=server,
+        token_file=token_file,
+        allow_insecure_http=allow_insecure_http,
+    )
+    _print_run(run, as_json=as_json)
+
+
+@app.command("list")
+def list_runs(
+    server: Server = DEFAULT_SERVER,
+    token_file: TokenFile = None,
+    allow_insecure_http: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """List the runs."""
+    found = with_client(
+        lambda client: client.list_runs(),
+        server=server,
+        token_file=token_file,
+        allow_insecure_http=allow_insecure_http,
+    )
+    print_messages(found, columns=_RUN_COLUMNS, as_json=as_json)
+
+
+@app.command("show")
+def show(
+    run_id: RunId,
+    server: Server = DEFAULT_SERVER,
+    token_file: TokenFile = None,
+    allow_insecure_http: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Show a run and its rounds."""
+
+    async def use(client: "AggregatorClient") -> "tuple[Run, list[Round]]":
+        return await client.get_run(run_id), await client.list_rounds(run_id)
+
+    run, rounds = with_client(use, server=server, token_file=token_file, allow_insecure_http=allow_insecure_http)
+    if as_json:
+        print_json({"run": run.model_dump(mode="json"), "rounds": [done.model_dump(mode="json") for done in rounds]})
+        return
+    _print_run(run, as_json=False)
+    typer.echo("")
+    print_messages(rounds, columns=_ROUND_COLUMNS, as_json=False)
+
+
+@app.command("watch")
+def watch(
+    run_id: RunId,
+    server: Server = DEFAULT_SERVER,
+    token_file: TokenFile = None,
+    allow_insecure_http: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Follow a run to its end; the exit code is 1 if it fails or is stopped."""
+    from client_sdk.cli.watching import watch_run
+
+    with_client(
+        lambda client: watch_run(client, run_id, as_json=as_json),
+        server=server,
+        token_file=token_file,
+        allow_insecure_http=allow_insecure_http,
+        patient=True,
+    )
+
+
+def _print_run(run: "Run", *, as_json: bool) -> None:
+    if as_json:
+        print_json(run)
+        return
+    fields = ("run_id", "name", "state", "reason", "current_round", "num_rounds", "latest_version", "created_at")
+    print_fields({field: getattr(run, field) for field in fields}, as_json=False)
