@@ -30,6 +30,8 @@ USER 10001:10001
 WORKDIR /data
 VOLUME /data
 EXPOSE 8080
+# A container is published through something that adds TLS; see the README on proxies.
+ENV FEDQUORUM_BEHIND_PROXY=true
 # Alive, not ready: a restart does not bring back a database that is away.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python3", "-c", "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ['FEDQUORUM_PORT']}/healthz\", timeout=4)"]

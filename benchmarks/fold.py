@@ -36,8 +36,7 @@ def measure() -> list[Row]:
         "naive float64 sum": lambda: _each_window(values, sum_float64),
     }
     milliseconds = {
-        name: [1e3 * second for second in seconds]
-        for name, seconds in in_turns(work, repetitions=REPETITIONS).items()
+        name: [1e3 * second for second in seconds] for name, seconds in in_turns(work, repetitions=REPETITIONS).items()
     }
     plain = min(float(np.median(times)) for name, times in milliseconds.items() if name.startswith("plain"))
     return [

@@ -1,4 +1,4 @@
-"""Linear regression with numpy: an initial model, and a trainer for `fedquorum participate RUN_ID linear_regression:trainer`.
+"""Linear regression with numpy: an initial model, and a trainer for `fedquorum participate`.
 
 The data of this participant is made up from its process id; the weights that it hides are 2, -1 and 0.5, the bias is 3.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from client_sdk import TrainedModel, TrainingTask
+from fl_protocol.arrays import encode
 
 TRUE_WEIGHTS = np.array([2.0, -1.0, 0.5], dtype=np.float32)
 TRUE_BIAS = np.float32(3.0)
@@ -32,8 +33,6 @@ def trainer(task: TrainingTask) -> TrainedModel:
 
 def write_initial_model(path: Path) -> None:
     """Writes a model of zeros as safetensors."""
-    from fl_protocol.arrays import encode
-
     zeros = {"weights": np.zeros(3, dtype=np.float32), "bias": np.zeros((), dtype=np.float32)}
     path.write_bytes(b"".join(encode(zeros, {})))
 

@@ -4,9 +4,9 @@ What is no HTTP request, or one out of bounds, is answered by a problem like eve
 """
 
 import asyncio
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from aggregator_service.api.problems import render
 from fl_protocol.problems import ProblemError, ProblemType
@@ -92,7 +92,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answers what cannot be read as a request, unless an answer is under way, and closes."""
-        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
             self.transport.close()
             return
         answer = render(ProblemError(ProblemType.MALFORMED_REQUEST, self._reason or msg))

@@ -85,9 +85,9 @@ async def put_update(
     request: Request, response: Response, flow: FlowDependency, client_id: CallingClient, task_id: Identifier
 ) -> Receipt:
     """Takes local minus base as safetensors; the receipt means that it is durable and counted exactly once."""
-    limit = await intake.max_body_bytes(flow, task_id=task_id, client_id=client_id)
-    body = tensor_body(request, max_num_bytes=limit)
-    accepted = await intake.take_update(flow, body, task_id=task_id, client_id=client_id)
+    ask = await intake.look_up(flow, task_id=task_id, client_id=client_id)
+    body = tensor_body(request, max_num_bytes=ask.max_num_bytes)
+    accepted = await intake.take_update(flow, ask, body)
     response.status_code = 201 if accepted.is_new else 200
     return render_receipt(accepted)
 

@@ -35,14 +35,19 @@ from fl_protocol.updates import (
 
 
 @dataclass(frozen=True, slots=True)
-class _Ask:
-    """What an update answers: the task with its round, run and base model, and what was accepted for it before."""
+class Ask:
+    """What an update answers: the task with its round, run and layout, and what was accepted for it before."""
 
     task: TaskRecord
     round: RoundRecord
     run: RunRecord
-    model: ModelRecord
+    layout: Header
     accepted: UpdateRecord | None
+
+    @property
+    def max_num_bytes(self) -> int:
+        """The most bytes that an update may have."""
+        return max_update_bytes(self.layout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +59,42 @@ class Accepted:
     is_new: bool
 
 
-async def max_body_bytes(flow: Flow, *, task_id: str, client_id: str) -> int:
-    """Gives the most bytes an update of this task may have; raises as `take_update` does before any byte is read."""
-    ask = await _look_up(flow, task_id, client_id)
-    return max_update_bytes(await layout_of(flow, ask.model))
+async def look_up(flow: Flow, *, task_id: str, client_id: str) -> Ask:
+    """Finds what a client's update answers; refuses what can be refused before any byte of it is read."""
+
+    def body(tx: ReadTx) -> tuple[TaskRecord, RoundRecord, RunRecord, ModelRecord, UpdateRecord | None]:
+        task = check_owner(tasks.get(tx, task_id), task_id=task_id, client_id=client_id)
+        check_kind(task, TaskKind.TRAIN)
+        round_, run = rounds.get(tx, task.round_id), runs.get(tx, task.run_id)
+        model = None if round_ is None else models.get(tx, task.run_id, round_.base_version)
+        if round_ is None or run is None or model is None:
+            raise LookupError(f"task {task_id} lacks its round, run or model")
+        return task, round_, run, model, _accepted(tx, task)
+
+    task, round_, run, model, accepted = await flow.transactions.read("look_up_task", body)
+    if accepted is None:
+        if task.state is TaskState.GIVEN_UP:
+            raise given_up(task)
+        if not is_collecting(round_):
+            raise round_closed(round_)
+    return Ask(task, round_, run, await layout_of(flow, model), accepted)
 
 
-async def take_update(flow: Flow, body: Body, *, task_id: str, client_id: str) -> Accepted:
+def _accepted(tx: ReadTx, task: TaskRecord) -> UpdateRecord | None:
+    return updates.of_task(tx, task.task_id) if task.state is TaskState.DONE else None
+
+
+async def take_update(flow: Flow, ask: Ask, body: Body) -> Accepted:
     """Takes an update in and acknowledges it; raises the problems of the contract's table, and then stores nothing."""
-    ask = await _look_up(flow, task_id, client_id)
-    layout = await layout_of(flow, ask.model)
-    limit = max_update_bytes(layout)
+    layout = ask.layout
     if ask.accepted is not None:
-        digest = await digest_of(body, max_num_bytes=limit)
+        digest = await digest_of(body, max_num_bytes=ask.max_num_bytes)
         judge(digest=digest, accepted_digest=ask.accepted.digest, task=ask.task, collecting=False, round_=ask.round)
         return Accepted(ask.accepted, ask.round, is_new=False)
     measure = DenseMeasure(layout, ask.run.spec.strategy.max_abs_delta)
     decoder = StreamDecoder(
         max_header_bytes=update_header_limit(layout),
-        max_num_bytes=limit,
+        max_num_bytes=ask.max_num_bytes,
         check_header=lambda header: _check_header(header, layout),
     )
     received = await receive(flow, body, decoder=decoder, on_piece=measure)
@@ -85,26 +107,7 @@ def _check_header(header: Header, layout: Header) -> None:
     update_metadata(header)
 
 
-async def _look_up(flow: Flow, task_id: str, client_id: str) -> _Ask:
-    def body(tx: ReadTx) -> _Ask:
-        task = check_owner(tasks.get(tx, task_id), task_id=task_id, client_id=client_id)
-        check_kind(task, TaskKind.TRAIN)
-        round_, run = rounds.get(tx, task.round_id), runs.get(tx, task.run_id)
-        model = None if round_ is None else models.get(tx, task.run_id, round_.base_version)
-        if round_ is None or run is None or model is None:
-            raise LookupError(f"task {task_id} lacks its round, run or model")
-        return _Ask(task, round_, run, model, updates.of_task(tx, task_id))
-
-    ask = await flow.transactions.read("look_up_task", body)
-    if ask.accepted is None:
-        if ask.task.state is TaskState.GIVEN_UP:
-            raise given_up(ask.task)
-        if not is_collecting(ask.round):
-            raise round_closed(ask.round)
-    return ask
-
-
-async def _commit(flow: Flow, ask: _Ask, received: Received, *, max_abs: dict[str, float]) -> Accepted:
+async def _commit(flow: Flow, ask: Ask, received: Received, *, max_abs: dict[str, float]) -> Accepted:
     metadata = update_metadata(received.header)
     update_id = flow.new_id("update")
 
@@ -113,7 +116,7 @@ async def _commit(flow: Flow, ask: _Ask, received: Received, *, max_abs: dict[st
         task, round_ = tasks.get(tx, ask.task.task_id), rounds.get(tx, ask.round.round_id)
         if run is None or task is None or round_ is None:
             raise LookupError(f"task {ask.task.task_id}, its round or its run vanished")
-        accepted = updates.of_task(tx, task.task_id)
+        accepted = _accepted(tx, task)
         verdict = judge(
             digest=received.digest,
             accepted_digest=None if accepted is None else accepted.digest,
@@ -143,7 +146,7 @@ async def _commit(flow: Flow, ask: _Ask, received: Received, *, max_abs: dict[st
 
 
 def _update(
-    tx: WriteTx, ask: _Ask, received: Received, metadata: UpdateMetadata, *, update_id: str, max_abs: dict[str, float]
+    tx: WriteTx, ask: Ask, received: Received, metadata: UpdateMetadata, *, update_id: str, max_abs: dict[str, float]
 ) -> UpdateRecord:
     return UpdateRecord(
         update_id=update_id,
@@ -165,10 +168,7 @@ def _update(
 def _count(flow: Flow, tx: WriteTx, *, run: RunRecord, task: TaskRecord, update: UpdateRecord) -> None:
     updates.insert(tx, update)
     tasks.set_state(tx, task, TaskState.DONE)
-    rounds.count_update(tx, task.round_id, update.num_examples)
-    counted = rounds.get(tx, task.round_id)
-    if counted is None:
-        raise LookupError(f"round {task.round_id} vanished")
+    counted = rounds.count_update(tx, task.round_id, update.num_examples)
     events.append(
         tx,
         task.run_id,

@@ -12,6 +12,8 @@ from aggregator_service.storage.transactions import ReadTx, WriteTx
 
 _SEEN_PRECISION: Final = timedelta(seconds=30)
 
+_GET: Final = sa.select(clients).where(clients.c.client_id == sa.bindparam("client_id"))
+
 
 def insert(tx: WriteTx, client: ClientRecord) -> None:
     """Adds a client."""
@@ -27,7 +29,7 @@ def insert(tx: WriteTx, client: ClientRecord) -> None:
 
 def get(tx: ReadTx, client_id: str) -> ClientRecord | None:
     """Gives a client, revoked ones too; None where there is no such client."""
-    row = tx.connection.execute(sa.select(clients).where(clients.c.client_id == client_id)).one_or_none()
+    row = tx.connection.execute(_GET, {"client_id": client_id}).one_or_none()
     return None if row is None else ClientRecord(**fields(row))
 
 

@@ -139,6 +139,5 @@ def _postgres_engine(url: URL, pool_size: int) -> sa.Engine:
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=10,
-        pool_pre_ping=True,
         connect_args=dict(_POSTGRES_OPTIONS),
     )

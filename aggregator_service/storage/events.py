@@ -1,6 +1,7 @@
 """The events table: what happened in a run, numbered from 1 without gaps in the order of commits."""
 
 from collections.abc import Mapping
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -11,19 +12,27 @@ from aggregator_service.storage.tables import events, runs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.rounds import EventType
 
+_TAKE_NUMBER: Final = (
+    sa.update(runs)
+    .where(runs.c.run_id == sa.bindparam("of_run"))
+    .values(num_events=runs.c.num_events + 1)
+    .returning(runs.c.num_events)
+)
+_INSERT: Final = sa.insert(events)
+
 
 def append(tx: WriteTx, run_id: str, event_type: EventType, data: Mapping[str, object]) -> None:
     """Adds an event; the run's row is locked by taking the number, so numbers follow the order of commits."""
-    event_id = tx.connection.execute(
-        sa.update(runs)
-        .where(runs.c.run_id == run_id)
-        .values(num_events=runs.c.num_events + 1)
-        .returning(runs.c.num_events)
-    ).scalar_one()
+    event_id = tx.connection.execute(_TAKE_NUMBER, {"of_run": run_id}).scalar_one()
     tx.connection.execute(
-        sa.insert(events).values(
-            run_id=run_id, event_id=event_id, type=event_type.value, data=dict(data), created_at=tx.now()
-        )
+        _INSERT,
+        {
+            "run_id": run_id,
+            "event_id": event_id,
+            "type": event_type.value,
+            "data": dict(data),
+            "created_at": tx.now(),
+        },
     )
     for topic in topics.woken_by(event_type, run_id):
         tx.wake(topic)

@@ -1,6 +1,6 @@
 """The models table: published versions, never changed afterwards."""
 
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -8,6 +8,10 @@ from aggregator_service.domain.records import ModelRecord
 from aggregator_service.storage.rows import fields
 from aggregator_service.storage.tables import models
 from aggregator_service.storage.transactions import ReadTx, WriteTx
+
+_GET: Final = sa.select(models).where(
+    models.c.run_id == sa.bindparam("run_id"), models.c.version == sa.bindparam("version")
+)
 
 
 def _record(row: sa.Row[Any] | None) -> ModelRecord | None:
@@ -33,8 +37,7 @@ def insert(tx: WriteTx, model: ModelRecord) -> None:
 
 def get(tx: ReadTx, run_id: str, version: int) -> ModelRecord | None:
     """Gives a version; None where there is no such version."""
-    query = sa.select(models).where(models.c.run_id == run_id, models.c.version == version)
-    return _record(tx.connection.execute(query).one_or_none())
+    return _record(tx.connection.execute(_GET, {"run_id": run_id, "version": version}).one_or_none())
 
 
 def page(tx: ReadTx, run_id: str, *, after_version: int, limit: int) -> list[ModelRecord]:

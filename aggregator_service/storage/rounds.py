@@ -2,16 +2,41 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from aggregator_service.domain.records import EvaluationState, RoundRecord
-from aggregator_service.storage.rows import change_one, changes_one, fields
+from aggregator_service.storage.rows import StaleRowError, change_one, changes_one, fields
 from aggregator_service.storage.tables import rounds, runs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.rounds import RoundState
 from fl_protocol.runs import RunState
+
+_GET: Final = sa.select(rounds).where(rounds.c.round_id == sa.bindparam("round_id"))
+_NEWEST: Final = (
+    sa.select(rounds)
+    .where(rounds.c.run_id == sa.bindparam("run_id"))
+    .order_by(rounds.c.number.desc(), rounds.c.attempt.desc())
+    .limit(1)
+)
+_NEWEST_OF_NUMBER: Final = _NEWEST.where(rounds.c.number == sa.bindparam("number"))
+_OPEN_EVALUATIONS: Final = (
+    sa.select(rounds)
+    .where(rounds.c.run_id == sa.bindparam("run_id"), rounds.c.evaluation_state == EvaluationState.COLLECTING.value)
+    .order_by(rounds.c.number)
+)
+_COUNT_TASK: Final = (
+    sa.update(rounds)
+    .where(rounds.c.round_id == sa.bindparam("of_round"))
+    .values(num_tasks=rounds.c.num_tasks + sa.bindparam("change"))
+)
+_COUNT_UPDATE: Final = (
+    sa.update(rounds)
+    .where(rounds.c.round_id == sa.bindparam("of_round"), rounds.c.state == RoundState.COLLECTING.value)
+    .values(num_updates=rounds.c.num_updates + 1, num_examples=rounds.c.num_examples + sa.bindparam("more_examples"))
+    .returning(rounds)
+)
 
 
 def _record(row: sa.Row[Any] | None) -> RoundRecord | None:
@@ -27,8 +52,9 @@ def _record(row: sa.Row[Any] | None) -> RoundRecord | None:
     )
 
 
-def _records(tx: ReadTx, query: Any) -> list[RoundRecord]:
-    return [record for row in tx.connection.execute(query) if (record := _record(row)) is not None]
+def _records(tx: ReadTx, query: Any, parameters: Mapping[str, Any] | None = None) -> list[RoundRecord]:
+    rows = tx.connection.execute(query, parameters)
+    return [record for row in rows if (record := _record(row)) is not None]
 
 
 def insert(tx: WriteTx, round_: RoundRecord) -> None:
@@ -52,16 +78,13 @@ def insert(tx: WriteTx, round_: RoundRecord) -> None:
 
 def get(tx: ReadTx, round_id: str) -> RoundRecord | None:
     """Gives an attempt by its id."""
-    return _record(tx.connection.execute(sa.select(rounds).where(rounds.c.round_id == round_id)).one_or_none())
+    return _record(tx.connection.execute(_GET, {"round_id": round_id}).one_or_none())
 
 
 def newest(tx: ReadTx, run_id: str, number: int | None = None) -> RoundRecord | None:
     """Gives the newest attempt of the run, or of one round of it."""
-    query = sa.select(rounds).where(rounds.c.run_id == run_id)
-    if number is not None:
-        query = query.where(rounds.c.number == number)
-    query = query.order_by(rounds.c.number.desc(), rounds.c.attempt.desc()).limit(1)
-    return _record(tx.connection.execute(query).one_or_none())
+    query = _NEWEST if number is None else _NEWEST_OF_NUMBER
+    return _record(tx.connection.execute(query, {"run_id": run_id, "number": number}).one_or_none())
 
 
 def page(tx: ReadTx, run_id: str, *, after: tuple[int, int], limit: int) -> list[RoundRecord]:
@@ -77,12 +100,7 @@ def page(tx: ReadTx, run_id: str, *, after: tuple[int, int], limit: int) -> list
 
 def open_evaluations(tx: ReadTx, run_id: str) -> list[RoundRecord]:
     """Lists the rounds of a run whose model clients are being asked to evaluate, oldest first."""
-    query = (
-        sa.select(rounds)
-        .where(rounds.c.run_id == run_id, rounds.c.evaluation_state == EvaluationState.COLLECTING.value)
-        .order_by(rounds.c.number)
-    )
-    return _records(tx, query)
+    return _records(tx, _OPEN_EVALUATIONS, {"run_id": run_id})
 
 
 def sealed(tx: ReadTx) -> list[RoundRecord]:
@@ -123,17 +141,16 @@ def evaluating(tx: ReadTx) -> list[RoundRecord]:
 
 def count_task(tx: WriteTx, round_id: str, change: int) -> None:
     """Adjusts how many tasks of a round are out or answered."""
-    change_one(tx, sa.update(rounds).where(rounds.c.round_id == round_id).values(num_tasks=rounds.c.num_tasks + change))
+    change_one(tx, _COUNT_TASK, {"of_round": round_id, "change": change})
 
 
-def count_update(tx: WriteTx, round_id: str, num_examples: int) -> None:
-    """Counts an accepted update; raises StaleRowError if the round no longer collects."""
-    change_one(
-        tx,
-        sa.update(rounds)
-        .where(rounds.c.round_id == round_id, rounds.c.state == RoundState.COLLECTING.value)
-        .values(num_updates=rounds.c.num_updates + 1, num_examples=rounds.c.num_examples + num_examples),
-    )
+def count_update(tx: WriteTx, round_id: str, num_examples: int) -> RoundRecord:
+    """Counts an accepted update and gives the attempt after it; raises StaleRowError if it no longer collects."""
+    parameters = {"of_round": round_id, "more_examples": num_examples}
+    counted = _record(tx.connection.execute(_COUNT_UPDATE, parameters).one_or_none())
+    if counted is None:
+        raise StaleRowError(f"round {round_id} no longer collects")
+    return counted
 
 
 def close(tx: WriteTx, round_: RoundRecord, state: RoundState) -> None:

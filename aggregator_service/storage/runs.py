@@ -1,7 +1,7 @@
 """The runs table. Whoever changes anything of a run locks its row first, which orders writers on Postgres."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -10,6 +10,9 @@ from aggregator_service.storage.rows import change_one, fields
 from aggregator_service.storage.tables import runs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.runs import RunSpec, RunState
+
+_GET: Final = sa.select(runs).where(runs.c.run_id == sa.bindparam("run_id"))
+_LOCK: Final = _GET.with_for_update()
 
 
 def _record(row: sa.Row[Any]) -> RunRecord:
@@ -37,13 +40,13 @@ def insert(tx: WriteTx, run: RunRecord) -> None:
 
 def get(tx: ReadTx, run_id: str) -> RunRecord | None:
     """Gives a run; None where there is no such run."""
-    row = tx.connection.execute(sa.select(runs).where(runs.c.run_id == run_id)).one_or_none()
+    row = tx.connection.execute(_GET, {"run_id": run_id}).one_or_none()
     return None if row is None else _record(row)
 
 
 def lock(tx: WriteTx, run_id: str) -> RunRecord | None:
     """Gives a run and keeps other writers away from it until the transaction ends."""
-    row = tx.connection.execute(sa.select(runs).where(runs.c.run_id == run_id).with_for_update()).one_or_none()
+    row = tx.connection.execute(_LOCK, {"run_id": run_id}).one_or_none()
     return None if row is None else _record(row)
 
 

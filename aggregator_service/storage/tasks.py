@@ -1,6 +1,6 @@
 """The tasks table: what each client of a cohort was asked to do."""
 
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -9,6 +9,22 @@ from aggregator_service.storage.rows import change_one, fields
 from aggregator_service.storage.tables import tasks
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.tasks import TaskKind
+
+_GET: Final = sa.select(tasks).where(tasks.c.task_id == sa.bindparam("task_id"))
+_FIND: Final = sa.select(tasks).where(
+    tasks.c.round_id == sa.bindparam("round_id"),
+    tasks.c.client_id == sa.bindparam("client_id"),
+    tasks.c.kind == sa.bindparam("kind"),
+)
+_OPEN_OF_CLIENT: Final = sa.select(tasks).where(
+    tasks.c.client_id == sa.bindparam("client_id"), tasks.c.state == TaskState.OPEN.value
+)
+_INSERT: Final = sa.insert(tasks)
+_SET_STATE: Final = (
+    sa.update(tasks)
+    .where(tasks.c.task_id == sa.bindparam("of_task"), tasks.c.state == sa.bindparam("from_state"))
+    .values(state=sa.bindparam("to_state"))
+)
 
 
 def _record(row: sa.Row[Any] | None) -> TaskRecord | None:
@@ -21,29 +37,28 @@ def _record(row: sa.Row[Any] | None) -> TaskRecord | None:
 def insert(tx: WriteTx, task: TaskRecord) -> None:
     """Adds a task; a client has at most one of a kind in an attempt."""
     tx.connection.execute(
-        sa.insert(tasks).values(
-            task_id=task.task_id,
-            run_id=task.run_id,
-            round_id=task.round_id,
-            client_id=task.client_id,
-            kind=task.kind.value,
-            state=task.state.value,
-            assigned_at=task.assigned_at,
-        )
+        _INSERT,
+        {
+            "task_id": task.task_id,
+            "run_id": task.run_id,
+            "round_id": task.round_id,
+            "client_id": task.client_id,
+            "kind": task.kind.value,
+            "state": task.state.value,
+            "assigned_at": task.assigned_at,
+        },
     )
 
 
 def get(tx: ReadTx, task_id: str) -> TaskRecord | None:
     """Gives a task; None where there is no such task."""
-    return _record(tx.connection.execute(sa.select(tasks).where(tasks.c.task_id == task_id)).one_or_none())
+    return _record(tx.connection.execute(_GET, {"task_id": task_id}).one_or_none())
 
 
 def find(tx: ReadTx, *, round_id: str, client_id: str, kind: TaskKind) -> TaskRecord | None:
     """Gives a client's task of a kind in an attempt, in whatever state."""
-    query = sa.select(tasks).where(
-        tasks.c.round_id == round_id, tasks.c.client_id == client_id, tasks.c.kind == kind.value
-    )
-    return _record(tx.connection.execute(query).one_or_none())
+    parameters = {"round_id": round_id, "client_id": client_id, "kind": kind.value}
+    return _record(tx.connection.execute(_FIND, parameters).one_or_none())
 
 
 def count(tx: ReadTx, *, round_id: str, kind: TaskKind) -> int:
@@ -57,15 +72,10 @@ def count(tx: ReadTx, *, round_id: str, kind: TaskKind) -> int:
 
 def open_of_client(tx: ReadTx, client_id: str) -> list[TaskRecord]:
     """Lists the tasks a client has not answered."""
-    query = sa.select(tasks).where(tasks.c.client_id == client_id, tasks.c.state == TaskState.OPEN.value)
-    return [record for row in tx.connection.execute(query) if (record := _record(row)) is not None]
+    rows = tx.connection.execute(_OPEN_OF_CLIENT, {"client_id": client_id})
+    return [record for row in rows if (record := _record(row)) is not None]
 
 
 def set_state(tx: WriteTx, task: TaskRecord, state: TaskState) -> None:
     """Moves a task from the state that was read to another; raises StaleRowError."""
-    change_one(
-        tx,
-        sa.update(tasks)
-        .where(tasks.c.task_id == task.task_id, tasks.c.state == task.state.value)
-        .values(state=state.value),
-    )
+    change_one(tx, _SET_STATE, {"of_task": task.task_id, "from_state": task.state.value, "to_state": state.value})

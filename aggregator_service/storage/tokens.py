@@ -1,6 +1,7 @@
 """The tokens and idempotency_keys tables; a token is known only by the SHA-256 of its text."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -8,6 +9,8 @@ from aggregator_service.domain.records import TokenKind, TokenRecord
 from aggregator_service.storage.rows import changes_one, fields
 from aggregator_service.storage.tables import idempotency_keys, tokens
 from aggregator_service.storage.transactions import ReadTx, WriteTx
+
+_GET: Final = sa.select(tokens).where(tokens.c.token_hash == sa.bindparam("token_hash"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ def insert(tx: WriteTx, token: TokenRecord) -> None:
 
 def get(tx: ReadTx, token_hash: str) -> TokenRecord | None:
     """Gives a token by its hash; None where it is not known."""
-    row = tx.connection.execute(sa.select(tokens).where(tokens.c.token_hash == token_hash)).one_or_none()
+    row = tx.connection.execute(_GET, {"token_hash": token_hash}).one_or_none()
     if row is None:
         return None
     values = fields(row)

@@ -1,6 +1,6 @@
 """The updates and evaluations tables: what clients sent and the server acknowledged."""
 
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -8,6 +8,9 @@ from aggregator_service.domain.records import EvaluationRecord, UpdateRecord
 from aggregator_service.storage.rows import fields
 from aggregator_service.storage.tables import evaluations, updates
 from aggregator_service.storage.transactions import ReadTx, WriteTx
+
+_INSERT: Final = sa.insert(updates)
+_OF_TASK: Final = sa.select(updates).where(updates.c.task_id == sa.bindparam("task_id"))
 
 
 def _values(table: sa.Table, record: UpdateRecord | EvaluationRecord) -> dict[str, Any]:
@@ -18,12 +21,12 @@ def insert(tx: WriteTx, update: UpdateRecord) -> None:
     """Adds an accepted update; the database itself refuses a second one of a task or of a client in an attempt."""
     values = _values(updates, update)
     values |= {"metrics": dict(update.metrics), "max_abs": dict(update.max_abs)}
-    tx.connection.execute(sa.insert(updates).values(values))
+    tx.connection.execute(_INSERT, values)
 
 
 def of_task(tx: ReadTx, task_id: str) -> UpdateRecord | None:
     """Gives the update that was accepted for a task."""
-    row = tx.connection.execute(sa.select(updates).where(updates.c.task_id == task_id)).one_or_none()
+    row = tx.connection.execute(_OF_TASK, {"task_id": task_id}).one_or_none()
     return None if row is None else UpdateRecord(**fields(row))
 
 

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from client_sdk.errors import printable
 
@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console
 
+WIDE: Final = 500
+"""Characters a line of a table may have in a pipe or a file."""
+
 
 def console(*, stderr: bool = False) -> "Console":
-    """Opens the console that tables and bars are drawn on."""
+    """Opens the console that tables and bars are drawn on; where nobody looks at a terminal nothing is cut off."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False)
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else WIDE)
 
 
 def print_json(value: object) -> None:
@@ -43,7 +47,7 @@ def print_messages(messages: Sequence["BaseModel"], *, columns: Sequence[str], a
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Prints a table; where nobody looks at a terminal nothing is cut off."""
+    """Prints a table."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -51,7 +55,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     out = console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column.replace("_", " "), overflow="fold", no_wrap=not out.is_terminal)
+        table.add_column(column.replace("_", " "), overflow="fold")
     count = 0
     for row in rows:
         table.add_row(*(Text(cell(value)) for value in row))
@@ -59,7 +63,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     if count == 0:
         out.print("none")
         return
-    out.print(table, width=None if out.is_terminal else 10_000)
+    out.print(table)
 
 
 def print_fields(fields: Mapping[str, object], *, as_json: bool) -> None:

@@ -18,7 +18,7 @@ def classifier(sizes: Sequence[int], *, seed: int) -> nn.Sequential:
     generator = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in itertools.pairwise(sizes):
-        layer = nn.Linear(inputs, outputs)
+        layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
         with torch.no_grad():
             for parameter in layer.parameters():
                 parameter.uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)

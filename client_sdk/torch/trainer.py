@@ -203,7 +203,9 @@ def _in_order(data: Dataset[Any] | DataLoader[Any]) -> Iterable[Batch]:
 def _batches(data: Dataset[Any], sampler: BatchSampler, *, generator: torch.Generator | None) -> Iterable[Batch]:
     if isinstance(data, TensorDataset):
         return _Indexed(data, sampler)
-    return DataLoader(data, batch_sampler=sampler, generator=generator)
+    # A loader draws a seed for its workers at each epoch; from the sampler's generator it would change the shuffling.
+    workers = None if generator is None else torch.Generator().manual_seed(generator.initial_seed())
+    return DataLoader(data, batch_sampler=sampler, generator=workers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,11 +81,8 @@ def target(shared_server: ServerProcess) -> Iterator[Target]:
         task_ids = {key: _task_of(participant, run_id) for key, run_id in runs.items()}
         draft_id = _run_of(operator, MODEL, start=False)
         # The fixture that closes a test's connections would close this one, too, after the first test.
-        with shared_server.http(participant.token) as client:
-            stored = Stored(shared_server.database_url)
-            yield Target(
-                shared_server, stored, operator, client, participant.token, runs, task_ids, draft_id
-            )
+        with shared_server.http(participant.token) as client, Stored(shared_server.database_url) as stored:
+            yield Target(shared_server, stored, operator, client, participant.token, runs, task_ids, draft_id)
 
 
 def _send(http: httpx.Client, url: str, case: Case) -> tuple[httpx.Response, float]:

@@ -1,9 +1,9 @@
 import pytest
-from fl_protocol.problems import Problem
 
 from client_sdk.config import Limits
 from client_sdk.errors import ServerError, TransportError, UntrustedAnswerError, error_of_problem
 from client_sdk.retries import is_retryable, pause_seconds, retrying
+from fl_protocol.problems import Problem
 
 LIMITS = Limits(max_attempts=5, backoff_initial_seconds=1, backoff_max_seconds=6, retry_after_max_seconds=20)
 

@@ -11,7 +11,7 @@ from client_sdk.config import Limits
 from client_sdk.errors import TransportError, UntrustedAnswerError
 from client_sdk.transfer import Content, body_of_tensors, read_model
 from fl_protocol.arrays import decode, encode
-from tests.client_sdk.wire import Answerer, Seen, answer, wire
+from tests.client_sdk.wire import Answerer, Seen, answer, names_in, wire
 
 MODEL = {"weight": np.arange(300_000, dtype=np.float32), "bias": np.ones(3, dtype=np.float64)}
 BYTES = b"".join(encode(MODEL, {}))
@@ -33,7 +33,7 @@ async def download(answers: Answerer, folder: Path, *, expected: Content | None 
         stored = await client.download_model(RUN, folder, version=3, expected=expected)
         assert stored.path.read_bytes() == BYTES
         assert stored.path.name == f"{DIGEST.removeprefix('sha256:')}.safetensors"
-        assert [path.name for path in folder.iterdir()] == [stored.path.name]
+        assert names_in(folder) == [stored.path.name]
         return server.seen
 
 
@@ -68,8 +68,12 @@ async def test_a_download_goes_on_where_it_was_cut(tmp_path: Path) -> None:
 
 
 async def test_a_server_without_ranges_sends_it_again_from_the_start(tmp_path: Path) -> None:
-    answers = iter([cutting(500_000), whole])
-    assert len(await download(lambda seen: next(answers)(seen), tmp_path)) == 2
+    answerers = iter([cutting(500_000), whole])
+
+    def answers(seen: Seen) -> bytes:
+        return next(answerers)(seen)
+
+    assert len(await download(answers, tmp_path)) == 2
 
 
 async def test_an_unannounced_model_is_bound_by_its_first_answer(tmp_path: Path) -> None:
@@ -97,7 +101,7 @@ async def test_a_lying_server_gets_nothing_into_the_cache(lie: str, tmp_path: Pa
         with pytest.raises(UntrustedAnswerError):
             await client.download_model(RUN, tmp_path, version=3, expected=EXPECTED)
         assert len(server.seen) == 1
-    assert list(tmp_path.iterdir()) == []
+    assert names_in(tmp_path) == []
 
 
 async def test_a_server_that_always_cuts_is_given_up(tmp_path: Path) -> None:
@@ -105,28 +109,27 @@ async def test_a_server_that_always_cuts_is_given_up(tmp_path: Path) -> None:
         with pytest.raises(TransportError):
             await client.download_model(RUN, tmp_path, version=3, expected=EXPECTED)
         assert len(server.seen) == 4
-    assert list(tmp_path.iterdir()) == []
+    assert names_in(tmp_path) == []
 
 
 async def test_an_unannounced_model_has_a_ceiling(tmp_path: Path) -> None:
-    async with wire(whole) as server:
-        async with AggregatorClient(server.url, limits=Limits(max_model_bytes=1000)) as client:
-            with pytest.raises(UntrustedAnswerError, match="over 1000 bytes"):
-                await client.download_model(RUN, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    async with wire(whole) as server, AggregatorClient(server.url, limits=Limits(max_model_bytes=1000)) as client:
+        with pytest.raises(UntrustedAnswerError, match="over 1000 bytes"):
+            await client.download_model(RUN, tmp_path)
+    assert names_in(tmp_path) == []
 
 
 async def test_a_digest_never_becomes_another_path(tmp_path: Path) -> None:
     async with wire(whole) as server, client_to(server.url) as client:
         with pytest.raises(UntrustedAnswerError):
             await client.download_model(RUN, tmp_path, version=1, expected=Content("sha256:../../etc", len(BYTES)))
-    assert list(tmp_path.iterdir()) == []
+    assert names_in(tmp_path) == []
 
 
 async def test_an_upload_has_length_and_digest_and_is_the_same_at_every_attempt() -> None:
     receipt = (
-        '{"update_id":"u","task_id":"t","run_id":"r","round":1,"digest":"%s","num_bytes":%d,'
-        '"accepted_at":"2026-01-01T00:00:00Z"}' % (DIGEST, len(BYTES))
+        f'{{"update_id":"u","task_id":"t","run_id":"r","round":1,"digest":"{DIGEST}","num_bytes":{len(BYTES)},'
+        '"accepted_at":"2026-01-01T00:00:00Z"}'
     ).encode()
     answers = iter([answer(503, retry_after="0"), b"", answer(201, receipt)])
     async with wire(lambda seen: next(answers)) as server, client_to(server.url) as client:

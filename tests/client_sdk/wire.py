@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -66,3 +67,8 @@ def answer(status: int, body: bytes = b"", **headers: str) -> bytes:
     given.setdefault("content-length", str(len(body)))
     lines = "".join(f"{name}: {value}\r\n" for name, value in given.items())
     return f"HTTP/1.1 {status} X\r\n{lines}connection: close\r\n\r\n".encode() + body
+
+
+def names_in(folder: Path) -> list[str]:
+    """Lists a folder, sorted."""
+    return sorted(path.name for path in folder.iterdir())

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_protocol.arrays import decode
 from tests.docs.pages import CHECKOUT, block
 from tests.docs.test_readme import SECONDS, environment, small_server
+from tests.support.participant import unpack
 from tests.support.server import ServerProcess
 
 __all__ = ["small_server"]
@@ -36,9 +36,9 @@ def test_the_command_line_trains_the_linear_regression(small_server: ServerProce
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "completed" in answer.stdout
-    model = decode((tmp_path / "examples" / "linear.safetensors").read_bytes())
-    np.testing.assert_allclose(model["weights"], [2.0, -1.0, 0.5], atol=0.05)
-    np.testing.assert_allclose(model["bias"], 3.0, atol=0.05)
+    model = unpack((tmp_path / "examples" / "linear.safetensors").read_bytes())
+    np.testing.assert_allclose(model["weights"], np.array([2.0, -1.0, 0.5]), atol=0.05)
+    np.testing.assert_allclose(model["bias"], np.array(3.0), atol=0.05)
 
 
 MAIN = "from client_sdk.cli import main; main()"

@@ -1,7 +1,7 @@
 """Looks into the server's database from outside, with no code of the product: what was stored, and what was not."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
@@ -11,38 +11,37 @@ UPDATE_TABLES = ("updates", "evaluations", "blobs", "blob_chunks")
 
 
 class Stored:
-    """One server's database; every look opens a connection of its own."""
+    """One server's database, read through one connection without transactions; to be closed by its context."""
 
     def __init__(self, database_url: str) -> None:
-        self._engine = sa.create_engine(_with_driver(database_url), poolclass=NullPool)
+        engine = sa.create_engine(_with_driver(database_url), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        self._connection = engine.connect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._connection.close()
 
     def counts(self, *tables: str) -> dict[str, int]:
         """Counts the rows of some tables, else of those that hold uploads."""
-        with self._engine.connect() as connection:
-            names = tables or UPDATE_TABLES
-            return {
-                name: connection.execute(sa.select(sa.func.count()).select_from(sa.table(name))).scalar_one()
-                for name in names
-            }
+        names = tables or UPDATE_TABLES
+        counts = [sa.select(sa.func.count()).select_from(sa.table(name)).scalar_subquery() for name in names]
+        return dict(zip(names, self._connection.execute(sa.select(*counts)).one(), strict=True))
 
     def snapshot(self, *tables: str) -> dict[str, list[str]]:
         """Gives every row of some tables as sorted text, to compare two moments."""
-        with self._engine.connect() as connection:
-            return {
-                name: sorted(
-                    json.dumps([str(value) for value in row])
-                    for row in connection.execute(sa.select(sa.text("*")).select_from(sa.table(name)))
-                )
-                for name in tables
-            }
+        return {name: sorted(str(tuple(row)) for row in self._rows(name)) for name in tables}
 
     def values(self) -> Iterator[bytes]:
         """Yields every value of every table as bytes, as a dump would show it."""
-        with self._engine.connect() as connection:
-            for name in sa.inspect(connection).get_table_names():
-                for row in connection.execute(sa.select(sa.text("*")).select_from(sa.table(name))):
-                    for value in row:
-                        yield value if isinstance(value, bytes) else str(value).encode()
+        for name in sa.inspect(self._connection).get_table_names():
+            for row in self._rows(name):
+                for value in row:
+                    yield value if isinstance(value, bytes) else str(value).encode()
+
+    def _rows(self, table: str) -> Sequence[sa.Row[Any]]:
+        return self._connection.execute(sa.select(sa.text("*")).select_from(sa.table(table))).all()
 
 
 def _with_driver(database_url: str) -> sa.URL:

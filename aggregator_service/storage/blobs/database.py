@@ -18,6 +18,22 @@ from aggregator_service.storage.transactions import ReadTx, Transactions, WriteT
 CHUNK_NUM_BYTES: Final = 1 << 20
 CHUNKS_A_WRITE: Final = 4
 
+_INSERT_BLOB: Final = sa.insert(blobs)
+_INSERT_CHUNK: Final = sa.insert(blob_chunks)
+_SEAL: Final = (
+    sa.update(blobs)
+    .where(blobs.c.blob_id == sa.bindparam("of_blob"))
+    .values(sealed=True, num_bytes=sa.bindparam("total"))
+)
+_READ: Final = (
+    sa.select(blob_chunks.c.number, blob_chunks.c.checksum, blob_chunks.c.data)
+    .where(
+        blob_chunks.c.blob_id == sa.bindparam("blob_id"),
+        blob_chunks.c.number.between(sa.bindparam("first"), sa.bindparam("last")),
+    )
+    .order_by(blob_chunks.c.number)
+)
+
 
 class BlobCorruptError(Exception):
     """Stored bytes are missing or are not what was written."""
@@ -65,12 +81,12 @@ class DatabaseBlobs:
 
     async def flush(self, upload: BlobUpload) -> None:
         """Makes the full chunks of an upload durable."""
-        await self._transactions.write("store_chunks", lambda tx: _insert_chunks(tx, upload, last=False))
+        await self._transactions.write("store_chunks", lambda tx: _write_ahead(tx, upload))
         upload.written()
 
     def flush_blocking(self, upload: BlobUpload) -> None:
         """Does the same from a worker thread."""
-        self._transactions.write_blocking("store_chunks", lambda tx: _insert_chunks(tx, upload, last=False))
+        self._transactions.write_blocking("store_chunks", lambda tx: _write_ahead(tx, upload))
         upload.written()
 
     async def discard(self, upload: BlobUpload) -> None:
@@ -86,10 +102,11 @@ class DatabaseBlobs:
     @staticmethod
     def seal(tx: WriteTx, upload: BlobUpload) -> None:
         """Writes the rest of an upload and makes it a blob, in the transaction that names it."""
+        if upload.num_written == 0:
+            _insert_blob(tx, upload, sealed=True)
+        else:
+            tx.connection.execute(_SEAL, {"of_blob": upload.blob_id, "total": upload.num_bytes})
         _insert_chunks(tx, upload, last=True)
-        tx.connection.execute(
-            sa.update(blobs).where(blobs.c.blob_id == upload.blob_id).values(sealed=True, num_bytes=upload.num_bytes)
-        )
 
     async def read(self, blob_id: str, begin: int, end: int) -> bytes:
         """Gives the bytes [begin, end); raises BlobCorruptError when they are not what was written."""
@@ -104,21 +121,27 @@ class DatabaseBlobs:
         return await self._transactions.write("sweep_blobs", lambda tx: _sweep(tx, older_than))
 
 
-def _insert_chunks(tx: WriteTx, upload: BlobUpload, *, last: bool) -> None:
+def _write_ahead(tx: WriteTx, upload: BlobUpload) -> None:
     if upload.num_written == 0:
-        tx.connection.execute(
-            sa.insert(blobs).values(
-                blob_id=upload.blob_id,
-                num_bytes=0,
-                chunk_num_bytes=CHUNK_NUM_BYTES,
-                sealed=False,
-                created_at=tx.now(),
-            )
-        )
+        _insert_blob(tx, upload, sealed=False)
+    _insert_chunks(tx, upload, last=False)
+
+
+def _insert_blob(tx: WriteTx, upload: BlobUpload, *, sealed: bool) -> None:
+    values = {
+        "blob_id": upload.blob_id,
+        "num_bytes": upload.num_bytes if sealed else 0,
+        "chunk_num_bytes": CHUNK_NUM_BYTES,
+        "sealed": sealed,
+        "created_at": tx.now(),
+    }
+    tx.connection.execute(_INSERT_BLOB, values)
+
+
+def _insert_chunks(tx: WriteTx, upload: BlobUpload, *, last: bool) -> None:
     for number, data in upload.pieces(last=last):
-        tx.connection.execute(
-            sa.insert(blob_chunks).values(blob_id=upload.blob_id, number=number, checksum=zlib.crc32(data), data=data)
-        )
+        values = {"blob_id": upload.blob_id, "number": number, "checksum": zlib.crc32(data), "data": data}
+        tx.connection.execute(_INSERT_CHUNK, values)
 
 
 def _delete(tx: WriteTx, blob_id: str) -> None:
@@ -137,13 +160,9 @@ def _read(tx: ReadTx, blob_id: str, *, begin: int, end: int) -> bytes:
     if end <= begin:
         return b""
     first, last = begin // CHUNK_NUM_BYTES, (end - 1) // CHUNK_NUM_BYTES
-    query = (
-        sa.select(blob_chunks.c.number, blob_chunks.c.checksum, blob_chunks.c.data)
-        .where(blob_chunks.c.blob_id == blob_id, blob_chunks.c.number.between(first, last))
-        .order_by(blob_chunks.c.number)
-    )
+    rows = tx.connection.execute(_READ, {"blob_id": blob_id, "first": first, "last": last})
     parts = []
-    for expected, row in zip(range(first, last + 1), tx.connection.execute(query), strict=False):
+    for expected, row in zip(range(first, last + 1), rows, strict=False):
         if row.number != expected or zlib.crc32(row.data) != row.checksum:
             raise BlobCorruptError(f"chunk {expected} of blob {blob_id} is not what was written")
         cut_begin = max(begin - expected * CHUNK_NUM_BYTES, 0)

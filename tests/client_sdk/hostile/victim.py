@@ -21,7 +21,6 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-import tests
 from client_sdk import AggregatorClient, Limits, Operator, RunSpec, participate
 from client_sdk.torch import TorchTrainer, load_into
 from client_sdk.transfer import body_of_bytes
@@ -186,7 +185,6 @@ def main() -> None:
         "growth_bytes": _peak_bytes() - base,
         "noticed": watch.seen,
         "peers": sorted(watch.peers),
-        "package": tests.__name__,
     }
     json.dump(report, sys.stdout)
 

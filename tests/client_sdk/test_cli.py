@@ -1,0 +1,230 @@
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+
+import client_sdk.client
+from client_sdk import FedQuorumError, RoundSpec, RunSpec
+from client_sdk.cli import main
+from client_sdk.cli.failures import one_line
+from client_sdk.cli.output import cell
+from client_sdk.demo.folder import prepare_folder
+from client_sdk.errors import UsageError
+from client_sdk.testing import FakeAggregator
+from fl_protocol.arrays import decode, encode
+
+MODEL = {"w": np.array([1.0, 2.0], dtype=np.float32)}
+COMMANDS = [
+    [], ["demo"], ["participate"], ["token"], ["token", "create"], ["clients"], ["clients", "list"],
+    ["clients", "enrol"], ["clients", "revoke"], ["model"], ["model", "download"], ["run"],
+    *(["run", name] for name in ("create", "start", "pause", "resume", "stop", "list", "show", "watch")),
+]  # fmt: skip
+
+
+def fedquorum(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("FEDQUORUM_")}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", "from client_sdk.cli import main; main()", *arguments],
+        capture_output=True, text=True, timeout=30, env=clean | environment, check=False,
+    )  # fmt: skip
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def fake() -> FakeAggregator:
+    return FakeAggregator()
+
+
+@pytest.fixture
+def run(fake: FakeAggregator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command line in this process against the fake."""
+
+    def open_client(server: str, *, token: str, **options: Any) -> client_sdk.client.AggregatorClient:
+        return fake.client(token)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedquorum", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    monkeypatch.setattr(client_sdk.client, "AggregatorClient", open_client)
+    monkeypatch.setenv("FEDQUORUM_TOKEN", "operator-token")
+    return run
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help(command: list[str], run: Run) -> None:
+    code, out, _ = run(*command, "--help")
+    assert code == 0
+    assert "Usage" in out
+
+
+def test_help_imports_neither_torch_nor_httpx() -> None:
+    code = (
+        "import sys; sys.argv = ['fedquorum', '--help']\nfrom client_sdk.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\nassert not {'torch', 'httpx', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["run", "list"], 2, "no token: put it into FEDQUORUM_TOKEN"),
+        (["run", "nope"], 2, "see fedquorum run --help"),
+        (["run", "list", "--nope"], 2, "see fedquorum run list --help"),
+        (["run", "show"], 2, "run_id"),
+        (["clients", "list", "--token-file", "/no/such/file"], 2, "token file cannot be read"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    arguments: list[str], code: int, says: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FEDQUORUM_TOKEN")
+    ended, out, error = run(*arguments)
+    assert (ended, out, error.count("\n")) == (code, "", 1)
+    assert says.lower() in error.lower()
+
+
+def test_a_server_that_is_not_there_is_one_line_and_exit_code_1() -> None:
+    ended = fedquorum("run", "list", "--server", "http://127.0.0.1:9", FEDQUORUM_TOKEN="some-token")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("fedquorum: ")
+    assert ended.stderr.count("\n") == 1
+    assert "is the server running" in ended.stderr
+
+
+def test_the_server_takes_the_place_of_the_command(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(os, "execv", lambda path, arguments: called.append(arguments))
+    run("serve", "--port", "0", "--help")
+    run("migrate", "--database-url", "sqlite:///x")
+    assert called == [
+        [sys.executable, "-m", "aggregator_service", "serve", "--port", "0", "--help"],
+        [sys.executable, "-m", "aggregator_service", "migrate", "--database-url", "sqlite:///x"],
+    ]
+
+
+def test_a_missing_server_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "fastapi" else name)
+    code, _, error = run("serve")
+    assert code == 2
+    assert error.count("\n") == 1
+    assert "pip install 'fedquorum[server]'" in error
+
+
+def test_a_run_from_creation_to_its_model(run: Run, fake: FakeAggregator, tmp_path: Path) -> None:
+    initial, output = tmp_path / "initial.safetensors", tmp_path / "out.safetensors"
+    initial.write_bytes(b"".join(encode(MODEL, {})))
+    code, out, _ = run(
+        "run", "create", "--model", str(initial), "--name", "cli", "--quorum", "1", "--rounds", "1", "--json"
+    )
+    created = json.loads(out)
+    assert (code, created["state"], created["spec"]["round"]["cohort_size"]) == (0, "draft", 1)
+    run_id = created["run_id"]
+    assert run("run", "start", run_id)[0] == 0
+    code, out, _ = run("run", "list")
+    assert run_id in out
+    assert "cli" in out
+    assert json.loads(run("run", "show", run_id, "--json")[1])["rounds"][0]["state"] == "collecting"
+    assert "collecting" in run("run", "show", run_id)[1]
+    code, out, _ = run("model", "download", run_id, "--version", "0", "--output", str(output), "--json")
+    assert json.loads(out)["version"] == 0
+    np.testing.assert_array_equal(decode(output.read_bytes())["w"], MODEL["w"])
+    assert run("model", "download", run_id, "--output", str(output))[0] == 2
+    assert run("run", "stop", run_id)[0] == 0
+    code, out, error = run("run", "watch", run_id)
+    assert code == 1
+    assert "stopped" in out
+    assert "stopped" in error
+    assert {path.name for path in tmp_path.iterdir()} == {"initial.safetensors", "out.safetensors"}
+
+
+@pytest.mark.parametrize("change", [["--rounds", "0"], ["--quorum", "9", "--cohort-size", "2"], ["--name", "../x"]])
+def test_a_wrong_specification_names_the_key(change: list[str], run: Run, tmp_path: Path) -> None:
+    model = tmp_path / "m"
+    model.write_bytes(b"")
+    code, _, error = run("run", "create", "--model", str(model), *change)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "specification" in error
+
+
+async def _start(fake: FakeAggregator) -> str:
+    return (await fake.start_run(RunSpec(num_rounds=2, round=RoundSpec(quorum=1)), MODEL)).run_id
+
+
+TRAINER = """
+from client_sdk import TrainedModel
+def train(task):
+    return TrainedModel(tensors={"w": task.model["w"] + 1}, num_examples=4, metrics={"loss": 0.5})
+NOT_CALLABLE = 1
+"""
+
+
+def test_taking_part_with_a_trainer_of_ones_own(
+    run: Run, fake: FakeAggregator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = anyio.run(_start, fake)
+    (tmp_path / "my_own_training.py").write_text(TRAINER)
+    monkeypatch.chdir(tmp_path)
+    fake.clients["a-client-token"] = "a"
+    monkeypatch.setenv("FEDQUORUM_TOKEN", "a-client-token")
+    code, out, _ = run("participate", run_id, "my_own_training:train")
+    assert code == 0
+    assert "round 2: trained on 4 examples, loss 0.5" in out
+    assert "2 updates and 0 evaluations were accepted" in out
+    code, out, _ = run("participate", run_id, "my_own_training:train", "--json")
+    assert [json.loads(line)["event"] for line in out.splitlines()] == ["RunFinished"]
+    for name in ("my_own_training", "my_own_training:nothing", "my_own_training:NOT_CALLABLE", "no_such_module:x"):
+        code, _, error = run("participate", run_id, name)
+        assert (code, error.count("\n")) == (2, 1)
+
+
+def test_an_enrolment_prints_the_token_alone(run: Run) -> None:
+    code, out, error = run("clients", "enrol", "hospital-a", "--attribute", "region=north")
+    assert (code, out.count("\n")) == (0, 1)
+    assert out.startswith("token_")
+    assert "hospital-a is client_" in error
+    assert run("clients", "enrol", "hospital-a", "--attribute", "north")[0] == 2
+    assert run("clients", "enrol", "../a")[0] == 2
+
+
+def test_a_group_of_errors_is_said_by_its_first_expected_one() -> None:
+    line = one_line(ExceptionGroup("g", [ValueError("x"), ExceptionGroup("h", [FedQuorumError("why")])]))
+    assert line is None or line.text == "why"
+    line = one_line(ExceptionGroup("g", [ExceptionGroup("h", [FedQuorumError("why")])]))
+    assert line is not None
+    assert (line.text, line.exit_code) == ("why", 1)
+    assert one_line(ValueError("a bug")) is None
+
+
+def test_what_a_server_says_cannot_command_the_terminal() -> None:
+    assert cell("\x1b]0;x\x07") == "]0;x"
+    assert cell({"a\x1b": 0.123456}) == "a 0.1235"
+
+
+def test_the_demo_leaves_folders_of_others_alone(tmp_path: Path) -> None:
+    mine = prepare_folder(tmp_path / "demo")
+    (mine / "model.safetensors").write_text("old")
+    (mine / "notes.txt").write_text("mine")
+    assert not (prepare_folder(mine) / "model.safetensors").exists()
+    assert (mine / "notes.txt").exists()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "fedquorum.db").write_text("production")
+    with pytest.raises(UsageError, match="not the demo's"):
+        prepare_folder(other)
+    assert (other / "fedquorum.db").exists()

@@ -1,0 +1,104 @@
+"""The page for participants in any language: its bytes, digests and vectors are a real server's, its errors complete."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import httpx
+import numpy as np
+import pytest
+
+from aggregator_service.api.problems import STATUS
+from fl_protocol.arrays import decode
+from fl_protocol.problems import RETRYABLE, ProblemType, problem_uri
+from tests.docs.pages import CHECKOUT, blocks
+from tests.docs.test_readme import small_server
+from tests.support.participant import MEDIA_TYPE, Participant, create_run, enrol, unpack, wait_for_run
+from tests.support.server import ServerProcess
+
+__all__ = ["small_server"]
+
+PAGE: Final = CHECKOUT / "docs" / "participants-in-any-language.md"
+VECTORS: Final[Mapping[str, Any]] = json.loads((CHECKOUT / "docs" / "update-vectors.json").read_text())
+NOT_A_PARTICIPANTS: Final = {
+    ProblemType.METHOD_NOT_ALLOWED,
+    ProblemType.RANGE_NOT_SATISFIABLE,
+    ProblemType.TOO_MANY_REQUESTS,
+}
+
+
+def started_run(http: httpx.Client, quorum: int) -> str:
+    run_id = create_run(http, unpack(bytes.fromhex(VECTORS["model"]["hex"])), start=False, round={"quorum": quorum})
+    http.post(f"/v1/runs/{run_id}/start").raise_for_status()
+    return run_id
+
+
+def claimed(participant: Participant, run_id: str) -> str:
+    answer = participant.claim(run_id)
+    assert answer.status_code == 201, answer.text
+    task_id: str = answer.json()["task_id"]
+    return task_id
+
+
+def test_the_dump_is_the_first_vector() -> None:
+    dump = next(each.text for each in blocks(PAGE) if each.text.startswith("0000  "))
+    dumped = bytes.fromhex("".join(line[6:53] for line in dump.splitlines()))
+    first = VECTORS["accepted"][0]
+    assert dumped.hex() == first["hex"]
+    assert hashlib.sha256(dumped).hexdigest() == first["digest"].removeprefix("sha256:")
+    text = PAGE.read_text()
+    assert first["digest"] in text
+    assert first["content_digest"] in text
+    assert f"{len(VECTORS['refused'])} bodies that are refused" in text
+
+
+def test_the_accepted_vectors_make_the_model_that_follows(small_server: ServerProcess) -> None:
+    with small_server.http() as http:
+        run_id = started_run(http, quorum=2)
+        for index, vector in enumerate(VECTORS["accepted"]):
+            participant = enrol(http, f"client-{index}")
+            task_id = claimed(participant, run_id)
+            body, digest = bytes.fromhex(vector["hex"]), vector["content_digest"]
+            answer = participant.put(task_id, body, **{"Content-Digest": digest})
+            assert answer.status_code == 201, answer.text
+            assert answer.json()["digest"] == vector["digest"]
+            again = participant.put(task_id, body)
+            assert (again.status_code, again.json()) == (200, answer.json())
+        model = decode(wait_for_run(http, run_id, version=1).content)
+        round_ = http.get(f"/v1/runs/{run_id}/rounds/1").json()
+    np.testing.assert_array_equal(model["w"], np.array(VECTORS["result"]["tensors"]["w"], dtype=np.float32))
+    assert round_["metrics"] == VECTORS["result"]["metrics"]
+
+
+def test_the_refused_vectors_are_refused_and_leave_no_trace(small_server: ServerProcess) -> None:
+    with small_server.http() as http:
+        run_id = started_run(http, quorum=1)
+        participant = enrol(http)
+        task_id = claimed(participant, run_id)
+        for vector in VECTORS["refused"]:
+            answer = participant.put(task_id, bytes.fromhex(vector["hex"]), **vector.get("headers", {}))
+            found = (answer.status_code, answer.json()["type"])
+            assert found == (vector["status"], vector["type"]), f"{vector['what']}: {answer.text}"
+        good = participant.put(task_id, bytes.fromhex(VECTORS["accepted"][0]["hex"]))
+        assert good.status_code == 201, good.text
+
+
+def test_the_initial_model_is_taken_as_it_stands(small_server: ServerProcess) -> None:
+    with small_server.http() as http:
+        run_id = http.post("/v1/runs", json={"name": "vectors"}).json()["run_id"]
+        content = bytes.fromhex(VECTORS["model"]["hex"])
+        answer = http.put(f"/v1/runs/{run_id}/models/0", content=content, headers={"Content-Type": MEDIA_TYPE})
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["digest"] == VECTORS["model"]["digest"]
+
+
+@pytest.mark.parametrize("problem_type", sorted(set(ProblemType) - NOT_A_PARTICIPANTS))
+def test_every_error_that_a_participant_can_meet_is_told(problem_type: ProblemType) -> None:
+    row = next(line for line in PAGE.read_text().splitlines() if f"`{problem_uri(problem_type)}`" in line)
+    assert str(STATUS[problem_type]) in row
+    if problem_type in RETRYABLE:
+        assert "again" in row
+    else:
+        assert not re.search(r"send (it|them) again", row)
