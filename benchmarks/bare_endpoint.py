@@ -22,7 +22,7 @@ class BareEndpoint:
         self._number = 0
 
     async def __call__(
-        self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
+        self, _scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
     ) -> None:
         """Takes one request."""
         hasher, pending = hashlib.sha256(), bytearray()

@@ -1,4 +1,4 @@
-"""A load generator that costs little itself: HTTP/1.1 over plain asyncio streams, a fixed number of requests in flight."""
+"""A load generator that costs little itself: HTTP/1.1 over asyncio streams, a fixed number of requests in flight."""
 
 import asyncio
 import contextlib

@@ -34,10 +34,7 @@ def fresh_server(database: str) -> Iterator[Server]:
     """Runs a server on a new database, `sqlite` or `postgres`, and removes both afterwards."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedquorum-bench-")))
-        if database == "sqlite":
-            url = f"sqlite:///{folder}/fedquorum.db"
-        else:
-            url = stack.enter_context(private_postgres())
+        url = f"sqlite:///{folder}/fedquorum.db" if database == "sqlite" else stack.enter_context(private_postgres())
         arguments = ["-m", "aggregator_service", "serve", "--port", "0", "--database-url", url]
         environment = {"FEDQUORUM_OPERATOR_TOKEN": OPERATOR_TOKEN}
         yield stack.enter_context(listening_process(arguments, folder=folder, environment=environment))

@@ -1,9 +1,9 @@
 """The two kinds of JSON message: what is sent in is checked strictly, what comes back may grow new fields."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints
 
 from fl_protocol.identifiers import DIGEST_PATTERN, NAME_PATTERN
 
@@ -40,18 +40,9 @@ def _check_metrics(metrics: dict[str, float]) -> dict[str, float]:
     return metrics
 
 
-def _refuse_booleans(metrics: Any) -> Any:
-    if isinstance(metrics, dict):
-        for name, value in metrics.items():
-            if isinstance(value, bool):
-                raise ValueError(f"metric {str(name)[:64]!r} is a boolean; metrics are finite numbers")
-    return metrics
-
-
 MetricName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9._/@-]{0,63}$")]
 Metrics = Annotated[
-    dict[MetricName, Annotated[float, Field(strict=False, ge=-1e300, le=1e300)]],
-    BeforeValidator(_refuse_booleans),
+    dict[MetricName, Annotated[float, Field(strict=True, ge=-1e300, le=1e300)]],
     AfterValidator(_check_metrics),
 ]
 """What a client reports of its training or evaluation: at most 64 names with finite values."""

@@ -20,7 +20,7 @@ class RoundSpec(RequestMessage):
     quorum: Annotated[int, Field(ge=1, le=MAX_COHORT_SIZE)] = 8
     cohort_size: Annotated[int, Field(ge=1, le=MAX_COHORT_SIZE)] = Field(default=0, validate_default=False)
     min_updates: Annotated[int, Field(ge=1, le=MAX_COHORT_SIZE)] = Field(default=0, validate_default=False)
-    deadline_seconds: Annotated[float, Field(strict=False, ge=0.1, le=30 * 86400)] = 600
+    deadline_seconds: Annotated[float, Field(ge=0.1, le=30 * 86400)] = 600
     max_attempts: Annotated[int, Field(ge=1, le=1000)] = 3
 
     @model_validator(mode="before")
@@ -52,15 +52,15 @@ class MeanStrategy(RequestMessage):
     kind: Literal["mean"] = "mean"
     weighting: Literal["num_examples", "uniform"] = "num_examples"
     max_weight: Annotated[int, Field(ge=1, le=MAX_WEIGHT)] = 1_000_000
-    max_abs_delta: Annotated[float, Field(strict=False, gt=0, le=1e30)] = 1024.0
+    max_abs_delta: Annotated[float, Field(gt=0, le=1e30)] = 1024.0
 
 
 class SgdServerOptimizer(RequestMessage):
     """Steps along the mean delta; momentum above 0 gives FedAvgM (Hsu et al. 2019)."""
 
     kind: Literal["sgd"] = "sgd"
-    learning_rate: Annotated[float, Field(strict=False, gt=0, le=1000)] = 1.0
-    momentum: Annotated[float, Field(strict=False, ge=0, lt=1)] = 0.0
+    learning_rate: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class TrainingSpec(RequestMessage):
@@ -71,8 +71,8 @@ class TrainingSpec(RequestMessage):
 
     local_epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 64
-    learning_rate: Annotated[float, Field(strict=False, gt=0, le=1e6)] = 0.05
-    proximal_mu: Annotated[float, Field(strict=False, ge=0, le=1e6)] = 0.0
+    learning_rate: Annotated[float, Field(gt=0, le=1e6)] = 0.05
+    proximal_mu: Annotated[float, Field(ge=0, le=1e6)] = 0.0
 
 
 class EvaluationSpec(RequestMessage):

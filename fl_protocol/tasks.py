@@ -59,7 +59,7 @@ class EnrolmentTokenRequest(RequestMessage):
     """How many clients a new enrolment token may create, and for how long."""
 
     max_uses: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    expires_in_seconds: Annotated[float, Field(strict=False, ge=1, le=366 * 86400)] = 86400
+    expires_in_seconds: Annotated[float, Field(ge=1, le=366 * 86400)] = 86400
 
 
 class EnrolmentToken(ResponseMessage):

@@ -27,7 +27,13 @@ from fl_protocol.tasks import Client, ClientRequest, EnrolledClient, EnrolmentTo
 
 router = APIRouter(tags=["clients"])
 
-_CREATED = describe(ProblemType.MALFORMED_REQUEST, ProblemType.IDEMPOTENCY_KEY_REUSED, ProblemType.TOO_LARGE)
+_CREATED = describe(
+    ProblemType.MALFORMED_REQUEST,
+    ProblemType.REQUEST_TIMEOUT,
+    ProblemType.IDEMPOTENCY_KEY_REUSED,
+    ProblemType.TOO_LARGE,
+    ProblemType.UNSUPPORTED_MEDIA_TYPE,
+)
 
 
 @router.post(routes.ENROLMENT_TOKENS, status_code=201, summary="Make an enrolment token", responses=_CREATED)

@@ -28,7 +28,7 @@ from aggregator_service.flow import downloads, initial_model, reading
 from aggregator_service.flow.context import Flow
 from fl_protocol import routes
 from fl_protocol.models import MODEL_VERSION_HEADER, TENSOR_MEDIA_TYPE, Model
-from fl_protocol.problems import ProblemType
+from fl_protocol.problems import ProblemError, ProblemType
 
 router = APIRouter(tags=["models"])
 
@@ -102,7 +102,7 @@ async def download_latest(
     flow: FlowDependency,
     _caller: Caller,
     run_id: Identifier,
-    after: Annotated[int, Query(ge=-1, le=2**53 - 1, description="Answer only with a newer version.")] = -1,
+    after: Annotated[int | None, Query(ge=-1, le=2**53 - 1, description="Answer only with a newer version.")] = None,
     wait: Wait = 0,
     if_none_match: IfNoneMatch = None,
     if_range: IfRange = None,
@@ -110,7 +110,10 @@ async def download_latest(
 ) -> Response:
     """Gives the newest version; with `after` and `wait` the request is held until there is a newer one."""
     with flow.telemetry.waiting():
-        model = await reading.wait_for_model(flow, run_id, after_version=after, wait_seconds=wait)
+        newer_than = -1 if after is None else after
+        model = await reading.wait_for_model(flow, run_id, after_version=newer_than, wait_seconds=wait)
+    if model is None and after is None:
+        raise ProblemError(ProblemType.NOT_FOUND, "the run has no model yet; its operator puts version 0")
     if model is None:
         return Response(status_code=204, headers={"Retry-After": "1"})
     answer = _download(request, flow, model, if_none_match=if_none_match, if_range=if_range, byte_range=byte_range)

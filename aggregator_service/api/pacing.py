@@ -1,4 +1,4 @@
-"""Bounds how slowly any request's body may come, so that a sender cannot hold a connection by sending next to nothing."""
+"""Bounds how slowly a request's body may come, so that no sender holds a connection by sending next to nothing."""
 
 import asyncio
 from typing import Final

@@ -139,6 +139,8 @@ def _from_validation(error: Exception) -> ProblemError:
     if not isinstance(error, RequestValidationError):
         raise error
     errors: Sequence[Any] = error.errors()
+    if any(isinstance(entry["input"], bytes) for entry in errors):
+        return ProblemError(ProblemType.UNSUPPORTED_MEDIA_TYPE, "send the body with Content-Type: application/json")
     if any(entry["type"] == "json_invalid" for entry in errors):
         reason = errors[0].get("ctx", {}).get("error", "not JSON")
         return ProblemError(ProblemType.MALFORMED_REQUEST, f"the body is not JSON: {reason}")

@@ -40,7 +40,13 @@ _STEERED = describe(ProblemType.NOT_FOUND, ProblemType.STATE_CONFLICT)
     routes.RUNS,
     status_code=201,
     summary="Create a run",
-    responses=describe(ProblemType.MALFORMED_REQUEST, ProblemType.IDEMPOTENCY_KEY_REUSED, ProblemType.TOO_LARGE),
+    responses=describe(
+        ProblemType.MALFORMED_REQUEST,
+        ProblemType.REQUEST_TIMEOUT,
+        ProblemType.IDEMPOTENCY_KEY_REUSED,
+        ProblemType.TOO_LARGE,
+        ProblemType.UNSUPPORTED_MEDIA_TYPE,
+    ),
 )
 @allow(TokenKind.OPERATOR)
 async def create_run(

@@ -99,11 +99,13 @@ async def put_update(
     responses=_ANSWERED
     | describe(
         ProblemType.MALFORMED_REQUEST,
+        ProblemType.REQUEST_TIMEOUT,
         ProblemType.NOT_FOUND,
         ProblemType.ALREADY_SUBMITTED,
         ProblemType.STATE_CONFLICT,
         ProblemType.ROUND_CLOSED,
         ProblemType.TOO_LARGE,
+        ProblemType.UNSUPPORTED_MEDIA_TYPE,
     ),
 )
 @allow(TokenKind.CLIENT)

@@ -6,7 +6,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from aggregator_service.domain.records import ClientRecord
-from aggregator_service.storage.rows import changes_one, fields
+from aggregator_service.storage.rows import changes_one, fields, is_behind
 from aggregator_service.storage.tables import clients
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 
@@ -37,7 +37,7 @@ def page(tx: ReadTx, *, after: tuple[datetime, str] | None, limit: int) -> list[
     """Lists clients in the order of their enrolment, from behind a given one."""
     query: sa.Select[Any] = sa.select(clients).order_by(clients.c.created_at, clients.c.client_id).limit(limit)
     if after is not None:
-        query = query.where(sa.tuple_(clients.c.created_at, clients.c.client_id) > sa.tuple_(*after))
+        query = query.where(is_behind((clients.c.created_at, clients.c.client_id), after))
     return [ClientRecord(**fields(row)) for row in tx.connection.execute(query)]
 
 

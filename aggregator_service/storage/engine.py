@@ -103,6 +103,8 @@ def _sqlite_engine(url: URL, begin: str, pool_size: int) -> sa.Engine:
         url.set(drivername="sqlite+pysqlite"),
         pool_size=pool_size,
         max_overflow=0,
+        # The connection used last has the pages, or the prepared statements, that are needed next.
+        pool_use_lifo=True,
         connect_args={"check_same_thread": False, "timeout": 10.0},
     )
     sa.event.listen(engine, "connect", _set_pragmas)
@@ -139,5 +141,6 @@ def _postgres_engine(url: URL, pool_size: int) -> sa.Engine:
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=10,
+        pool_use_lifo=True,
         connect_args=dict(_POSTGRES_OPTIONS),
     )

@@ -7,7 +7,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from aggregator_service.domain.records import EvaluationState, RoundRecord
-from aggregator_service.storage.rows import StaleRowError, change_one, changes_one, fields
+from aggregator_service.storage.rows import StaleRowError, change_one, changes_one, fields, is_behind
 from aggregator_service.storage.tables import rounds, runs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.rounds import RoundState
@@ -91,7 +91,7 @@ def page(tx: ReadTx, run_id: str, *, after: tuple[int, int], limit: int) -> list
     """Lists attempts behind a given (number, attempt)."""
     query = (
         sa.select(rounds)
-        .where(rounds.c.run_id == run_id, sa.tuple_(rounds.c.number, rounds.c.attempt) > sa.tuple_(*after))
+        .where(rounds.c.run_id == run_id, is_behind((rounds.c.number, rounds.c.attempt), after))
         .order_by(rounds.c.number, rounds.c.attempt)
         .limit(limit)
     )

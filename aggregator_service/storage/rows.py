@@ -4,7 +4,7 @@ Statements that are executed for each request are constants with parameters: bui
 much as executing it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -27,6 +27,12 @@ def changes_one(tx: WriteTx, statement: Any) -> bool:
     """Executes a compare-and-set and tells whether it won."""
     changed: int = tx.connection.execute(statement).rowcount
     return changed == 1
+
+
+def is_behind(columns: Sequence[sa.Column[Any]], position: Sequence[object]) -> sa.ColumnElement[bool]:
+    """Compares a row with a position in the order of some columns, each value in its column's own type."""
+    typed = [sa.literal(value, column.type) for column, value in zip(columns, position, strict=True)]
+    return sa.tuple_(*columns) > sa.tuple_(*typed)
 
 
 def fields(row: sa.Row[*tuple[Any, ...]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from aggregator_service.domain.records import RunRecord
-from aggregator_service.storage.rows import change_one, fields
+from aggregator_service.storage.rows import change_one, fields, is_behind
 from aggregator_service.storage.tables import runs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.runs import RunSpec, RunState
@@ -54,7 +54,7 @@ def page(tx: ReadTx, *, after: tuple[datetime, str] | None, limit: int) -> list[
     """Lists runs in the order of their creation, from behind a given one."""
     query = sa.select(runs).order_by(runs.c.created_at, runs.c.run_id).limit(limit)
     if after is not None:
-        query = query.where(sa.tuple_(runs.c.created_at, runs.c.run_id) > sa.tuple_(*after))
+        query = query.where(is_behind((runs.c.created_at, runs.c.run_id), after))
     return [_record(row) for row in tx.connection.execute(query)]
 
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from client_sdk.errors import (
     FedQuorumError,
-    ForbiddenError,
     ServerError,
     TransportError,
     UnauthenticatedError,
@@ -48,8 +47,6 @@ def _advice(error: FedQuorumError) -> str:
             return "; is the server running, and is --server (or FEDQUORUM_SERVER) its address?"
         case UnauthenticatedError():
             return "; give a token with FEDQUORUM_TOKEN or --token-file"
-        case ForbiddenError():
-            return "; this needs another kind of token (operator, enrolment or client)"
         case ServerError(retry_after_seconds=float(seconds)):
             return f"; try again in {seconds:g} s"
         case _:

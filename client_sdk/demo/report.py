@@ -135,7 +135,7 @@ def rounds_table(rounds: tuple[RoundResult, ...]) -> Table:
 def show_result(console: Console, result: DemoResult, *, folder: Path) -> None:
     """Prints the table, where the model lies and what to try next."""
     console.print(rounds_table(result.rounds))
-    serve = f"fedquorum serve --database-url sqlite:///{folder / 'fedquorum.db'}"
+    serve = f"FEDQUORUM_OPERATOR_TOKEN=my-own-token fedquorum serve --database-url sqlite:///{folder / 'fedquorum.db'}"
     lines = [
         f"The model reached {result.accuracy:.2%} after {len(result.rounds)} rounds in {result.seconds:.1f} s.",
         "",

@@ -1,4 +1,4 @@
-"""Every refusal of the contract: its status and type, what its detail names, whether to retry, and that nothing stays."""
+"""Every refusal of the contract: its status and type, what its detail names, and that nothing of it is stored."""
 
 from __future__ import annotations
 
@@ -163,13 +163,15 @@ def test_digest_of_other_bytes_is_refused_as_worth_a_retry(asked: Asked) -> None
 
 
 def test_request_without_a_token_is_unauthenticated(asked: Asked) -> None:
-    for headers in ({}, {"Authorization": "Bearer"}, {"Authorization": "Basic b3A6b3A="}, {"Authorization": "Bearer x"}):
-        answer = httpx.put(
-            f"{asked.operator.base_url}v1/tasks/{asked.task_id}/update",
-            content=asked.body(),
-            headers={"Content-Type": MEDIA_TYPE} | headers,
-            trust_env=False,
-        )
+    for headers in (
+        {},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Basic b3A6b3A="},
+        {"Authorization": "Bearer x"},
+    ):
+        with httpx.Client(base_url=asked.operator.base_url, trust_env=False) as http:
+            url = f"/v1/tasks/{asked.task_id}/update"
+            answer = http.put(url, content=asked.body(), headers={"Content-Type": MEDIA_TYPE} | headers)
         assert_refused(answer, "unauthenticated", "token")
     asked.assert_nothing_stored()
 
@@ -209,7 +211,14 @@ def test_unknown_thing_is_not_found(shared_operator: httpx.Client, path: str) ->
 
 
 def test_unknown_round_version_and_task_are_not_found(asked: Asked) -> None:
-    for path in ("rounds/0", "rounds/2", "rounds/9007199254740991", "models/1", "models/9007199254740991", "rounds/2/updates"):
+    for path in (
+        "rounds/0",
+        "rounds/2",
+        "rounds/9007199254740991",
+        "models/1",
+        "models/9007199254740991",
+        "rounds/2/updates",
+    ):
         assert_refused(asked.operator.get(f"/v1/runs/{asked.run_id}/{path}"), "not-found")
     for task_id in (f"task_{UNKNOWN}", "nonsense", asked.run_id):
         assert_refused(asked.client.put(task_id, asked.body()), "not-found")
@@ -275,7 +284,9 @@ def test_body_of_exactly_max_num_bytes_is_accepted_and_one_byte_more_is_not(aske
 
 
 def test_other_media_type_or_coding_is_refused_and_both_tensor_types_are_taken(asked: Asked) -> None:
-    assert_refused(asked.put(asked.body(), **{"Content-Type": "application/json"}), "unsupported-media-type", "safetensors")
+    assert_refused(
+        asked.put(asked.body(), **{"Content-Type": "application/json"}), "unsupported-media-type", "safetensors"
+    )
     assert_refused(asked.put(asked.body(), **{"Content-Encoding": "gzip"}), "unsupported-media-type", "'gzip'", "zstd")
     asked.assert_nothing_stored()
     taken = asked.put(asked.body(), **{"Content-Type": "Application/Octet-Stream; x=y", "Content-Encoding": "identity"})
@@ -301,7 +312,7 @@ def test_run_without_a_model_cannot_start(shared_operator: httpx.Client) -> None
     url = f"/v1/runs/{run['run_id']}"
     assert_refused(shared_operator.post(f"{url}/start"), "state-conflict", f"{url}/models/0")
     assert shared_operator.get(url).json()["state"] == "draft"
-    assert shared_operator.get(f"{url}/models/latest").status_code == 204
+    assert_refused(shared_operator.get(f"{url}/models/latest"), "not-found")
 
 
 @pytest.mark.parametrize(
@@ -327,7 +338,9 @@ def test_step_that_a_runs_state_does_not_allow_conflicts(
     assert shared_operator.get(f"/v1/runs/{run_id}").json() == before
 
 
-@pytest.mark.parametrize("steps", [["start", "start"], ["start", "pause", "pause"], ["start", "resume"], ["stop", "stop"]])
+@pytest.mark.parametrize(
+    "steps", [["start", "start"], ["start", "pause", "pause"], ["start", "resume"], ["stop", "stop"]]
+)
 def test_step_to_the_state_that_a_run_is_in_changes_nothing(shared_operator: httpx.Client, steps: list[str]) -> None:
     run_id = create_run(shared_operator, small_model(), start=False)
     answers = [shared_operator.post(f"/v1/runs/{run_id}/{step}") for step in steps]
@@ -534,10 +547,6 @@ def test_bad_run_spec_is_refused_by_its_field(
         (b'{"round": {"deadline_seconds": NaN}}', "invalid-request"),
         (b'{"round": {"deadline_seconds": Infinity}}', "invalid-request"),
         (b'{"training": {"note": "\\ud800"}}', "invalid-request"),
-        (b'{"training": {"note": "\\u0000"}}', "invalid-request"),
-        (b'{"training": {"a\\u0000b": 1}}', "invalid-request"),
-        (b'{"name": "first", "name": "second"}', "malformed-request"),
-        (b'{"training": {"a": 1, "a": 2}}', "malformed-request"),
     ],
 )
 def test_body_that_is_no_run_spec_is_refused(
@@ -547,6 +556,15 @@ def test_body_that_is_no_run_spec_is_refused(
     answer = shared_operator.post("/v1/runs", content=content, headers={"Content-Type": "application/json"})
     assert_refused(answer, slug)
     assert stored.counts("runs") == before
+
+
+def test_training_keys_of_any_kind_come_back_as_they_were(shared_operator: httpx.Client) -> None:
+    """JSON that one database might store and the other might not: NUL, astral characters, control characters."""
+    further = {"note": "\0\x1b[31m\r\n\U0001f600\u202e'\"; DROP TABLE runs; --", "a\0b": [None, True, {"": -1e-300}]}
+    made = shared_operator.post("/v1/runs", json={"training": further})
+    assert made.status_code == 201, made.text
+    read = shared_operator.get(f"/v1/runs/{made.json()['run_id']}").json()["spec"]["training"]
+    assert {key: read[key] for key in further} == further
 
 
 def test_json_of_another_media_type_is_refused(shared_operator: httpx.Client) -> None:
@@ -606,7 +624,9 @@ def test_bad_client_request_is_refused_by_its_field(
     assert stored.counts("clients", "tokens") == before
 
 
-def test_enrolment_token_enrols_as_often_as_it_says(shared_server: ServerProcess, shared_operator: httpx.Client) -> None:
+def test_enrolment_token_enrols_as_often_as_it_says(
+    shared_server: ServerProcess, shared_operator: httpx.Client
+) -> None:
     token = shared_operator.post("/v1/enrolment-tokens", json={"max_uses": 2}).json()["token"]
     with shared_server.http(token) as enrolling:
         for name in ("one", "two"):
@@ -662,7 +682,13 @@ def test_unusable_key_is_refused_by_the_headers_name(shared_operator: httpx.Clie
 
 # Pages and waits.
 
-_LISTS = ["/v1/runs", "/v1/clients", "/v1/runs/{run_id}/rounds", "/v1/runs/{run_id}/models", "/v1/runs/{run_id}/rounds/1/updates"]
+_LISTS = [
+    "/v1/runs",
+    "/v1/clients",
+    "/v1/runs/{run_id}/rounds",
+    "/v1/runs/{run_id}/models",
+    "/v1/runs/{run_id}/rounds/1/updates",
+]
 
 
 @pytest.mark.parametrize("path", _LISTS)

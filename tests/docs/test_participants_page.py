@@ -1,4 +1,4 @@
-"""The page for participants in any language: its bytes, digests and vectors are a real server's, its errors complete."""
+"""The page for participants in any language: its bytes and vectors are a real server's, its errors complete."""
 
 import hashlib
 import json

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,22 @@ def server(database_url: str, tmp_path: Path, forking: Zygote) -> Iterator[Serve
     process = ServerProcess(database_url, tmp_path, zygote=forking).start()
     yield process
     process.kill()
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def shared_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, forking: Zygote
+) -> Iterator[ServerProcess]:
+    """A server process that the tests of a module share, on each database; tests must not depend on its being empty."""
+    folder = tmp_path_factory.mktemp("server")
+    with ExitStack() as stack:
+        url = f"sqlite:///{folder}/fedquorum.db"
+        if request.param == "postgres":
+            server_url = request.getfixturevalue("postgres_server_url")
+            url = stack.enter_context(fresh_database(server_url, f"m{uuid.uuid4().hex}"))
+        process = ServerProcess(url, folder, zygote=forking).start()
+        stack.callback(process.kill)
+        yield process
 
 
 @pytest.fixture

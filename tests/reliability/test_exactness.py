@@ -1,8 +1,8 @@
-"""The published model is the exactly computed weighted mean added to the base, and the same bits however it came about."""
+"""The published model is the exactly computed weighted mean added to its base, and the same bits in any order."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.support.participant import Participant, Tensors, create_run, enrol, unpack, update_body, wait_for_run
-from tests.support.postgres import fresh_database
+from tests.support.ledger import digest_of
+from tests.support.participant import MEDIA_TYPE, Tensors, create_run, unpack, update_body, wait_for_run
 from tests.support.server import ServerProcess
 from tests.support.zygote import Zygote
 
@@ -28,46 +28,195 @@ class Contribution:
     delta: Tensors
     weight: int
 
-    @property
-    def body(self) -> bytes:
-        """The update's body."""
-        return update_body(self.delta, num_examples=self.weight)
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def crowd(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, forking: Zygote
-) -> Iterator["Crowd"]:
-    """A server on each database with clients to share."""
-    folder = tmp_path_factory.mktemp("exactness")
-    if request.param == "sqlite":
-        with serving(f"sqlite:///{folder}/fedquorum.db", folder, forking) as crowd:
-            yield crowd
-        return
-    with fresh_database(request.getfixturevalue("postgres_server_url"), "exactness") as url:
-        with serving(url, folder, forking) as crowd:
-            yield crowd
-
-
-class serving:  # noqa: N801 - read as a statement
-    """A server with an operator and clients that are enrolled when they are needed."""
-
-    def __init__(self, database_url: str, folder: Path, forking: Zygote) -> None:
-        self._process = ServerProcess(database_url, folder, zygote=forking).start()
-
-    def __enter__(self) -> "Crowd":
-        self._operator = self._process.http()
-        return Crowd(self._process, self._operator, [])
-
-    def __exit__(self, *_: object) -> None:
-        self._operator.close()
-        self._process.kill()
-
 
 @dataclass
 class Crowd:
-    """A server with an operator and clients."""
+    """An operator and clients of one server, of which as many take part as there are contributions."""
 
-    server: ServerProcess
     operator: httpx.Client
-    tokens: list[str]
+    tokens: list[str] = field(default_factory=list)
+
+    def run(self, model: Tensors, contributions: Sequence[Contribution], *, num_rounds: int = 1, **spec: Any) -> str:
+        """Creates a run whose quorum is everybody and lets everybody contribute in each of its rounds."""
+        rounds = {"quorum": len(contributions), "deadline_seconds": LONG}
+        run_id = create_run(self.operator, model, num_rounds=num_rounds, round=rounds, **spec)
+        for number in range(1, num_rounds + 1):
+            self.round(run_id, contributions)
+            wait_for_run(self.operator, run_id, version=number)
+        return run_id
+
+    def round(self, run_id: str, contributions: Sequence[Contribution]) -> None:
+        """Sends the contributions in the given order; the same client need not send the same one each time."""
+        while len(self.tokens) < len(contributions):
+            name = f"client-{len(self.tokens)}"
+            made = self.operator.post("/v1/clients", json={"name": name, "attributes": {}})
+            self.tokens.append(made.json()["token"])
+        for token, contribution in zip(self.tokens, contributions, strict=False):
+            caller = {"Authorization": f"Bearer {token}"}
+            claimed = self.operator.post(f"/v1/runs/{run_id}/tasks", headers=caller)
+            assert claimed.status_code == 201, claimed.text
+            accepted = self.operator.put(
+                f"/v1/tasks/{claimed.json()['task_id']}/update",
+                content=update_body(contribution.delta, num_examples=contribution.weight),
+                headers=caller | {"Content-Type": MEDIA_TYPE},
+            )
+            assert accepted.status_code == 201, accepted.text
+
+    def model(self, run_id: str, version: int) -> bytes:
+        """Downloads a version."""
+        return self.operator.get(f"/v1/runs/{run_id}/models/{version}").content
+
+
+@pytest.fixture(scope="module")
+def crowd(shared_operator: httpx.Client) -> Crowd:
+    """The clients of the module's server, on each database."""
+    return Crowd(shared_operator)
+
+
+@pytest.fixture
+def crowds(tmp_path: Path, postgres_url: str, forking: Zygote) -> Iterator[list[Crowd]]:
+    """Clients of two servers, one on each database."""
+    processes = []
+    for number, url in enumerate((f"sqlite:///{tmp_path}/fedquorum.db", postgres_url)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        processes.append(ServerProcess(url, folder, zygote=forking).start())
+    with processes[0].http() as first, processes[1].http() as second:
+        yield [Crowd(first), Crowd(second)]
+    for process in processes:
+        process.kill()
+
+
+def example(number: int, seed: int) -> tuple[Tensors, list[Contribution]]:
+    """Makes a base model and deltas of very different magnitudes and weights."""
+    source = np.random.default_rng(seed)
+    base: Tensors = {
+        "wide": (source.normal(size=(4, 5)) * 10.0 ** source.integers(-3, 2, size=(4, 5))).astype(np.float32),
+        "bias": np.zeros(3, dtype=np.float32),
+    }
+    contributions = []
+    for _ in range(number):
+        spread = 10.0 ** source.uniform(-6, 1)
+        delta: Tensors = {
+            name: (source.normal(size=one.shape) * spread).astype(np.float32) for name, one in base.items()
+        }
+        contributions.append(Contribution(delta, int(np.exp(source.uniform(0, np.log(MAX_WEIGHT))))))
+    contributions[0] = Contribution(contributions[0].delta, 1)
+    contributions[-1] = Contribution(contributions[-1].delta, MAX_WEIGHT)
+    return base, contributions
+
+
+def exact_mean(contributions: Sequence[Contribution], name: str, element: int) -> Fraction:
+    """Computes the weighted mean of one element exactly."""
+    held = [one for one in contributions if name in one.delta]
+    total = sum(one.weight for one in held)
+    return sum((_exactly(one.delta[name], element) * one.weight for one in held), Fraction()) / total
+
+
+def _exactly(values: NDArray[Any], element: int) -> Fraction:
+    value = values.reshape(-1)[element]
+    return Fraction(int(value)) if values.dtype.kind == "i" else Fraction(float(value))
+
+
+def tolerance(exact: Fraction, contributions: Sequence[Contribution], name: str) -> Fraction:
+    """Gives the contract's bound: 1 unit in the last place, or the stated grid where that is coarser."""
+    dtype = contributions[0].delta[name].dtype
+    unit = Fraction(float(np.spacing(np.abs(np.array(float(exact))).astype(dtype))))
+    largest = max(Fraction(float(np.abs(one.delta[name]).max())) * one.weight for one in contributions)
+    total = sum(one.weight for one in contributions)
+    return max(unit, len(contributions) * Fraction(2) ** -45 * largest / total)
+
+
+def check_exact(found: Tensors, base: Tensors, contributions: Sequence[Contribution]) -> None:
+    """Holds every floating-point element of a model against exact arithmetic."""
+    for name, values in found.items():
+        assert values.dtype == base[name].dtype
+        assert values.shape == base[name].shape
+        for element in range(values.size):
+            exact = _exactly(base[name], element) + exact_mean(contributions, name, element)
+            error = abs(_exactly(values, element) - exact)
+            assert error <= tolerance(exact, contributions, name), (name, element, float(error))
+
+
+@pytest.mark.parametrize("number", [2, 3, 10, 50, 100])
+def test_the_model_is_the_exact_weighted_mean_for_any_number_of_clients(crowd: Crowd, number: int) -> None:
+    base, contributions = example(number, seed=number)
+    run_id = crowd.run(base, contributions)
+    check_exact(unpack(crowd.model(run_id, 1)), base, contributions)
+
+
+def test_neither_the_order_of_arrival_nor_the_database_changes_a_bit(crowds: list[Crowd]) -> None:
+    base, contributions = example(8, seed=1)
+    source = np.random.default_rng(2)
+    orders = [range(8), range(7, -1, -1), *(source.permutation(8) for _ in range(4))]
+    digests = set()
+    for crowd in crowds:
+        for order in orders:
+            run_id = crowd.run(base, [contributions[at] for at in order])
+            digests.add(digest_of(crowd.model(run_id, 1)))
+    assert len(digests) == 1
+
+
+def test_momentum_goes_on_with_the_same_bits_after_a_restart(server: ServerProcess) -> None:
+    base, contributions = example(3, seed=3)
+    optimizer = {"kind": "sgd", "learning_rate": 0.3, "momentum": 0.9}
+    with server.http() as operator:
+        crowd = Crowd(operator)
+        expected_run = crowd.run(base, contributions, num_rounds=5, server_optimizer=optimizer)
+        expected = [crowd.model(expected_run, version) for version in range(6)]
+        rounds = {"quorum": 3, "deadline_seconds": LONG}
+        run_id = create_run(operator, base, num_rounds=5, round=rounds, server_optimizer=optimizer)
+    tokens = crowd.tokens
+    for version in range(1, 6):
+        server.kill()
+        server.start()
+        with server.http() as operator:
+            crowd = Crowd(operator, tokens)
+            crowd.round(run_id, contributions)
+            wait_for_run(operator, run_id, version=version)
+            assert crowd.model(run_id, version) == expected[version]
+    check_momentum([unpack(body) for body in expected], contributions)
+
+
+def check_momentum(models: Sequence[Tensors], contributions: Sequence[Contribution]) -> None:
+    """Holds each version against the previous one and a float64 velocity."""
+    for name, initial in models[0].items():
+        mean = np.array([float(exact_mean(contributions, name, at)) for at in range(initial.size)]).reshape(
+            initial.shape
+        )
+        velocity = np.zeros(initial.shape)
+        for before, after in itertools.pairwise(models):
+            velocity = 0.9 * velocity + mean
+            expected = (before[name].astype(np.float64) + 0.3 * velocity).astype(np.float32)
+            np.testing.assert_array_max_ulp(after[name], expected, maxulp=1)
+
+
+def test_every_type_of_tensor_moves_by_its_own_exact_mean(crowd: Crowd) -> None:
+    source = np.random.default_rng(5)
+    base: Tensors = {
+        "single": source.normal(size=6).astype(np.float32),
+        "double": source.normal(size=6),
+        "half": source.normal(size=6).astype(np.float16),
+        "steps": np.array([10, -7, 2**40], dtype=np.int64),
+        "counter": np.array(3, dtype=np.int32),
+    }
+    contributions = []
+    for at, weight in enumerate((1, 3, 999_999)):
+        delta: Tensors = {
+            "single": source.normal(size=6).astype(np.float32),
+            "double": source.normal(size=6),
+            "half": source.normal(size=6).astype(np.float16),
+            "steps": np.array([at, -at, at * 1000], dtype=np.int64),
+        }
+        # Integer tensors may be left out; their mean is then that of the updates which hold them.
+        contributions.append(Contribution(delta if at == 1 else delta | {"counter": np.array(at, np.int32)}, weight))
+    found = unpack(crowd.model(crowd.run(base, contributions), 1))
+    floats = ("single", "double", "half")
+    check_exact({name: found[name] for name in floats}, base, contributions)
+    for name in ("steps", "counter"):
+        assert found[name].dtype == base[name].dtype
+        moved = [
+            int(base[name].reshape(-1)[at]) + round(exact_mean(contributions, name, at))
+            for at in range(base[name].size)
+        ]
+        assert found[name].reshape(-1).tolist() == moved

@@ -24,7 +24,7 @@ def spread(servers: Sequence[ServerProcess], number: int) -> list[Participant]:
 
 
 def at_once(step: Callable[[A, threading.Barrier], T], actors: Sequence[A]) -> list[T]:
-    """Runs a step for each actor on a thread of its own and gives what they return; the barrier is theirs to wait at."""
+    """Runs a step for each actor on a thread of its own, with a barrier to wait at, and gives what they return."""
     barrier = threading.Barrier(len(actors), timeout=PATIENCE_SECONDS)
 
     def run(actor: A) -> T:

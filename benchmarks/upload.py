@@ -1,0 +1,87 @@
+"""One upload of 40 MB, SDK put to acknowledged, against a bare endpoint (`python -m benchmarks upload`).
+
+The bare endpoint is uvicorn with nothing but a hash and a file that is fsynced; the same SDK sends it the same bytes.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import anyio.to_thread
+import numpy as np
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from benchmarks.measurements import Row, in_turns, row
+from benchmarks.server import OPERATOR_TOKEN, fresh_server, listening_process
+from client_sdk.client import AggregatorClient
+from client_sdk.operator import Operator
+from client_sdk.transfer import Body, body_of_tensors
+from fl_protocol.runs import RoundSpec, RunSpec
+from fl_protocol.tasks import Task
+
+NUM_ELEMENTS = 10_000_000
+REPETITIONS = 7
+BARE = "bare endpoint"
+
+Send = Callable[[], object]
+
+
+def measure() -> list[Row]:
+    """Measures the bare endpoint and the server on each database, in turns."""
+    values = np.random.default_rng(0).normal(scale=0.01, size=NUM_ELEMENTS).astype(np.float32)
+    body = body_of_tensors({"weight": values}, {"num_examples": "1"})
+    with contextlib.ExitStack() as stack:
+        portal = stack.enter_context(start_blocking_portal())
+        work = {
+            BARE: stack.enter_context(_bare(portal, body)),
+            "server on sqlite": stack.enter_context(_server("sqlite", portal, body)),
+            "server on postgres": stack.enter_context(_server("postgres", portal, body)),
+        }
+        seconds = in_turns(work, repetitions=REPETITIONS)
+    plain = float(np.median(seconds[BARE]))
+    return [
+        row(f"{name}, 40 MB", "ms", [1e3 * each for each in taken], of=1e3 * plain, ratio_of=BARE)
+        for name, taken in seconds.items()
+    ]
+
+
+@contextlib.contextmanager
+def _bare(portal: BlockingPortal, body: Body) -> Iterator[Send]:
+    with tempfile.TemporaryDirectory(prefix="fedquorum-bench-") as folder:
+        arguments = ["-m", "benchmarks.bare_endpoint", folder]
+        with listening_process(arguments, folder=Path(folder)) as server:
+            client = portal.call(_open, server.url, OPERATOR_TOKEN)
+            yield lambda: portal.call(client.put_update, "task_0", body)
+            portal.call(client.aclose)
+
+
+@contextlib.contextmanager
+def _server(database: str, portal: BlockingPortal, body: Body) -> Iterator[Send]:
+    """Prepares one client and one task for each upload; the round never closes, so that nothing else goes on."""
+    with fresh_server(database) as server:
+        prepared = iter(portal.call(_prepare, server.url, body))
+
+        def send() -> None:
+            client, task = next(prepared)
+            portal.call(client.put_update, task.task_id, body)
+            portal.call(client.aclose)
+
+        yield send
+
+
+async def _open(url: str, token: str) -> AggregatorClient:
+    return AggregatorClient(url, token=token)
+
+
+async def _prepare(url: str, body: Body) -> list[tuple[AggregatorClient, Task]]:
+    count = REPETITIONS + 1
+    async with AggregatorClient(url, token=OPERATOR_TOKEN) as client:
+        operator = Operator(client)
+        spec = RunSpec(name="upload", num_rounds=1, round=RoundSpec(quorum=count + 1))
+        model = await anyio.to_thread.run_sync(lambda: b"".join(body.pieces()))
+        run = await operator.start_run(spec, model)
+        enrolled = [await operator.enrol(f"client-{number}") for number in range(count)]
+    clients = [AggregatorClient(url, token=one.token) for one in enrolled]
+    tasks = [await client.claim_task(run.run_id) for client in clients]
+    return [(client, task) for client, task in zip(clients, tasks, strict=True) if isinstance(task, Task)]

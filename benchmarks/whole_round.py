@@ -1,0 +1,107 @@
+"""One whole round of four clients that train in no time (`python -m benchmarks whole_round`).
+
+From the opening of a round to the publication of its model, which opens the next: claims, pulls, checks, uploads, the exact sum and publication,
+with the SDK's `participate` in one process and the server in another.
+"""
+
+import asyncio
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.measurements import Row, row
+from benchmarks.server import OPERATOR_TOKEN, Server, fresh_server
+from client_sdk.client import AggregatorClient
+from client_sdk.operator import Operator
+from client_sdk.participant import participate
+from client_sdk.session.work import TrainedDelta, Trainer, TrainingTask
+from fl_protocol.runs import RoundSpec, RunSpec
+
+NUM_CLIENTS = 4
+NUM_ROUNDS = {1_000_000: 9, 10_000_000: 4}
+
+Values = NDArray[np.float32]
+
+
+def measure() -> list[Row]:
+    """Measures both sizes on both databases."""
+    return [
+        measured
+        for database in ("sqlite", "postgres")
+        for num_parameters, num_rounds in NUM_ROUNDS.items()
+        for measured in _measure(database, num_parameters=num_parameters, num_rounds=num_rounds)
+    ]
+
+
+def _measure(database: str, *, num_parameters: int, num_rounds: int) -> list[Row]:
+    values = np.random.default_rng(0).normal(scale=0.01, size=num_parameters).astype(np.float32)
+    plain = _median_seconds(lambda: _hash_and_store(values), repetitions=5)
+    with fresh_server(database) as server:
+        seconds = asyncio.run(_round_seconds(server, values, num_rounds=num_rounds))
+        peak = server.peak_mebibytes()
+    size = f"{database}, {num_parameters // 10**6}M parameters"
+    what = f"hash and fsync of {NUM_CLIENTS} updates and a model ({plain:.3g} s)"
+    return [
+        row(f"{size}: whole round", "s", seconds, of=plain, ratio_of=what),
+        row(f"{size}: peak memory", "MiB", [peak], of=values.nbytes / 2**20, ratio_of="one model"),
+    ]
+
+
+async def _round_seconds(server: Server, values: Values, *, num_rounds: int) -> list[float]:
+    """Gives how long each round took but the first, which warms up."""
+    async with AggregatorClient(server.url, token=OPERATOR_TOKEN) as client:
+        operator = Operator(client)
+        spec = RunSpec(name="whole-round", num_rounds=num_rounds, round=RoundSpec(quorum=NUM_CLIENTS))
+        run = await operator.create_run(spec, {"weight": np.zeros_like(values)})
+        clients = [await operator.enrol(f"client-{number}") for number in range(NUM_CLIENTS)]
+        taking_part = [
+            asyncio.create_task(
+                _take_part(
+                    server.url, token=enrolled.token, run_id=run.run_id, trainer=_instant_trainer(values, number)
+                )
+            )
+            for number, enrolled in enumerate(clients)
+        ]
+        await asyncio.sleep(0.2)
+        await client.start_run(run.run_id)
+        await asyncio.gather(*taking_part)
+        rounds = await operator.rounds(run.run_id)
+    return [(one.completed_at - one.opened_at).total_seconds() for one in rounds[1:] if one.completed_at is not None]
+
+
+def _instant_trainer(values: Values, number: int) -> Trainer:
+    delta = np.roll(values, number)
+
+    def train(_task: TrainingTask) -> TrainedDelta:
+        return TrainedDelta(tensors={"weight": delta}, num_examples=number + 1, metrics={"loss": 1.0})
+
+    return train
+
+
+async def _take_part(url: str, *, token: str, run_id: str, trainer: Trainer) -> None:
+    async with AggregatorClient(url, token=token) as client:
+        await participate(client, run_id, trainer)
+
+
+def _hash_and_store(values: Values) -> None:
+    with tempfile.TemporaryDirectory(prefix="fedquorum-bench-") as folder:
+        for number in range(NUM_CLIENTS + 1):
+            hashlib.sha256(values).digest()
+            with Path(folder, str(number)).open("wb", buffering=0) as file:
+                file.write(values)
+                os.fsync(file.fileno())
+
+
+def _median_seconds(work: Callable[[], None], *, repetitions: int) -> float:
+    seconds = []
+    for _ in range(repetitions):
+        begin = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - begin)
+    return float(np.median(seconds))

@@ -1,0 +1,439 @@
+"""Who may do what: every operation of the server's own OpenAPI document, tried by every kind of caller."""
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.routing import APIRoute
+
+from aggregator_service.api import problems
+from aggregator_service.api.application import create_application
+from aggregator_service.api.dependencies import allow, authenticated
+from aggregator_service.domain.records import TokenKind, TokenRecord
+from aggregator_service.telemetry import Telemetry
+from tests.support.participant import MEDIA_TYPE, create_run, enrol, pack, small_model, update_body
+from tests.support.raw import exchange
+from tests.support.refusals import assert_refused
+from tests.support.server import ServerProcess
+from tests.support.stored import Stored
+
+IDENTITIES = ("none", "unknown", "revoked", "expired", "spent", "enrolment", "other", "client", "operator")
+"""`client` holds the task that an operation names, `other` is a client like it; `spent` has enrolled all it may."""
+
+NOBODY = ("none", "unknown", "revoked", "expired")
+
+SECRET_TABLES = ("runs", "models", "rounds", "clients", "tasks", "updates", "evaluations", "tokens", "idempotency_keys")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operation: a request that is right in every way but who sends it, and who may send it."""
+
+    path: str
+    allowed: Mapping[str, int]
+    json: Any = None
+    tensors: Callable[[], bytes] | None = None
+    draft: bool = False
+    evaluates: bool = False
+    is_open: bool = False
+
+
+def _may(status: int, *identities: str) -> Mapping[str, int]:
+    return dict.fromkeys(identities, status)
+
+
+READERS = _may(200, "operator", "client", "other")
+OPERATOR = _may(200, "operator")
+DELTA = {name: values * 0 for name, values in small_model().items()}
+EVERYONE = _may(200, *IDENTITIES)
+
+TABLE: dict[tuple[str, str], Row] = {
+    ("POST", "/v1/runs"): Row("/v1/runs", _may(201, "operator"), json={}),
+    ("GET", "/v1/runs"): Row("/v1/runs", READERS),
+    ("GET", "/v1/runs/{run_id}"): Row("/v1/runs/{run_id}", READERS),
+    ("POST", "/v1/runs/{run_id}/start"): Row("/v1/runs/{run_id}/start", OPERATOR),
+    ("POST", "/v1/runs/{run_id}/pause"): Row("/v1/runs/{run_id}/pause", OPERATOR),
+    ("POST", "/v1/runs/{run_id}/resume"): Row("/v1/runs/{run_id}/resume", OPERATOR),
+    ("POST", "/v1/runs/{run_id}/stop"): Row("/v1/runs/{run_id}/stop", OPERATOR),
+    ("GET", "/v1/runs/{run_id}/rounds"): Row("/v1/runs/{run_id}/rounds", READERS),
+    ("GET", "/v1/runs/{run_id}/rounds/{number}"): Row("/v1/runs/{run_id}/rounds/1", READERS),
+    ("GET", "/v1/runs/{run_id}/rounds/{number}/updates"): Row("/v1/runs/{run_id}/rounds/1/updates", OPERATOR),
+    ("GET", "/v1/runs/{run_id}/models"): Row("/v1/runs/{run_id}/models", READERS),
+    ("GET", "/v1/runs/{run_id}/models/{version}"): Row("/v1/runs/{run_id}/models/0", READERS),
+    ("GET", "/v1/runs/{run_id}/models/latest"): Row("/v1/runs/{run_id}/models/latest", READERS),
+    ("PUT", "/v1/runs/{run_id}/models/0"): Row(
+        "/v1/runs/{run_id}/models/0", _may(201, "operator"), tensors=lambda: pack(small_model()), draft=True
+    ),
+    ("GET", "/v1/runs/{run_id}/events"): Row("/v1/runs/{run_id}/events", READERS),
+    ("POST", "/v1/runs/{run_id}/tasks"): Row("/v1/runs/{run_id}/tasks", _may(200, "client") | _may(201, "other")),
+    ("POST", "/v1/enrolment-tokens"): Row("/v1/enrolment-tokens", _may(201, "operator"), json={}),
+    ("POST", "/v1/clients"): Row("/v1/clients", _may(201, "operator", "enrolment"), json={"name": "new"}),
+    ("GET", "/v1/clients"): Row("/v1/clients", OPERATOR),
+    ("DELETE", "/v1/clients/{client_id}"): Row("/v1/clients/{client_id}", _may(204, "operator")),
+    ("DELETE", "/v1/tasks/{task_id}"): Row("/v1/tasks/{task_id}", _may(204, "client")),
+    ("PUT", "/v1/tasks/{task_id}/update"): Row(
+        "/v1/tasks/{task_id}/update", _may(201, "client"), tensors=lambda: update_body(DELTA, num_examples=1)
+    ),
+    ("PUT", "/v1/tasks/{task_id}/evaluation"): Row(
+        "/v1/tasks/{task_id}/evaluation", _may(201, "client"), json={"num_examples": 1, "metrics": {}}, evaluates=True
+    ),
+    ("GET", "/healthz"): Row("/healthz", EVERYONE, is_open=True),
+    ("GET", "/readyz"): Row("/readyz", EVERYONE, is_open=True),
+    ("GET", "/metrics"): Row("/metrics", EVERYONE, is_open=True),
+}
+"""Each operation of the OpenAPI document: who gets which success; everyone else is refused."""
+
+
+@asynccontextmanager
+async def _no_lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    yield
+
+
+@cache
+def _application() -> FastAPI:
+    return create_application(version="0", telemetry=Telemetry(), lifespan=_no_lifespan)
+
+
+def _operations(document: Mapping[str, Any]) -> set[tuple[str, str]]:
+    return {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+
+
+@dataclass
+class World:
+    """Tokens of every identity, and things to name in requests; denied requests share it, for they change nothing."""
+
+    server: ServerProcess
+    stored: Stored
+    operator: httpx.Client
+    tokens: dict[str, str] = field(default_factory=dict)
+    names: dict[bool, dict[str, str]] = field(default_factory=dict)
+    draft_id: str = ""
+
+    def request(self, row: Row, method: str, identity: str) -> httpx.Response:
+        """Sends an operation's request as somebody, and leaves a stream of events once it has begun."""
+        names = self.names[row.evaluates] | ({"run_id": self.draft_id} if row.draft else {})
+        headers = {"Authorization": f"Bearer {self.tokens[identity]}"} if identity != "none" else {}
+        content = None
+        if row.tensors is not None:
+            content, headers = row.tensors(), headers | {"Content-Type": MEDIA_TYPE}
+        with (
+            self.server.http(None) as http,
+            http.stream(method, row.path.format(**names), json=row.json, content=content, headers=headers) as answer,
+        ):
+            if not answer.headers.get("content-type", "").startswith("text/event-stream"):
+                answer.read()
+            return answer
+
+
+def _enrolment_token(operator: httpx.Client, **request: float) -> str:
+    made = operator.post("/v1/enrolment-tokens", json=request)
+    assert made.status_code == 201, made.text
+    return str(made.json()["token"])
+
+
+def _claimed(operator: httpx.Client, token: str, run_id: str) -> str:
+    headers = {"Authorization": f"Bearer {token}"}
+    claimed = operator.post(f"/v1/runs/{run_id}/tasks", params={"wait": 20}, headers=headers)
+    assert claimed.status_code == 201, claimed.text
+    return str(claimed.json()["task_id"])
+
+
+def _fresh_world(server: ServerProcess, stored: Stored, operator: httpx.Client) -> World:
+    world = World(server, stored, operator)
+    clients = {name: enrol(operator, name) for name in ("client", "other", "revoked", "named")}
+    enrolment, spent = _enrolment_token(operator, max_uses=1), _enrolment_token(operator, max_uses=1)
+    world.tokens = {
+        "unknown": "fqo_" + "0" * 64,
+        "expired": _enrolment_token(operator, max_uses=5, expires_in_seconds=1),
+        "spent": spent,
+        "enrolment": enrolment,
+        "operator": str(operator.headers["authorization"]).removeprefix("Bearer "),
+    } | {name: client.token for name, client in clients.items()}
+    assert operator.delete(f"/v1/clients/{clients['revoked'].client_id}").status_code == 204
+    with server.http(spent) as enrolling:
+        assert enrolling.post("/v1/clients", json={"name": "spends"}).status_code == 201
+    training = create_run(operator, small_model(), num_rounds=3, round={"quorum": 3})
+    evaluating = create_run(operator, small_model(), num_rounds=3, round={"quorum": 1}, evaluation={"every": 1})
+    world.draft_id = str(operator.post("/v1/runs", json={}).json()["run_id"])
+    own = world.tokens["client"]
+    train_task = _claimed(operator, own, training)
+    update = operator.put(
+        f"/v1/tasks/{_claimed(operator, own, evaluating)}/update",
+        content=update_body(DELTA, num_examples=1),
+        headers={"Authorization": f"Bearer {own}", "Content-Type": MEDIA_TYPE},
+    )
+    assert update.status_code == 201, update.text
+    for is_evaluating, run_id in ((False, training), (True, evaluating)):
+        task_id = _claimed(operator, own, run_id) if is_evaluating else train_task
+        world.names[is_evaluating] = {"run_id": run_id, "task_id": task_id, "client_id": clients["named"].client_id}
+    return world
+
+
+@pytest.fixture(scope="module")
+def stored(shared_server: ServerProcess) -> Iterator[Stored]:
+    with Stored(shared_server.database_url) as database:
+        yield database
+
+
+@pytest.fixture(scope="module")
+def denied_world(shared_server: ServerProcess, stored: Stored, shared_operator: httpx.Client) -> World:
+    """The world of those who are refused; its enrolment token has expired before it is used."""
+    world = _fresh_world(shared_server, stored, shared_operator)
+    deadline = time.monotonic() + 20
+    with shared_server.http(world.tokens["expired"]) as expiring:
+        while expiring.get("/v1/runs").status_code != 401:
+            assert time.monotonic() < deadline, "the enrolment token does not expire"
+            time.sleep(0.05)
+    return world
+
+
+def test_table_and_the_servers_openapi_document_name_the_same_operations(shared_server: ServerProcess) -> None:
+    with shared_server.http(None) as http:
+        documented = _operations(http.get("/openapi.json").json())
+    assert documented - TABLE.keys() == set(), "operations without a row"
+    assert TABLE.keys() - documented == set(), "rows without an operation"
+
+
+def test_every_route_is_in_the_openapi_document_or_only_shows_it() -> None:
+    routes = {
+        (method, route.path)
+        for route in _flat(_application().routes)
+        for method in getattr(route, "methods", None) or ()
+        if method != "HEAD"
+    }
+    assert routes - {*TABLE} == {("GET", "/docs"), ("GET", "/openapi.json")}
+
+
+DENIED = [
+    pytest.param(method, path, identity, id=f"{method}-{path}-{identity}")
+    for (method, path), row in TABLE.items()
+    for identity in IDENTITIES
+    if identity not in row.allowed
+]
+ALLOWED = [
+    pytest.param(method, path, identity, id=f"{method}-{path}-{identity}")
+    for (method, path), row in TABLE.items()
+    for identity in row.allowed
+]
+
+
+@pytest.mark.parametrize(("method", "path", "identity"), DENIED)
+def test_caller_without_the_right_is_refused_and_nothing_changes(
+    denied_world: World, method: str, path: str, identity: str
+) -> None:
+    before = denied_world.stored.snapshot(*SECRET_TABLES)
+    answer = denied_world.request(TABLE[method, path], method, identity)
+    problem = assert_refused(answer, "unauthenticated" if identity in NOBODY else "forbidden")
+    assert not any(token in problem["detail"] for token in denied_world.tokens.values())
+    assert denied_world.stored.snapshot(*SECRET_TABLES) == before
+
+
+@pytest.mark.parametrize(("method", "path", "identity"), ALLOWED)
+def test_caller_with_the_right_is_served(
+    shared_server: ServerProcess, stored: Stored, shared_operator: httpx.Client, method: str, path: str, identity: str
+) -> None:
+    row = TABLE[method, path]
+    world = _fresh_world(shared_server, stored, shared_operator)
+    answer = world.request(row, method, identity)
+    assert answer.status_code == row.allowed[identity]
+
+
+def test_revoked_clients_token_stops_working_at_once(shared_operator: httpx.Client) -> None:
+    client = enrol(shared_operator, "leaves")
+    assert client.http.get("/v1/runs").status_code == 200
+    assert shared_operator.delete(f"/v1/clients/{client.client_id}").status_code == 204
+    assert_refused(client.http.get("/v1/runs"), "unauthenticated", "revoked")
+    assert shared_operator.delete(f"/v1/clients/{client.client_id}").status_code == 204
+
+
+def test_tokens_are_compared_whole(shared_server: ServerProcess, shared_operator: httpx.Client) -> None:
+    """Neither a part of a token, nor another case, nor what is stored of it, gets in."""
+    token = enrol(shared_operator, "close").token
+    with Stored(shared_server.database_url) as stored:
+        hashes = [row.split("'")[1] for row in stored.snapshot("tokens")["tokens"]]
+    attempts = [token[:-1], token + "x", token.upper(), token.lower(), token[4:], token + " x", f'"{token}"', *hashes[:5]]
+    with shared_server.http(None) as http:
+        for attempt in attempts:
+            answer = http.get("/v1/runs", headers={"Authorization": f"Bearer {attempt}"})
+            assert_refused(answer, "unauthenticated")
+        for scheme in ("", "Basic ", "Token ", "Bearer\t\tx ", "Digest "):
+            answer = http.get("/v1/runs", headers={"Authorization": f"{scheme}{token}"})
+            assert_refused(answer, "unauthenticated")
+        assert http.get("/v1/runs", headers={"Authorization": f"bearer {token}"}).status_code == 200
+
+
+@pytest.mark.parametrize("token", ["x" * 513, "x" * 20_000, "\xff\xfe", "é", "a\x01b", "%00"])
+def test_strange_token_is_unauthenticated(shared_server: ServerProcess, token: str) -> None:
+    answer = exchange(
+        shared_server.url,
+        b"GET /v1/runs HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer " + token.encode("latin-1") + b"\r\n\r\n",
+    )
+    assert answer.status in ((400, 401) if "\x01" in token else (401,))
+
+
+def test_token_counts_in_the_authorization_header_only(shared_server: ServerProcess) -> None:
+    token = str(shared_server.operator_token)
+    with shared_server.http(None) as http:
+        for url in (f"/v1/runs?token={token}", f"/v1/runs?access_token={token}", f"/v1/runs?Authorization=Bearer%20{token}"):
+            assert_refused(http.get(url), "unauthenticated")
+        assert_refused(http.get("/v1/runs", headers={"Cookie": f"token={token}"}), "unauthenticated")
+        assert_refused(http.get("/v1/runs", headers={"X-Api-Key": token}), "unauthenticated")
+    twice = exchange(
+        shared_server.url,
+        f"GET /v1/runs HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer x\r\nAuthorization: Bearer {token}\r\n\r\n".encode(),
+    )
+    assert twice.status == 401
+
+
+# The paths of requests must decide nothing: CVE-2026-48710 ("BadHost") passed by a check on request.url.path.
+
+HOSTS = [
+    b"",
+    b"a/x?",
+    b"a/healthz?",
+    b"a?x",
+    b"a#x",
+    b"a/healthz#",
+    b"a/../healthz",
+    b"/healthz",
+    b"a\\healthz",
+    b"a@healthz",
+    b"a:b:c",
+    b"[::1",
+    b"a%2fhealthz",
+    b"a\tb",
+    b"a b",
+    b"\xff",
+    b"a,b",
+    b"localhost",
+    b"a" * 5000,
+]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_host_header_opens_no_route(shared_server: ServerProcess, denied_world: World, host: bytes) -> None:
+    names = denied_world.names[False] | {"number": "1", "version": "0"}
+    for (method, template), row in TABLE.items():
+        if not row.is_open:
+            path = template.format(**names).encode()
+            request = method.encode() + b" " + path + b" HTTP/1.1\r\nHost: " + host + b"\r\nContent-Length: 0\r\n\r\n"
+            answer = exchange(shared_server.url, request)
+            assert answer.status == 401 or (answer.status == 400 and b"\xff" in host), (path, answer)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"/v1/../v1/runs",
+        b"//v1/runs",
+        b"/v1//runs",
+        b"/healthz/../v1/runs",
+        b"/healthz/..%2fv1/runs",
+        b"/%76%31/runs",
+        b"/v1/runs;/healthz",
+        b"/v1/runs%00",
+        b"/v1/runs%0d%0a",
+        b"/v1/runs#/healthz",
+        b"/V1/RUNS",
+        b"http://localhost/v1/runs",
+        b"http://localhost/healthz?/v1/runs",
+        b"*",
+        b"v1/runs",
+        b"/static/../v1/runs",
+        b"/static/%2e%2e/%2e%2e/tokens.py",
+        b"/static/..%2f..%2fapplication.py",
+        b"/static//etc/passwd",
+    ],
+)
+def test_strange_target_shows_nothing_of_the_api(shared_server: ServerProcess, target: bytes) -> None:
+    for method in (b"GET", b"HEAD", b"POST", b"OPTIONS"):
+        request = method + b" " + target + b" HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+        answer = exchange(shared_server.url, request)
+        is_alive = answer.status == 200 and answer.body in (b"ok\n", b"") and b"healthz?" in target
+        assert is_alive or answer.status in (400, 401, 404, 405), (method, target, answer)
+        assert b"items" not in answer.body
+
+
+@pytest.mark.parametrize("name", ["X-HTTP-Method-Override", "X-Original-URL", "X-Rewrite-URL", "X-Forwarded-Prefix", "Forwarded"])
+def test_headers_of_proxies_change_no_decision(shared_server: ServerProcess, name: str) -> None:
+    with shared_server.http(None) as http:
+        assert_refused(http.get("/v1/runs", headers={name: "/healthz"}), "unauthenticated")
+
+
+# Default deny.
+
+
+def _flat(routes: Any) -> Iterator[Any]:
+    for route in routes:
+        nested = getattr(route, "routes", None)
+        if nested is not None and not hasattr(route, "endpoint"):
+            yield from _flat(nested)
+        else:
+            yield route
+
+
+def test_every_route_below_v1_asks_who_is_calling_and_says_who_may() -> None:
+    checked = 0
+    for route in _flat(_application().routes):
+        if str(getattr(route, "path", "")).startswith("/v1"):
+            assert isinstance(route, APIRoute)
+            assert authenticated in _dependencies(route.dependant), route.path
+            assert getattr(route.endpoint, "allowed_kinds", frozenset()), route.path
+            checked += 1
+    assert checked == sum(path.startswith("/v1") for _, path in TABLE)
+
+
+def _dependencies(dependant: Any) -> set[Any]:
+    found = {dependant.call}
+    for inner in dependant.dependencies:
+        found |= _dependencies(inner)
+    return found
+
+
+class _OneToken:
+    """A stand-in for the flow: every token belongs to one kind of caller."""
+
+    def __init__(self, kind: TokenKind) -> None:
+        self._record = TokenRecord("hash", kind, None, None, 0, None, None, datetime.now(UTC))
+        self.transactions = self
+
+    async def read(self, _name: str, _body: object) -> TokenRecord:
+        return self._record
+
+
+@pytest.mark.parametrize("kind", list(TokenKind))
+@pytest.mark.anyio
+async def test_route_without_a_rule_denies_everyone(kind: TokenKind) -> None:
+    router = APIRouter()
+
+    @router.get("/v1/forgotten")
+    async def forgotten() -> str:
+        return "secret"
+
+    @router.get("/v1/empty")
+    @allow()
+    async def empty() -> str:
+        return "secret"
+
+    @router.get("/v1/open")
+    @allow(*TokenKind)
+    async def allowed() -> str:
+        return "shown"
+
+    app = FastAPI()
+    problems.install(app, Telemetry())
+    app.include_router(router, dependencies=[Depends(authenticated)])
+    app.state.flow = _OneToken(kind)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        headers = {"Authorization": "Bearer x"}
+        for path in ("/v1/forgotten", "/v1/empty"):
+            assert_refused(await http.get(path, headers=headers), "forbidden")
+            assert_refused(await http.get(path), "unauthenticated")
+        assert (await http.get("/v1/open", headers=headers)).json() == "shown"
