@@ -18,6 +18,8 @@ class Limits:
     max_json_bytes: int = 4 * MIB
     max_items: int = 100_000
     """The longest list that is gathered from its pages."""
+    max_list_bytes: int = 64 * MIB
+    """How much JSON the pages of one list may be together."""
     max_event_bytes: int = 256 * KIB
     max_model_bytes: int = 64 * GIB
     connect_seconds: float = 10.0
@@ -32,5 +34,8 @@ class Limits:
     backoff_max_seconds: float = 10.0
     retry_after_max_seconds: float = 60.0
 
+
+MAX_ERROR_BYTES: Final = 64 * KIB
+"""How much is read of an answer that refuses a request; the rest is left."""
 
 DEFAULT_LIMITS: Final = Limits()

@@ -136,11 +136,14 @@ def _begin_with(statement: str) -> Callable[[sa.Connection], None]:
 
 
 def _postgres_engine(url: URL, pool_size: int) -> sa.Engine:
+    # psycopg comes with the extra [postgres], which a server on SQLite does without.
+    from aggregator_service.storage.binary_cursor import BinaryCursor  # noqa: PLC0415
+
     return sa.create_engine(
         url,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=10,
         pool_use_lifo=True,
-        connect_args=dict(_POSTGRES_OPTIONS),
+        connect_args={**_POSTGRES_OPTIONS, "cursor_factory": BinaryCursor},
     )

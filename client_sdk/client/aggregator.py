@@ -10,9 +10,9 @@ from client_sdk import endpoints
 from client_sdk.client.connection import Connection, NothingThereError, Seams, server_url
 from client_sdk.config import DEFAULT_LIMITS, Limits
 from client_sdk.endpoints import NothingToDo
-from client_sdk.endpoints.events import EventReader, ends_run, get_events
+from client_sdk.endpoints.events import EventReader, check_stream, ends_run, get_events
 from client_sdk.endpoints.exchange import Item, Page, Request
-from client_sdk.errors import FedQuorumError, UntrustedAnswerError
+from client_sdk.errors import FedQuorumError, TransportError, UntrustedAnswerError
 from client_sdk.retries import pause_seconds
 from client_sdk.transfer import Body, Content, OnBytes, StoredModel, body_of_bytes, body_of_tensors
 from fl_protocol.arrays import Tensor
@@ -149,14 +149,18 @@ class AggregatorClient:
             pause = self.limits.backoff_initial_seconds
             try:
                 async with self._connection.open(get_events(run_id, after=after), {}) as response:
+                    check_stream(response.headers)
                     reader = EventReader(max_event_bytes=self.limits.max_event_bytes)
                     async for chunk in response.aiter_raw():
                         failures = 0
                         for event in reader.feed(chunk):
+                            if event.event_id <= after:
+                                raise UntrustedAnswerError("the server's events go backwards")
                             after = event.event_id
                             yield event
                             if ends_run(event):
                                 return
+                raise TransportError("the server ended the events before the run was over")
             except NothingThereError:
                 return
             except FedQuorumError as error:
@@ -183,7 +187,10 @@ class AggregatorClient:
     async def claim_task(self, run_id: str, *, wait_seconds: float | None = None) -> Task | NothingToDo:
         """Asks for a task; the server may answer with the one already held. Raises RunFinishedError after the last."""
         wait = self.limits.wait_seconds if wait_seconds is None else wait_seconds
-        return await self._connection.call(endpoints.claim_task(run_id, wait_seconds=wait))
+        claim = await self._connection.call(endpoints.claim_task(run_id, wait_seconds=wait))
+        if isinstance(claim, NothingToDo):
+            return NothingToDo(min(claim.retry_after_seconds, self.limits.retry_after_max_seconds))
+        return claim
 
     async def give_up_task(self, task_id: str) -> None:
         await self._connection.call(endpoints.give_up_task(task_id))
@@ -200,15 +207,18 @@ class AggregatorClient:
 
     async def _gather(self, page_after: Callable[[str | None], Request[Page[Item]]]) -> list[Item]:
         items: list[Item] = []
+        num_bytes = 0
         cursor: str | None = None
         seen: set[str] = set()
         while True:
             page = await self._connection.call(page_after(cursor))
             items += page.items
+            num_bytes += page.num_bytes
             cursor = page.next_cursor
             if cursor is None:
                 return items
-            if cursor in seen or len(items) > self.limits.max_items:
+            is_too_long = len(items) > self.limits.max_items or num_bytes > self.limits.max_list_bytes
+            if cursor in seen or not page.items or is_too_long:
                 raise UntrustedAnswerError(f"the server's list does not end, after {len(items)} items")
             seen.add(cursor)
 

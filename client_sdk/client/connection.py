@@ -20,7 +20,7 @@ from typing import Final, TypeVar
 import anyio
 import httpx
 
-from client_sdk.config import DEFAULT_LIMITS, Limits
+from client_sdk.config import DEFAULT_LIMITS, MAX_ERROR_BYTES, Limits
 from client_sdk.endpoints.exchange import Answer, Request, error_of
 from client_sdk.errors import InsecureTransportError, TransportError, UntrustedAnswerError, UsageError, printable
 from client_sdk.retries import retrying
@@ -134,13 +134,19 @@ class Connection:
 
         async def attempt() -> Parsed:
             headers = {**request.headers, **body.headers}
-            with _translated():
+            with _translated(), anyio.fail_after(None) as scope:
                 async with self._http.stream(
-                    request.method, request.path, headers=headers, content=body.stream()
+                    request.method, request.path, headers=headers, content=self._sent(body, scope)
                 ) as response:
                     return await self._parsed(request, response)
 
         return await self._retrying(attempt)
+
+    async def _sent(self, body: Body, scope: anyio.CancelScope) -> AsyncIterator[bytes]:
+        """Yields a body; the time for the answer begins when all of it is sent."""
+        async for piece in body.stream():
+            yield piece
+        scope.deadline = anyio.current_time() + self.limits.answer_seconds
 
     async def download(
         self, request: Request[None], folder: Path, *, expected: Content | None, on_bytes: OnBytes | None = None
@@ -161,14 +167,17 @@ class Connection:
     @contextlib.asynccontextmanager
     async def open(self, request: Request[Parsed], headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
         """Opens an answer that is read as a stream; raises for a status that is no success."""
+        stream = self._http.stream(
+            request.method,
+            request.path,
+            params=dict(request.query) or None,
+            headers={**request.headers, **headers},
+            timeout=self._timeout(request),
+        )
         with _translated():
-            async with self._http.stream(
-                request.method,
-                request.path,
-                params=dict(request.query) or None,
-                headers={**request.headers, **headers},
-                timeout=self._timeout(request),
-            ) as response:
+            async with contextlib.AsyncExitStack() as stack:
+                with anyio.fail_after(self.limits.answer_seconds + request.wait_seconds):
+                    response = await stack.enter_async_context(stream)
                 if response.status_code == 204:
                     raise NothingThereError
                 if response.status_code not in {200, 206}:
@@ -188,12 +197,17 @@ class Connection:
     async def _answer(self, response: httpx.Response) -> Answer:
         if response.headers.get("content-encoding", "identity").strip().lower() != "identity":
             raise UntrustedAnswerError("the server encoded an answer that was asked for as it is")
+        refuses = response.status_code >= 400
+        limit = min(MAX_ERROR_BYTES, self.limits.max_json_bytes) if refuses else self.limits.max_json_bytes
         body = bytearray()
         with anyio.fail_after(self.limits.answer_seconds):
             async for piece in response.aiter_raw():
                 body += piece
-                if len(body) > self.limits.max_json_bytes:
-                    raise UntrustedAnswerError(f"the server's answer is over {self.limits.max_json_bytes} bytes")
+                if len(body) <= limit:
+                    continue
+                if refuses:
+                    break
+                raise UntrustedAnswerError(f"the server's answer is over {limit} bytes")
         return Answer(
             response.status_code, {name.lower(): value for name, value in response.headers.items()}, bytes(body)
         )
@@ -215,6 +229,8 @@ def _translated() -> Iterator[None]:
         if _CUT.search(str(error)):
             raise TransportError(f"the server cut the connection: {printable(str(error))}") from error
         raise UntrustedAnswerError(f"the server does not speak HTTP: {printable(str(error))}") from error
+    except httpx.InvalidURL as error:
+        raise UntrustedAnswerError(f"the server sends an address that is none: {printable(str(error))}") from error
     except (TimeoutError, httpx.TimeoutException) as error:
         raise TransportError("the server did not answer in time") from error
     except httpx.ProxyError as error:

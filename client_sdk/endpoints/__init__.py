@@ -8,7 +8,17 @@ but letters, digits, `.`, `_` and `-`.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from client_sdk.endpoints.exchange import Answer, Message, Page, Request, message_of, path, retry_after_seconds
+from client_sdk.endpoints.exchange import (
+    Answer,
+    Item,
+    Message,
+    Page,
+    Request,
+    message_of,
+    page_of,
+    path,
+    retry_after_seconds,
+)
 from fl_protocol import routes
 from fl_protocol.messages import RequestMessage
 from fl_protocol.models import TENSOR_MEDIA_TYPE, Model
@@ -26,13 +36,22 @@ from fl_protocol.tasks import (
 )
 
 
-def _get(kind: type[Message], where: str, **query: str | int | None) -> Request[Message]:
+def _get(kind: type[Message], where: str, **asked: str) -> Request[Message]:
+    return Request(method="GET", path=where, parse=lambda answer: message_of(kind, answer, asked))
+
+
+def _list(kind: type[Item], where: str, **query: str | int | None) -> Request[Page[Item]]:
     given = {name: str(value) for name, value in query.items() if value is not None}
-    return Request(method="GET", path=where, query=given, parse=lambda answer: message_of(kind, answer))
+    return Request(method="GET", path=where, query=given, parse=lambda answer: page_of(kind, answer))
 
 
 def _post(
-    kind: type[Message], where: str, *, body: RequestMessage | None = None, idempotency_key: str | None = None
+    kind: type[Message],
+    where: str,
+    *,
+    body: RequestMessage | None = None,
+    idempotency_key: str | None = None,
+    **asked: str,
 ) -> Request[Message]:
     headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
     if body is not None:
@@ -43,7 +62,7 @@ def _post(
         headers=headers,
         body=b"" if body is None else body.model_dump_json().encode(),
         statuses=frozenset({200, 201}),
-        parse=lambda answer: message_of(kind, answer),
+        parse=lambda answer: message_of(kind, answer, asked),
     )
 
 
@@ -58,37 +77,37 @@ def create_run(spec: RunSpec, *, idempotency_key: str) -> Request[Run]:
 
 def list_runs(*, limit: int | None = None, cursor: str | None = None) -> Request[Page[Run]]:
     """`GET /v1/runs`."""
-    return _get(Page[Run], routes.RUNS, limit=limit, cursor=cursor)
+    return _list(Run, routes.RUNS, limit=limit, cursor=cursor)
 
 
 def get_run(run_id: str) -> Request[Run]:
     """`GET /v1/runs/{run_id}`."""
-    return _get(Run, path(routes.RUN, run_id=run_id))
+    return _get(Run, path(routes.RUN, run_id=run_id), run_id=run_id)
 
 
 def start_run(run_id: str) -> Request[Run]:
     """`POST /v1/runs/{run_id}/start`."""
-    return _post(Run, path(routes.RUN_START, run_id=run_id))
+    return _post(Run, path(routes.RUN_START, run_id=run_id), run_id=run_id)
 
 
 def pause_run(run_id: str) -> Request[Run]:
     """`POST /v1/runs/{run_id}/pause`."""
-    return _post(Run, path(routes.RUN_PAUSE, run_id=run_id))
+    return _post(Run, path(routes.RUN_PAUSE, run_id=run_id), run_id=run_id)
 
 
 def resume_run(run_id: str) -> Request[Run]:
     """`POST /v1/runs/{run_id}/resume`."""
-    return _post(Run, path(routes.RUN_RESUME, run_id=run_id))
+    return _post(Run, path(routes.RUN_RESUME, run_id=run_id), run_id=run_id)
 
 
 def stop_run(run_id: str) -> Request[Run]:
     """`POST /v1/runs/{run_id}/stop`."""
-    return _post(Run, path(routes.RUN_STOP, run_id=run_id))
+    return _post(Run, path(routes.RUN_STOP, run_id=run_id), run_id=run_id)
 
 
 def list_rounds(run_id: str, *, limit: int | None = None, cursor: str | None = None) -> Request[Page[Round]]:
     """`GET /v1/runs/{run_id}/rounds`."""
-    return _get(Page[Round], path(routes.RUN_ROUNDS, run_id=run_id), limit=limit, cursor=cursor)
+    return _list(Round, path(routes.RUN_ROUNDS, run_id=run_id), limit=limit, cursor=cursor)
 
 
 def get_round(run_id: str, number: int) -> Request[Round]:
@@ -101,12 +120,12 @@ def list_contributions(
 ) -> Request[Page[Contribution]]:
     """`GET /v1/runs/{run_id}/rounds/{number}/updates`."""
     where = path(routes.ROUND_UPDATES, run_id=run_id, number=number)
-    return _get(Page[Contribution], where, limit=limit, cursor=cursor)
+    return _list(Contribution, where, limit=limit, cursor=cursor)
 
 
 def list_models(run_id: str, *, limit: int | None = None, cursor: str | None = None) -> Request[Page[Model]]:
     """`GET /v1/runs/{run_id}/models`."""
-    return _get(Page[Model], path(routes.RUN_MODELS, run_id=run_id), limit=limit, cursor=cursor)
+    return _list(Model, path(routes.RUN_MODELS, run_id=run_id), limit=limit, cursor=cursor)
 
 
 def get_model(run_id: str, version: int) -> Request[None]:
@@ -138,16 +157,16 @@ def put_initial_model(run_id: str) -> Request[Model]:
 
 def put_update(task_id: str) -> Request[Receipt]:
     """`PUT /v1/tasks/{task_id}/update`; the body is streamed."""
-    return _put_tensors(Receipt, path(routes.TASK_UPDATE, task_id=task_id))
+    return _put_tensors(Receipt, path(routes.TASK_UPDATE, task_id=task_id), task_id=task_id)
 
 
-def _put_tensors(kind: type[Message], where: str) -> Request[Message]:
+def _put_tensors(kind: type[Message], where: str, **asked: str) -> Request[Message]:
     return Request(
         method="PUT",
         path=where,
         headers={"Content-Type": TENSOR_MEDIA_TYPE},
         statuses=frozenset({200, 201}),
-        parse=lambda answer: message_of(kind, answer),
+        parse=lambda answer: message_of(kind, answer, asked),
     )
 
 
@@ -159,7 +178,7 @@ def put_evaluation(task_id: str, report: EvaluationReport) -> Request[Receipt]:
         headers={"Content-Type": "application/json"},
         body=report.model_dump_json().encode(),
         statuses=frozenset({200, 201}),
-        parse=lambda answer: message_of(Receipt, answer),
+        parse=lambda answer: message_of(Receipt, answer, {"task_id": task_id}),
     )
 
 
@@ -205,7 +224,7 @@ def enrol_client(request: ClientRequest, *, idempotency_key: str) -> Request[Enr
 
 def list_clients(*, limit: int | None = None, cursor: str | None = None) -> Request[Page[Client]]:
     """`GET /v1/clients`."""
-    return _get(Page[Client], routes.CLIENTS, limit=limit, cursor=cursor)
+    return _list(Client, routes.CLIENTS, limit=limit, cursor=cursor)
 
 
 def revoke_client(client_id: str) -> Request[None]:

@@ -38,10 +38,14 @@ from client_sdk.session.deltas import (
 from client_sdk.session.work import TrainingResult, TrainingTask
 from fl_protocol.arrays import Tensor
 from fl_protocol.identifiers import DIGEST_PATTERN
+from fl_protocol.messages import MAX_EXACT_INTEGER
 from fl_protocol.tasks import EvaluationReport, Task, TaskKind
 
 REST_SECONDS: Final = 1.0
 """How long a participant rests after it gave a task up or was handed one that it has done."""
+
+MIN_REST_SECONDS: Final = 0.1
+"""The shortest rest, whatever the server asks for: a participant never asks in a tight loop."""
 
 _DIGEST: Final = re.compile(DIGEST_PATTERN[1:-1], re.ASCII)
 
@@ -131,7 +135,7 @@ class ParticipantSession:
     def claimed(self, claim: Task | NothingToDo) -> Rest | Pull | GiveUp:
         """Takes the answer to a claim."""
         if isinstance(claim, NothingToDo):
-            return Rest(claim.retry_after_seconds)
+            return Rest(max(claim.retry_after_seconds, MIN_REST_SECONDS))
         self._check_task(claim)
         if claim.task_id == self._done:
             return Rest(REST_SECONDS)
@@ -182,8 +186,9 @@ class ParticipantSession:
             raise UntrustedAnswerError(f"the server answered a claim for {self._run_id} with a task of another run")
         if _DIGEST.fullmatch(task.model_digest) is None:
             raise UntrustedAnswerError("the task's model_digest is not sha256: and 64 hexadecimal digits")
-        if task.base_version < 0 or task.round < 0 or task.max_num_bytes < 0:
-            raise UntrustedAnswerError("the task has a negative version, round or size")
+        numbers = (task.base_version, task.round, task.attempt, task.max_num_bytes)
+        if not all(0 <= number <= MAX_EXACT_INTEGER for number in numbers):
+            raise UntrustedAnswerError("the task's version, round, attempt or size cannot be")
         if not 0 < task.model_num_bytes <= self._max_model_bytes:
             raise UntrustedAnswerError(
                 f"the task announces a model of {task.model_num_bytes} bytes; at most {self._max_model_bytes} are taken"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from aggregator_service.settings import Settings
 from tests.docs.pages import CHECKOUT, PAGES, anchors, block, blocks, links, typed_lines
 from tests.support.server import OPERATOR_TOKEN, ServerProcess
 
@@ -96,6 +97,12 @@ def test_the_result_of_the_readmes_demo_is_a_demos() -> None:
     shown = next(each.text for each in blocks(README) if "held-out images" in each.text)
     assert re.search(r"reached 9[5-9]\.\d\d% after 10 rounds", shown)
     assert len(re.findall(r"^ +\d+ +10 +\d\.\d{4} +\d\.\d{4} +\d\d\.\d\d%", shown, re.MULTILINE)) == 10
+
+
+def test_every_setting_of_the_server_is_in_the_readme() -> None:
+    text = README.read_text()
+    for name in Settings.model_fields.keys() - {"failpoint"}:
+        assert f"`FEDQUORUM_{name.upper()}`" in text, name
 
 
 def test_every_make_target_that_is_named_exists() -> None:

@@ -3,9 +3,10 @@
 import gzip
 import io
 import json
-import pickle
+import pickle  # noqa: TID251 - the bytes that must not be read
 import struct
 import sys
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -58,6 +59,7 @@ TRANSPORT: Final = "TransportError"
 SERVER: Final = "ServerError"
 
 MIB: Final = 1 << 20
+DRIP_SECONDS: Final = 0.2
 EXECUTED: Final = "hostile-code-was-executed"
 
 
@@ -243,7 +245,7 @@ def _digests_and_lengths() -> Iterator[Case]:
         "in-capitals": digest.upper(),
         "of-md5": "md5:" + "0" * 32,
         "weak": f'W/"{digest}',
-        "of-other-digits": "sha256:" + "٠" * 32,
+        "of-other-digits": "sha256:" + "\u0660" * 32,
     }.items():
         answer = head(200, f"Content-Length: {len(MODEL)}") + MODEL
         yield Case(
@@ -394,8 +396,8 @@ def _tasks(elsewhere: str) -> Iterator[Case]:
         "to-a-file": "file:///etc/passwd",
     }
     for name, url in pointers.items():
-        lie = said(as_json(task(model_url=url), status=201))
-        yield Case(f"participate-model-url-{name}", "participate", {CLAIM: _once(lie)}, "", trains=True)
+        script = _once(said(as_json(task(model_url=url), status=201)))
+        yield Case(f"participate-model-url-{name}", "participate", {CLAIM: script}, "", trains=True)
 
 
 def _once(script: Script) -> Script:
@@ -449,16 +451,25 @@ def _bombs() -> Iterator[Case]:
         "empty-lists": _filled(task(training={"x": "FILL"}), b"[" + b"[]," * (room // 3) + b"[]]"),
         "empty-objects": _filled(task(training={"x": "FILL"}), b"[" + b"{}," * (room // 3) + b"{}]"),
     }
+    few = 49_000
+    tasks |= {
+        "empty-objects-below-the-ceiling": _filled(task(round="FILL"), b"[" + b"{}," * few + b"{}]"),
+        "bad-keys-below-the-ceiling": _filled(
+            task(encoding="FILL"), json.dumps({f"{number:x}": 0 for number in range(few)}).encode()
+        ),
+    }
     for name, body in tasks.items():
         yield Case(f"claim-bomb-of-{name}", "claim", {CLAIM: said(whole(200, body, JSON))})
     wrong_items = b'{"items":[' + b"0," * (room // 2) + b'0],"next_cursor":null}'
     yield Case("list-runs-bomb-of-wrong-items", "list_runs", {LIST: said(whole(200, wrong_items, JSON))})
+    wrong_few = b'{"items":[' + b"0," * 2 * few + b'0],"next_cursor":null}'
+    yield Case("list-runs-wrong-items-below-the-ceiling", "list_runs", {LIST: said(whole(200, wrong_few, JSON))})
     nested = json.dumps({"items": [run()], "next_cursor": None}).replace(
         '{"name": "honest"}', '{"name": "honest", "training": {"x": [' + "[]," * (room // 3) + "[]]}}"
     )
     lie = said(whole(200, nested.encode(), JSON))
     yield Case("list-runs-bomb-of-empty-lists", "list_runs", {LIST: lie})
-    junk = {f"k{number:x}": [] for number in range(150_000)}
+    junk: dict[str, Any] = {f"k{number:x}": [] for number in range(150_000)}
     refusal = as_json(problem(409, "state-conflict", **junk), status=409, kind=PROBLEM)
     yield Case("claim-bomb-in-a-problem", "claim", {CLAIM: said(refusal)}, "FedQuorumError")
     page = whole(502, b"<p>" * (3 * MIB), "text/html")
@@ -489,7 +500,7 @@ def _not_http() -> Iterator[Case]:
         yield Case(f"claim-{name}", "claim", {CLAIM: said(raw)}, "FedQuorumError")
         yield Case(f"participate-pull-{name}", "participate", {PULL: said(raw)}, "FedQuorumError")
     switch = said(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\nhello")
-    yield Case("claim-switched-protocols", "claim", {CLAIM: switch}, named="101")
+    yield Case("claim-switched-protocols", "claim", {CLAIM: switch})
     giant = ok + f"Content-Length: {10**18}\r\n\r\n{{}}".encode()
     yield Case("claim-length-of-an-exabyte-cut", "claim", {CLAIM: said(giant)}, TRANSPORT)
     cut = ok + b"Transfer-Encoding: chunked\r\n\r\nff\r\nhello"
@@ -518,7 +529,10 @@ def _errors() -> Iterator[Case]:
         409, "state-conflict", detail="\x1b[2J\x1b]0;owned\x07\r\nerror: all is well\u202e" + "x" * 100_000
     )
     yield Case(
-        "claim-problem-for-the-terminal", "claim", {CLAIM: said(as_json(escapes, status=409, kind=PROBLEM))}, SERVER
+        "claim-problem-for-the-terminal",
+        "claim",
+        {CLAIM: said(as_json(escapes, status=409, kind=PROBLEM))},
+        "StateConflictError",
     )
 
 
@@ -593,6 +607,8 @@ def _lists() -> Iterator[Case]:
     yield pages("two-cursors-in-turn", lambda count: {"items": [run()], "next_cursor": f"c{count % 2}"})
     yield pages("endless", lambda count: {"items": [run()] * 500, "next_cursor": f"c{count}"})
     yield pages("endless-and-empty", lambda count: {"items": [], "next_cursor": f"c{count}"})
+    large = run(reason="x" * 500_000)
+    yield pages("endless-and-large", lambda count: {"items": [large], "next_cursor": f"c{count}"})
     yield pages("giant-cursor", lambda count: {"items": [run()], "next_cursor": "x" * 2_000_000 + str(count)})
     yield pages("items-null", lambda _: {"items": None, "next_cursor": None})
     yield pages("an-item-null", lambda _: {"items": [None], "next_cursor": None})
@@ -668,7 +684,7 @@ def _receipts() -> Iterator[Case]:
 
 
 def _runs() -> Iterator[Case]:
-    for name, lie in {
+    lies: dict[str, dict[str, Any]] = {
         "with-a-path-as-id": {"run_id": "../../clients"},
         "with-a-query-as-id": {"run_id": "run?x=1"},
         "with-an-empty-id": {"run_id": ""},
@@ -676,7 +692,8 @@ def _runs() -> Iterator[Case]:
         "in-an-unknown-state": {"state": "owned"},
         "with-spec-null": {"spec": None},
         "with-a-strategy-that-is-unknown": {"spec": {"name": "honest", "strategy": {"kind": "pickle"}}},
-    }.items():
+    }
+    for name, lie in lies.items():
         answer = said(as_json(run(**lie), status=201))
         yield Case(f"create-run-{name}", "create_run", {CREATE: answer})
     other = said(as_json(run(run_id="run_other")))
@@ -689,6 +706,16 @@ def _held(*pieces: bytes) -> Script:
     def script(seen: Seen) -> Iterator[bytes | Hold]:
         yield from pieces
         yield HOLD
+
+    return script
+
+
+def _dripping(piece: bytes) -> Script:
+    """Says the same again and again, each time before the client's patience with silence ends."""
+
+    def script(seen: Seen) -> Iterator[bytes | Hold]:
+        while not threading.Event().wait(DRIP_SECONDS):
+            yield piece
 
     return script
 
@@ -736,8 +763,11 @@ def _floods() -> Iterator[Case]:
     for name, first in {"body": begun + b"\r\n", "chunked-body": begun + b"Transfer-Encoding: chunked\r\n\r\n"}.items():
         script = flood(first, chunk)
         yield Case(f"endless-model-{name}", "participate", {PULL: script}, named="more than")
-    informed = flood(b"", b"HTTP/1.1 102 Processing\r\nX-A: b\r\n\r\n" * 50)
+    informed = b"HTTP/1.1 102 Processing\r\nX-A: b\r\n\r\n"
+    flooded = {CLAIM: flood(b"", informed * 50)}
+    yield Case("endless-informational-answers", "claim", flooded, TRANSPORT, "in time")
     for act, call in (("claim", CLAIM), ("participate", PULL), ("put_update", SEND), ("events", FOLLOW)):
-        yield Case(f"endless-informational-answers-{act}", act, {call: informed}, TRANSPORT, "in time", slow=True)
+        script = _dripping(informed)
+        yield Case(f"dripping-informational-answers-{act}", act, {call: script}, TRANSPORT, "in time", slow=True)
     cookies = as_json(problem(410, "run-finished"), status=410, kind=f"{PROBLEM}\r\nSet-Cookie: " + "a=b; " * 10_000)
     yield Case("claim-cookie-of-50-kb", "claim", {CLAIM: said(cookies)}, "RunFinishedError")

@@ -21,7 +21,7 @@ from tests.client_sdk.hostile.server import Bystander, HostileServer, Route, See
 
 ROOT: Final = Path(__file__).parents[3]
 MAX_GROWTH_BYTES: Final = 64 << 20
-MAX_SECONDS: Final = 8.0
+MAX_SECONDS: Final = 12.0
 HONEST: Final = Case("honest", "participate", {}, "", trains=True)
 CASES: Final = [*corpus("127.0.0.1:9"), *malformed_models()]
 

@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import pickle
+import pickle  # noqa: TID251 - the watch must see it
+import ssl
 import subprocess
 import sys
 import time
@@ -29,6 +30,9 @@ from tests.client_sdk.hostile.watch import Watch
 
 TOKEN: Final = "fqc_a-secret-that-no-other-host-may-see"
 GIVE_UP_SECONDS: Final = 20.0
+TLS: Final = ssl.create_default_context()
+"""Made once, because reading the machine's certificates takes longer than most cases."""
+
 LIMITS: Final = Limits(
     connect_seconds=2.0,
     idle_seconds=1.0,
@@ -40,6 +44,7 @@ LIMITS: Final = Limits(
     retry_after_max_seconds=0.2,
     max_model_bytes=1 << 20,
     max_items=2000,
+    max_list_bytes=4 << 20,
 )
 
 
@@ -108,7 +113,7 @@ async def _try(case: dict[str, Any], folder: Path) -> Outcome:
     module, cache = _module(), folder / case["name"]
     before, began, memory = _state(module), time.monotonic(), _peak_bytes()
     error: BaseException | None = None
-    async with AggregatorClient(case["url"], token=TOKEN, limits=LIMITS) as client:
+    async with AggregatorClient(case["url"], token=TOKEN, limits=LIMITS, ssl_context=TLS) as client:
         act: Callable[[], Awaitable[None]] = getattr(Victim(client, module, cache), case["act"])
         try:
             async with asyncio.timeout(GIVE_UP_SECONDS):

@@ -101,7 +101,7 @@ class Watch:
 
 
 def _imports(frame: FrameType | None) -> bool:
-    """Tells whether an import of installed code is under way; importing runs code, and that code is not the server's."""
+    """Tells whether an import is under way: it runs code, and that code is installed and not the server's."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
