@@ -177,7 +177,7 @@ def _read_route(request: httpx.Request, fake: FakeRun, *, rest: str) -> httpx.Re
             return _page([fake.model(version) for version in range(len(fake.models))])
         case "/events":
             after = int(request.headers.get("last-event-id", "0"))
-            return httpx.Response(200, content=_events(fake, after))
+            return httpx.Response(200, content=_events(fake, after), headers={"Content-Type": "text/event-stream"})
     raise ProblemError(ProblemType.NOT_FOUND, f"the fake has no {request.method} {request.url.path}")
 
 

@@ -147,10 +147,14 @@ async def test_cookies_are_not_kept() -> None:
 
 
 async def test_a_list_is_gathered_from_its_pages_and_must_end() -> None:
-    pages = iter([b'{"items": [], "next_cursor": "b"}', b'{"items": [], "next_cursor": null}'])
+    item = (
+        b'{"client_id": "c", "name": "a", "attributes": {}, "created_at": "2026-01-01T00:00:00Z",'
+        b' "last_seen_at": null, "revoked_at": null}'
+    )
+    pages = iter([b'{"items": [%b], "next_cursor": "b"}' % item, b'{"items": [%b], "next_cursor": null}' % item])
     async with wire(lambda seen: answer(200, next(pages))) as server, client_to(server.url) as client:
-        assert await client.list_runs() == []
-        assert server.seen[1].target == "/v1/runs?cursor=b"
+        assert [found.name for found in await client.list_clients()] == ["a", "a"]
+        assert server.seen[1].target == "/v1/clients?cursor=b"
 
 
 async def test_a_list_without_an_end_is_not_trusted() -> None:

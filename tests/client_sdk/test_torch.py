@@ -11,7 +11,6 @@ from client_sdk.torch import TorchEvaluator, TorchTrainer, classifier, load_into
 from client_sdk.torch.trainer import round_seed
 from fl_protocol.arrays import Tensor, decode, encode
 
-
 torch.set_num_threads(1)
 
 

@@ -128,7 +128,7 @@ async def test_a_digest_never_becomes_another_path(tmp_path: Path) -> None:
 
 async def test_an_upload_has_length_and_digest_and_is_the_same_at_every_attempt() -> None:
     receipt = (
-        f'{{"update_id":"u","task_id":"t","run_id":"r","round":1,"digest":"{DIGEST}","num_bytes":{len(BYTES)},'
+        f'{{"update_id":"u","task_id":"task_1","run_id":"r","round":1,"digest":"{DIGEST}","num_bytes":{len(BYTES)},'
         '"accepted_at":"2026-01-01T00:00:00Z"}'
     ).encode()
     answers = iter([answer(503, retry_after="0"), b"", answer(201, receipt)])
@@ -143,7 +143,7 @@ async def test_an_upload_has_length_and_digest_and_is_the_same_at_every_attempt(
 
 async def test_a_receipt_for_other_bytes_is_not_believed() -> None:
     receipt = (
-        b'{"update_id":"u","task_id":"t","run_id":"r","round":1,"digest":"sha256:0","num_bytes":1,'
+        b'{"update_id":"u","task_id":"task_1","run_id":"r","round":1,"digest":"sha256:0","num_bytes":1,'
         b'"accepted_at":"2026-01-01T00:00:00Z"}'
     )
     async with wire(lambda seen: answer(201, receipt)) as server, client_to(server.url) as client:

@@ -17,7 +17,7 @@ from tests.support.server import OPERATOR_TOKEN, ServerProcess
 README = CHECKOUT / "README.md"
 ADDRESS = "http://127.0.0.1:8080"
 PROGRAMS = ("start_run.py", "take_part.py", "take_part.sh", "make_update.py")
-SECONDS = 120
+SECONDS = 300
 PLACEHOLDERS = re.compile(r"NNNN|test_x\.py")
 
 

@@ -1,5 +1,6 @@
 """The hostile answers by name: which call gets it, what the SDK must raise, and a word that its message must hold."""
 
+import functools
 import gzip
 import io
 import json
@@ -292,10 +293,15 @@ class _Executed:
         return Path.mkdir, (Path(f"/tmp/{EXECUTED}"),)
 
 
+@functools.cache
+def _bombs_of_zeros() -> dict[str, bytes]:
+    zeros = bytes(128 * MIB)
+    return {"gzip": gzip.compress(zeros, 1), "zstd": zstd.compress(zeros)}
+
+
 def _encodings() -> Iterator[Case]:
     """Compressed answers that were not asked for, the bombs among them."""
-    zeros = bytes(64 * MIB)
-    bombs = {"gzip": gzip.compress(zeros), "zstd": zstd.compress(zeros)}
+    bombs = _bombs_of_zeros()
     for name, bomb in bombs.items():
         answer = whole(200, bomb, JSON, f"Content-Encoding: {name}")
         yield Case(f"claim-bomb-of-{name}", "claim", {CLAIM: said(answer)}, named="encoded")

@@ -1,7 +1,8 @@
 """The process that talks to the hostile server: it tries one case after the other and says what came of each.
 
-Read from standard input: `{"cases": [{"name", "act", "url", "slow"}], "folder", "misbehave"}`. Written to standard
-output: one JSON object. Imports, PyTorch's first steps and one honest round come before anything is measured.
+Read from standard input: `{"cases": [{"name", "act", "url", "slow"}], "folder"}`. Written to standard output: one JSON
+object. Imports and the first case, which is an honest round, come before anything is measured; at the end the process
+does what it must not, to show that this is noticed.
 """
 
 import asyncio
@@ -175,20 +176,22 @@ def main() -> None:
     folder = Path(order["folder"]).resolve()
     watch = Watch(folder)
     watch.install()
-    honest, *cases = order["cases"]
+    warm_up, *cases = order["cases"]
     torch.set_num_threads(1)
-    first = asyncio.run(_try(honest, folder / "first"))
+    first = asyncio.run(_try(warm_up, folder))
     _forget_peak()
     base = _peak_bytes()
     with watch.watching():
-        outcomes = asyncio.run(_try_all([honest, *cases], folder))
-        if order["misbehave"]:
-            _misbehave(folder)
+        outcomes = asyncio.run(_try_all(cases, folder))
+    growth, noticed, watch.seen = _peak_bytes() - base, watch.seen, []
+    with watch.watching():
+        _misbehave(folder)
     report = {
         "first": asdict(first),
         "outcomes": [asdict(outcome) for outcome in outcomes],
-        "growth_bytes": _peak_bytes() - base,
-        "noticed": watch.seen,
+        "growth_bytes": growth,
+        "noticed": noticed,
+        "noticed_misdeeds": watch.seen,
         "peers": sorted(watch.peers),
     }
     json.dump(report, sys.stdout)
