@@ -12,7 +12,7 @@ DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test soak bench check format lint types imports dependencies migrations-check clean
+.PHONY: help demo serve test soak bench reference check format lint types imports dependencies migrations-check clean
 
 help:  ## Says what can be made
 	@echo 'make TARGET, where TARGET is'
@@ -55,6 +55,9 @@ dependencies: $(DEV)
 
 migrations-check: $(DEV)
 	$(BIN)/python scripts/check_migrations.py
+
+reference: $(DEV)  ## Writes docs/api-reference from the docstrings
+	$(BIN)/python scripts/make_reference.py
 
 clean:  ## Removes the virtual environment and the tools' caches
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .schemathesis

@@ -89,32 +89,32 @@ class Telemetry:
         return generate_latest(self.registry)
 
 
-def _bound_fields(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    return {key: value[:_MAX_FIELD] if isinstance(value, str) else value for key, value in event.items()}
-
-
 def configure_logging(stream: TextIO = sys.stderr) -> None:
-    """Makes every log event one JSON line on standard error; control characters are escaped, fields bounded."""
+    """Makes every log event one JSON line on standard error; control characters are escaped, fields bounded.
+
+    What libraries log through Python's own logging becomes such a line, too.
+    """
+    processors: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        _bound_fields,
+    ]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            _bound_fields_but_exception,
-            structlog.processors.JSONRenderer(),
-        ],
+        processors=[*processors, structlog.processors.JSONRenderer()],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=True,
     )
+    handler = logging.StreamHandler(stream)
+    formatted = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.JSONRenderer()]
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=processors, processors=formatted))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
 
-def _bound_fields_but_exception(
-    logger: Any, method: str, event: structlog.typing.EventDict
-) -> structlog.typing.EventDict:
-    exception = event.pop("exception", None)
-    bounded = dict(_bound_fields(logger, method, event))
-    if exception is not None:
-        bounded["exception"] = exception
-    return bounded
+def _bound_fields(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return {
+        key: value[:_MAX_FIELD] if isinstance(value, str) and key != "exception" else value
+        for key, value in event.items()
+    }

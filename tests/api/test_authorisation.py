@@ -44,7 +44,7 @@ class Row:
     is_open: bool = False
 
 
-def _may(status: int, *identities: str) -> Mapping[str, int]:
+def _may(status: int, *identities: str) -> dict[str, int]:
     return dict.fromkeys(identities, status)
 
 

@@ -55,10 +55,10 @@ class Asked:
     def task_id(self) -> str:
         return str(self.task["task_id"])
 
-    def body(self, value: float = 1.0, **changes: np.ndarray[Any, Any]) -> bytes:
+    def body(self, value: float = 1.0, changes: Mapping[str, np.ndarray[Any, Any]] | None = None) -> bytes:
         """Makes an update of this run's model, right but for the changes."""
         delta: Tensors = {name: np.full_like(values, value) for name, values in small_model().items()}
-        return update_body(delta | changes, num_examples=3)
+        return update_body(delta | dict(changes or {}), num_examples=3)
 
     def put(self, body: bytes, **headers: str) -> httpx.Response:
         return self.client.put(self.task_id, body, **headers)
@@ -129,7 +129,7 @@ def test_update_with_a_bad_number_is_refused_by_its_tensor(
 ) -> None:
     before = asked.stored.counts()
     changed = np.full_like(small_model()[tensor], value)
-    assert_refused(asked.put(asked.body(**{tensor: changed})), slug, *named)
+    assert_refused(asked.put(asked.body(changes={tensor: changed})), slug, *named)
     assert asked.stored.counts() == before
     asked.assert_nothing_stored()
 

@@ -1,4 +1,4 @@
-"""Starting and stopping: drained within seconds, together with others, before the database, on a schema from the future."""
+"""Starting and stopping: drained in seconds, at the same time as others, before the database, on a newer schema."""
 
 import threading
 import time
@@ -58,7 +58,7 @@ def test_an_idle_server_stops_at_once(server: ServerProcess) -> None:
 
 
 def test_held_requests_are_answered_and_uploads_finished_before_the_server_stops(fixed_server: ServerProcess) -> None:
-    with fixed_server.http() as operator, ThreadPoolExecutor(4) as pool:
+    with fixed_server.http() as operator, ThreadPoolExecutor(5) as pool:
         run_id = create_run(operator, small_model(), num_rounds=1, round={"quorum": 2, "deadline_seconds": LONG})
         sender, poller = enrol(operator), enrol(operator)
         task_id = sender.claim(run_id).json()["task_id"]
@@ -112,11 +112,8 @@ def test_a_sender_that_stalls_does_not_keep_the_server_from_stopping(tmp_path: P
         assert server.stop() == 0
         assert time.monotonic() - begun < DRAIN_SECONDS
         ended.set()
-        assert _was_refused(upload.exception(), upload)
-
-
-def _was_refused(error: BaseException | None, upload: object) -> bool:
-    return isinstance(error, httpx.TransportError)
+        answer = upload.result()
+        assert (answer.status_code, answer.text) == (503, "")
 
 
 def test_a_round_left_in_the_middle_of_its_aggregation_is_finished_after_the_next_start(
@@ -133,7 +130,6 @@ def test_a_round_left_in_the_middle_of_its_aggregation_is_finished_after_the_nex
         fixed_server.start()
         published = unpack(wait_for_run(operator, run_id, version=1).content)["large"]
         assert np.all(published == 2.0)
-        operator.close()
     stop_within(fixed_server, 5)
 
 

@@ -43,7 +43,7 @@ LIMITS: Final = Limits(
     backoff_initial_seconds=0.01,
     backoff_max_seconds=0.02,
     retry_after_max_seconds=0.2,
-    max_model_bytes=1 << 20,
+    max_model_bytes=4 << 20,
     max_items=2000,
     max_list_bytes=4 << 20,
 )
