@@ -1,7 +1,7 @@
 """One whole round of four clients that train in no time (`python -m benchmarks whole_round`).
 
-From the opening of a round to the publication of its model, which opens the next: claims, pulls, checks, uploads, the exact sum and publication,
-with the SDK's `participate` in one process and the server in another.
+From the opening of a round to the publication of its model, which opens the next one: claims, pulls, checks, uploads,
+the exact sum and publication, with the SDK's `participate` in one process and the server in another.
 """
 
 import asyncio
@@ -90,11 +90,12 @@ async def _take_part(url: str, *, token: str, run_id: str, trainer: Trainer) -> 
 
 
 def _hash_and_store(values: Values) -> None:
+    data = memoryview(values).cast("B")
     with tempfile.TemporaryDirectory(prefix="fedquorum-bench-") as folder:
         for number in range(NUM_CLIENTS + 1):
-            hashlib.sha256(values).digest()
+            hashlib.sha256(data).digest()
             with Path(folder, str(number)).open("wb", buffering=0) as file:
-                file.write(values)
+                file.write(data)
                 os.fsync(file.fileno())
 
 

@@ -1,11 +1,14 @@
 """Counts every answer and sets the headers that each one carries."""
 
+import asyncio
 import time
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from aggregator_service.api.problems import render
 from aggregator_service.telemetry import Telemetry
+from fl_protocol.problems import ProblemError, ProblemType
 
 _HEADERS: Final = [(b"x-content-type-options", b"nosniff")]
 
@@ -23,18 +26,29 @@ class Instruments:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        status = 500
+        status, answering = 500, False
 
         async def measured(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answering
             if message["type"] == "http.response.start":
+                answering = True
                 status = message["status"]
                 message["headers"] = [*message["headers"], *_HEADERS]
             await send(message)
 
         try:
             await self._app(scope, receive, measured)
+        except asyncio.CancelledError:
+            # A request that is still unfinished when the server has drained for long enough.
+            if answering:
+                raise
+            await render(_stopping())(scope, receive, measured)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if scope.get("route") else "ANY"
             self._telemetry.answered(f"{method} {route}", status, time.perf_counter() - started)
+
+
+def _stopping() -> ProblemError:
+    detail = "the server is stopping and the request was not finished; send it again"
+    return ProblemError(ProblemType.UNAVAILABLE, detail, retry_after_seconds=1)

@@ -1,4 +1,4 @@
-"""Takes Postgres's answers in binary form: as text, stored bytes come as hexadecimal digits and take five times as long.
+"""Takes Postgres's answers in binary form: as text, stored bytes come as hexadecimal digits and take five times longer.
 
 Needs psycopg, which comes with the extra [postgres].
 """

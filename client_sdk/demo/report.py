@@ -1,6 +1,8 @@
 """What the demo shows: progress while it runs, then a table of the rounds and where to go from there."""
 
 import dataclasses
+import shutil
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,6 +134,13 @@ def rounds_table(rounds: tuple[RoundResult, ...]) -> Table:
     return table
 
 
+def _try_next() -> str:
+    """Tells how to reach the command where its virtual environment is not active."""
+    if shutil.which("fedquorum"):
+        return "Try next:"
+    return f"Try next, after '. {Path(sys.executable).parent / 'activate'}':"
+
+
 def show_result(console: Console, result: DemoResult, *, folder: Path) -> None:
     """Prints the table, where the model lies and what to try next."""
     console.print(rounds_table(result.rounds))
@@ -146,7 +155,7 @@ def show_result(console: Console, result: DemoResult, *, folder: Path) -> None:
         "Look at the API: start a server and open its docs page, http://127.0.0.1:8080/docs",
         f"  {serve}",
         "",
-        "Try next:",
+        _try_next(),
         "  fedquorum demo --clients 20 --seed 1     another federation",
         "  fedquorum demo --keep-serving            leaves the server running, with its docs page",
         "  fedquorum run --help                     runs of your own",

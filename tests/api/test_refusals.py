@@ -392,17 +392,23 @@ def test_answer_of_the_wrong_kind_conflicts(asked: Asked) -> None:
     assert_refused(client.put(evaluated["task_id"], asked.body()), "state-conflict", "evaluate", "evaluation")
 
 
-@pytest.fixture
-def evaluator(shared_operator: httpx.Client, asked: Asked) -> tuple[Participant, str]:
-    """A client that holds an evaluation task."""
-    run_id = create_run(
-        shared_operator, small_model(), num_rounds=2, round={"quorum": 1, "cohort_size": 1}, evaluation={"every": 1}
-    )
-    client, task = _ask(shared_operator, run_id)
-    assert client.put(task["task_id"], asked.body()).status_code == 201
+def _ask_to_evaluate(operator: httpx.Client) -> tuple[Participant, str]:
+    """Makes a client that holds an evaluation task."""
+    round_ = {"quorum": 1, "cohort_size": 1}
+    run_id = create_run(operator, small_model(), num_rounds=2, round=round_, evaluation={"every": 1})
+    client, task = _ask(operator, run_id)
+    delta = {name: values * 0 for name, values in small_model().items()}
+    assert client.put(task["task_id"], update_body(delta, num_examples=1)).status_code == 201
     evaluated = client.claim(run_id, wait=20).json()
     assert evaluated["kind"] == "evaluate", evaluated
     return client, f"/v1/tasks/{evaluated['task_id']}/evaluation"
+
+
+@pytest.fixture(scope="module")
+def evaluator(shared_operator: httpx.Client) -> tuple[str, str]:
+    """The token of a client whose evaluation is refused again and again, and where it sends it."""
+    client, url = _ask_to_evaluate(shared_operator)
+    return client.token, url
 
 
 @pytest.mark.parametrize(
@@ -438,18 +444,19 @@ def evaluator(shared_operator: httpx.Client, asked: Asked) -> tuple[Participant,
     ],
 )
 def test_bad_evaluation_report_is_refused_by_its_field(
-    evaluator: tuple[Participant, str], stored: Stored, report: Any, slug: str, named: str
+    shared_operator: httpx.Client, evaluator: tuple[str, str], stored: Stored, report: Any, slug: str, named: str
 ) -> None:
-    client, url = evaluator
+    token, url = evaluator
     before = stored.counts("evaluations")
     content = report if isinstance(report, bytes) else json.dumps(report).encode()
-    refused = client.http.put(url, content=content, headers={"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+    refused = shared_operator.put(url, content=content, headers=headers)
     assert_refused(refused, slug, named)
     assert stored.counts("evaluations") == before
 
 
-def test_evaluation_is_answered_once(evaluator: tuple[Participant, str]) -> None:
-    client, url = evaluator
+def test_evaluation_is_answered_once(shared_operator: httpx.Client) -> None:
+    client, url = _ask_to_evaluate(shared_operator)
     report = {"num_examples": 5, "metrics": {"loss": 0.5}}
     first = client.http.put(url, json=report)
     assert first.status_code == 201, first.text

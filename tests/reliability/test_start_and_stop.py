@@ -69,7 +69,9 @@ def test_held_requests_are_answered_and_uploads_finished_before_the_server_stops
         upload = pool.submit(sender.http.put, f"/v1/tasks/{task_id}/update", content=content, headers=headers)
         claim = pool.submit(poller.claim, run_id, 60)
         model = pool.submit(_wait_for_version, fixed_server, run_id)
-        events = pool.submit(_follow, fixed_server, run_id)
+        following = threading.Event()
+        events = pool.submit(_follow, fixed_server, run_id, following)
+        assert following.wait(30)
         eventually(lambda: "fedquorum_waiting_requests 2.0" in operator.get("/metrics").text)
         eventually(lambda: stopping.n_waiting == 1)
         stopper = pool.submit(stop_within, fixed_server, DRAIN_SECONDS)
@@ -87,9 +89,9 @@ def _wait_for_version(server: ServerProcess, run_id: str) -> int:
         return http.get(f"/v1/runs/{run_id}/models/latest", params={"after": 0, "wait": 60}).status_code
 
 
-def _follow(server: ServerProcess, run_id: str) -> int:
+def _follow(server: ServerProcess, run_id: str, following: threading.Event) -> int:
     with server.http() as http:
-        return len(read_events(http, run_id))
+        return len(read_events(http, run_id, on_event=lambda _: following.set()))
 
 
 def test_a_sender_that_stalls_does_not_keep_the_server_from_stopping(tmp_path: Path, forking: Zygote) -> None:
@@ -113,7 +115,8 @@ def test_a_sender_that_stalls_does_not_keep_the_server_from_stopping(tmp_path: P
         assert time.monotonic() - begun < DRAIN_SECONDS
         ended.set()
         answer = upload.result()
-        assert (answer.status_code, answer.text) == (503, "")
+        assert (answer.status_code, answer.json()["type"]) == (503, "/problems/unavailable")
+        assert "retry-after" in answer.headers
 
 
 def test_a_round_left_in_the_middle_of_its_aggregation_is_finished_after_the_next_start(

@@ -1,6 +1,7 @@
 """Reads a run's server-sent events as any client would."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -8,7 +9,14 @@ import httpx
 Event = dict[str, Any]
 
 
-def read_events(http: httpx.Client, run_id: str, *, after: int | None = None, limit: int | None = None) -> list[Event]:
+def read_events(
+    http: httpx.Client,
+    run_id: str,
+    *,
+    after: int | None = None,
+    limit: int | None = None,
+    on_event: Callable[[Event], object] = id,
+) -> list[Event]:
     """Reads events to the stream's end, or so many of them; the id of each line must be that of its message."""
     headers = {} if after is None else {"Last-Event-ID": str(after)}
     events: list[Event] = []
@@ -23,6 +31,7 @@ def read_events(http: httpx.Client, run_id: str, *, after: int | None = None, li
                 fields[name] = value
             elif fields:
                 events.append(_message(fields))
+                on_event(events[-1])
                 fields = {}
                 if len(events) == limit:
                     break

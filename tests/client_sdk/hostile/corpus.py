@@ -182,8 +182,8 @@ def _headers_of_models() -> Iterator[Case]:
         yield from _both(f"header-{name}", body, "safetensors")
     for dimensions in (300_000, 1_000_000):
         header = json.dumps({"a": {"dtype": "F32", "shape": [1] * dimensions, "data_offsets": [0, 4]}})
-        lie = said(as_model(framed(header.encode(), bytes(4))))
-        yield Case(f"result-header-of-{dimensions}-dimensions", "result", {LATEST: lie}, named="safetensors")
+        answer = said(as_model(framed(header.encode(), bytes(4))))
+        yield Case(f"result-header-of-{dimensions}-dimensions", "result", {LATEST: answer}, named="safetensors")
 
 
 def _structures() -> Iterator[Case]:
@@ -534,7 +534,7 @@ def _errors() -> Iterator[Case]:
         yield Case(f"claim-{name}", "claim", {CLAIM: said(whole(status, body, kind))}, error)
         yield Case(f"participate-pull-{name}", "participate", {PULL: said(whole(status, body, kind))}, error)
     escapes = problem(
-        409, "state-conflict", detail="\x1b[2J\x1b]0;owned\x07\r\nerror: all is well\u202e" + "x" * 100_000
+        409, "state-conflict", detail="\x1b[2J\x1b]0;owned\x07\r\nerror: all is well\u202e" + "x" * 30_000
     )
     yield Case(
         "claim-problem-for-the-terminal",
