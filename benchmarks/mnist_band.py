@@ -103,7 +103,7 @@ async def _follow(operator: Operator, run_id: str, images: MnistSubset) -> dict[
     async with anyio.TemporaryDirectory(prefix="fedquorum-bench-") as folder:
         async for event in operator.watch(run_id):
             version = event.data.get("version")
-            if event.type == EventType.MODEL_PUBLISHED and version in BANDS:
+            if event.type == EventType.MODEL_PUBLISHED and isinstance(version, int) and version in BANDS:
                 load_into(module, await operator.result(run_id, Path(folder), version=version))
                 report = await anyio.to_thread.run_sync(evaluator.measure)
                 accuracies[version] = 100 * report.metrics["accuracy"]

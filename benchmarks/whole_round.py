@@ -90,7 +90,7 @@ async def _take_part(url: str, *, token: str, run_id: str, trainer: Trainer) -> 
 
 
 def _hash_and_store(values: Values) -> None:
-    data = memoryview(values).cast("B")
+    data = values.tobytes()
     with tempfile.TemporaryDirectory(prefix="fedquorum-bench-") as folder:
         for number in range(NUM_CLIENTS + 1):
             hashlib.sha256(data).digest()

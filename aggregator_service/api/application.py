@@ -3,7 +3,7 @@
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Protocol
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.staticfiles import StaticFiles
 
@@ -11,8 +11,6 @@ from aggregator_service.api import clients, instruments, models, operations, pac
 from aggregator_service.api.dependencies import authenticated
 from aggregator_service.telemetry import Telemetry
 from fl_protocol.problems import Problem
-
-MAX_JSON_BYTES: Final = 64 << 10
 
 _DESCRIPTION: Final = """
 Federated learning in plain HTTP: clients pull the global model, train on data that never leaves them and put their
@@ -42,27 +40,17 @@ def create_application(*, version: str, telemetry: Telemetry, lifespan: Lifespan
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        max_body_size=None,
     )
     problems.install(app, telemetry)
     app.add_middleware(pacing.Pacing)
     app.add_middleware(instruments.Instruments, telemetry=telemetry)
     protected = [Depends(authenticated)]
-    # The tensor routes stream their bodies and bound them by the model's own size.
-    for module, max_body_size in ((runs, MAX_JSON_BYTES), (clients, MAX_JSON_BYTES), (tasks, None), (models, None)):
-        app.include_router(_bounded(module.router, max_body_size), dependencies=protected)
+    for module in (runs, clients, tasks, models):
+        app.include_router(module.router, dependencies=protected)
     app.include_router(operations.router)
     app.mount(operations.STATIC_PATH, StaticFiles(directory=operations.STATIC_FOLDER), name="static")
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
-
-
-def _bounded(router: APIRouter, max_body_size: int | None) -> APIRouter:
-    if max_body_size is None:
-        return router
-    bounded = APIRouter(max_body_size=max_body_size)
-    bounded.include_router(router)
-    return bounded
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -1,12 +1,16 @@
-"""Tensor bodies: media type, coding, announced length and digest."""
+"""What requests carry: JSON of a bounded size, and tensors with their media type, coding, length and digest."""
 
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Final
 
-from fastapi import Request
+from fastapi import HTTPException, Request, Response
+from fastapi.routing import APIRoute
 
 from aggregator_service.flow.reception import Body, ContentCoding, parse_content_digest
 from fl_protocol.models import TENSOR_MEDIA_TYPE, TENSOR_MEDIA_TYPES
 from fl_protocol.problems import ProblemError, ProblemType
+
+MAX_JSON_BYTES: Final = 64 << 10
 
 TENSOR_BODY: Final[dict[str, Any]] = {
     "requestBody": {
@@ -17,6 +21,39 @@ TENSOR_BODY: Final[dict[str, Any]] = {
     }
 }
 """Declares for OpenAPI that an operation takes safetensors bytes."""
+
+
+class BoundedRoute(APIRoute):
+    """A route whose JSON body, if it takes one, is refused beyond 64 KiB (`too-large`) before it is all read."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Gives the handler, which reads a JSON body through a bound; tensors are bounded by the model's own size."""
+        handler = super().get_route_handler()
+        if self.body_field is None:
+            return handler
+
+        async def bounded(request: Request) -> Response:
+            return await handler(_BoundedRequest(request.scope, request.receive))
+
+        return bounded
+
+
+class _BoundedRequest(Request):
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        _check_json_length(int(self.headers.get("content-length", "0")))
+        received = 0
+        async for chunk in super().stream():
+            received += len(chunk)
+            _check_json_length(received)
+            yield chunk
+
+
+def _check_json_length(num_bytes: int) -> None:
+    if num_bytes > MAX_JSON_BYTES:
+        # FastAPI passes this error on from the reading of a body, and nothing else.
+        raise HTTPException(
+            413, f"the body has {num_bytes} bytes or more; at most {MAX_JSON_BYTES} of JSON are accepted"
+        )
 
 
 def tensor_body(request: Request, *, max_num_bytes: int) -> Body:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Response
 
+from aggregator_service.api.bodies import BoundedRoute
 from aggregator_service.api.dependencies import (
     DEFAULT_LIMIT,
     Caller,
@@ -25,7 +26,7 @@ from fl_protocol import routes
 from fl_protocol.problems import ProblemType
 from fl_protocol.tasks import Client, ClientRequest, EnrolledClient, EnrolmentToken, EnrolmentTokenRequest
 
-router = APIRouter(tags=["clients"])
+router = APIRouter(tags=["clients"], route_class=BoundedRoute)
 
 _CREATED = describe(
     ProblemType.MALFORMED_REQUEST,

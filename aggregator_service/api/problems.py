@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from aggregator_service.api.ranges import UnsatisfiableRangeError
 from aggregator_service.telemetry import Telemetry
 from fl_protocol.problems import PROBLEM_MEDIA_TYPE, RETRYABLE, Problem, ProblemError, ProblemType, problem_uri
 
@@ -84,6 +85,8 @@ def render(error: ProblemError, *, headers: Mapping[str, str] | None = None) -> 
     answer = JSONResponse(problem.model_dump(), status_code=status, media_type=PROBLEM_MEDIA_TYPE, headers=headers)
     if status == HTTPStatus.UNAUTHORIZED:
         answer.headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, UnsatisfiableRangeError):
+        answer.headers["Content-Range"] = f"bytes */{error.num_bytes}"
     if status in (429, 503, 507):
         answer.headers["Retry-After"] = str(math.ceil(error.retry_after_seconds or 1))
     return answer

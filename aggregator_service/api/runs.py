@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Header, Request, Response
 from fastapi.responses import StreamingResponse
 
+from aggregator_service.api.bodies import BoundedRoute
 from aggregator_service.api.dependencies import (
     DEFAULT_LIMIT,
     Caller,
@@ -30,7 +31,7 @@ from fl_protocol.problems import ProblemType
 from fl_protocol.rounds import Contribution, Round
 from fl_protocol.runs import Run, RunSpec
 
-router = APIRouter(tags=["runs"])
+router = APIRouter(tags=["runs"], route_class=BoundedRoute)
 
 _FOUND = describe(ProblemType.NOT_FOUND)
 _STEERED = describe(ProblemType.NOT_FOUND, ProblemType.STATE_CONFLICT)

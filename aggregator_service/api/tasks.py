@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
 
-from aggregator_service.api.bodies import TENSOR_BODY, tensor_body
+from aggregator_service.api.bodies import TENSOR_BODY, BoundedRoute, tensor_body
 from aggregator_service.api.dependencies import CallingClient, FlowDependency, Identifier, Wait, allow
 from aggregator_service.api.problems import describe
 from aggregator_service.api.rendering import render_evaluation_receipt, render_receipt, render_task
@@ -14,7 +14,7 @@ from fl_protocol import routes
 from fl_protocol.problems import ProblemType
 from fl_protocol.tasks import EvaluationReport, Receipt, Task
 
-router = APIRouter(tags=["tasks"])
+router = APIRouter(tags=["tasks"], route_class=BoundedRoute)
 
 _CLAIMED: dict[int | str, dict[str, Any]] = {
     200: {"model": Task, "description": "The task this client already holds"},

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Depends, FastAPI
 
 from aggregator_service.api import problems
 from aggregator_service.api.application import create_application
+from aggregator_service.api.bodies import BoundedRoute
 from aggregator_service.api.dependencies import allow, authenticated
 from aggregator_service.domain.records import TokenKind, TokenRecord
 from aggregator_service.telemetry import Telemetry
@@ -406,6 +407,7 @@ def test_every_route_below_v1_says_who_may_and_is_in_the_matrix() -> None:
     for route in routes:
         assert route.include_in_schema, route.path
         assert getattr(route.endpoint, "allowed_kinds", frozenset()), route.path
+        assert route.body_field is None or isinstance(route, BoundedRoute), route.path
 
 
 class _OneToken:

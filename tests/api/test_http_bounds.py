@@ -1,5 +1,6 @@
 """The bounds of HTTP itself: heads, bodies, ranges and numbers beyond them are refused quickly on both databases."""
 
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -205,8 +206,10 @@ def test_json_beyond_64_kibibytes_is_too_large(
     assert_refused(shared_operator.post(path, content=filler, headers=headers), "too-large")
     chunks = (filler[begin : begin + 1000] for begin in range(0, len(filler), 1000))
     assert_refused(shared_operator.post(path, content=chunks, headers=headers), "too-large")
-    lying = _head(shared_server, "Content-Type: application/json", f"Content-Length: {1 << 40}", method="POST", target=path)
-    assert exchange(shared_server.url, lying + b"{").status == 413
+    lies = _head(
+        shared_server, "Content-Type: application/json", f"Content-Length: {1 << 40}", method="POST", target=path
+    )
+    assert exchange(shared_server.url, lies + b"{").status == 413
     assert stored.counts("runs", "clients", "tokens") == before
 
 
@@ -309,11 +312,18 @@ def test_range_counts_only_for_the_version_it_was_begun_with(shared_operator: ht
 def test_conditional_headers_of_any_size_are_read_quickly(shared_operator: httpx.Client, named: Named) -> None:
     url = f"/v1/runs/{named.run_id}/models/0"
     etag = shared_operator.get(url).headers["etag"]
-    for header, status in ((etag, 304), (f'"x", W/{etag}', 304), ("*", 304), ('"x"', 200), ("," * 8000, 200), ('"' * 8000, 200)):
+    for header, status in (
+        (etag, 304),
+        (f'"x", W/{etag}', 304),
+        ("*", 304),
+        ('"x"', 200),
+        ("," * 8000, 200),
+        ('"' * 8000, 200),
+    ):
         started = time.perf_counter()
         assert shared_operator.get(url, headers={"If-None-Match": header}).status_code == status
         assert time.perf_counter() - started < MAX_SECONDS
-    for header in ("gzip, " * 1500, "zstd;q=" + "9" * 8000, ";" * 8000, "zstd;q=0", "*;q=0"):
+    for header in ("gzip," * 1500, "zstd;q=" + "9" * 8000, ";" * 8000, "zstd;q=0", "*;q=0"):
         answer = shared_operator.get(url, headers={"Accept-Encoding": header})
         assert answer.status_code == 200
         assert answer.content == WHOLE or "content-encoding" in answer.headers
@@ -344,13 +354,37 @@ def test_number_beyond_its_bounds_is_refused_wherever_it_stands(
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "x", "1.0", "1e3", "0x1", "+1", "1_0", "٥", "%00", "1%00", "1%0d%0a", "-0", "00", "NaN", "true", "null", "[1]"],
+    [
+        "",
+        " ",
+        "x",
+        "1.0",
+        "1e3",
+        "0x1",
+        "+1",
+        "1_0",
+        "٥",
+        "%00",
+        "1%00",
+        "1%0d%0a2",
+        "-0",
+        "00",
+        "NaN",
+        "true",
+        "null",
+        "[1]",
+    ],
 )
 def test_word_in_place_of_a_number_is_never_an_error_of_the_server(
     shared_operator: httpx.Client, named: Named, text: str
 ) -> None:
     base = f"/v1/runs/{named.run_id}"
-    for url in (f"{base}/rounds/{text}", f"{base}/models/{text}", f"{base}/rounds/{text}/updates", f"{base}/rounds?limit={text}"):
+    for url in (
+        f"{base}/rounds/{text}",
+        f"{base}/models/{text}",
+        f"{base}/rounds/{text}/updates",
+        f"{base}/rounds?limit={text}",
+    ):
         answer = shared_operator.get(url)
         assert answer.status_code < 500, (url, answer.text)
         if text not in ("+1", "00", "-0", "٥", "1.0", "1_0", " "):
@@ -415,13 +449,19 @@ def test_strange_name_is_refused_in_every_body(shared_operator: httpx.Client, st
 
 
 def _json(text: str) -> str:
-    import json  # noqa: PLC0415
-
     return json.dumps(text)
 
 
 def test_query_of_many_parameters_is_harmless(shared_operator: httpx.Client) -> None:
-    for query in ("limit=1&" * 3000, "&" * 20_000, "=" * 20_000, "a=" + "%00" * 5000, "limit=1&limit=0", "%ff=%ff", ";" * 9000):
+    for query in (
+        "limit=1&" * 3000,
+        "&" * 20_000,
+        "=" * 20_000,
+        "a=" + "%00" * 5000,
+        "limit=1&limit=0",
+        "%ff=%ff",
+        ";" * 9000,
+    ):
         started = time.perf_counter()
         answer = shared_operator.get(f"/v1/runs?{query}")
         assert answer.status_code in (200, 422), answer.text

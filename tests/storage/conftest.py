@@ -1,49 +1,14 @@
 """An empty database of each kind with its schema, and transactions on it."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TypeVar
+from collections.abc import Iterator
 
 import pytest
 
-from aggregator_service.storage.engine import open_database
-from aggregator_service.storage.schema import migrate
-from aggregator_service.storage.transactions import ReadTx, Transactions, WriteTx
-from aggregator_service.telemetry import Telemetry
-from tests.support.records import NOON
-
-T = TypeVar("T")
-
-
-@dataclass
-class Store:
-    """What a suite does to a database; `announced` are the topics that were woken, commit by commit."""
-
-    transactions: Transactions
-    telemetry: Telemetry
-    announced: list[frozenset[str]] = field(default_factory=list)
-
-    def write(self, body: Callable[[WriteTx], T]) -> T:
-        """Runs a body in a committed transaction."""
-        return self.transactions.write_blocking("test", body)
-
-    def read(self, body: Callable[[ReadTx], T]) -> T:
-        """Runs a body on a consistent view."""
-        return self.transactions.read_blocking("test", body)
-
-
-def _noon() -> datetime:
-    return NOON
+from tests.support.store import Store, open_store
 
 
 @pytest.fixture
 def store(database_url: str) -> Iterator[Store]:
-    """Transactions on an empty database of each kind; on SQLite it is always noon."""
-    database = open_database(database_url)
-    migrate(database)
-    telemetry = Telemetry()
-    announced: list[frozenset[str]] = []
-    transactions = Transactions(database, _noon, on_commit=announced.append, telemetry=telemetry)
-    yield Store(transactions, telemetry, announced)
-    transactions.close()
+    """Transactions on an empty database of each kind."""
+    with open_store(database_url) as opened:
+        yield opened

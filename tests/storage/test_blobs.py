@@ -8,7 +8,7 @@ from aggregator_service.storage.blobs import BlobCorruptError, BlobUpload, Datab
 from aggregator_service.storage.blobs.database import CHUNK_NUM_BYTES
 from aggregator_service.storage.tables import blob_chunks, blobs
 from aggregator_service.storage.transactions import WriteTx
-from tests.storage.conftest import Store
+from tests.support.store import Store
 from tests.support.records import later
 
 SIZES = [0, 1, CHUNK_NUM_BYTES - 1, CHUNK_NUM_BYTES, CHUNK_NUM_BYTES + 1, 5 * CHUNK_NUM_BYTES + 7]
@@ -118,7 +118,9 @@ async def test_sweeping_removes_what_was_never_finished_and_is_old(store: Store)
         begin(store, f"orphan_{number}")
     old = store.read(lambda tx: tx.connection.execute(sa.select(sa.func.max(blobs.c.created_at))).scalar_one())
     store.write(
-        lambda tx: tx.connection.execute(sa.update(blobs).where(blobs.c.blob_id == "orphan_2").values(created_at=later(2**33)))
+        lambda tx: tx.connection.execute(
+            sa.update(blobs).where(blobs.c.blob_id == "orphan_2").values(created_at=later(2**33))
+        )
     )
     assert old is not None
     assert await held.sweep(later(2**32)) == 2

@@ -15,7 +15,7 @@ from aggregator_service.storage.tables import runs as table
 from aggregator_service.storage.transactions import MAX_ATTEMPTS, ReadTx, Transactions, WriteTx
 from aggregator_service.telemetry import Telemetry
 from fl_protocol.problems import ProblemError, ProblemType
-from tests.storage.conftest import Store
+from tests.support.store import Store
 from tests.support.records import NOON, client_record, run_record
 
 
@@ -144,9 +144,7 @@ def test_a_body_that_lost_against_another_transaction_is_run_again(store: Store)
     assert 'fedquorum_transaction_retries_total{name="test"}' in store.telemetry.render().decode()
 
 
-def test_a_body_that_always_loses_is_given_up_as_unavailable(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_body_that_always_loses_is_given_up_as_unavailable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda _seconds: None)
     attempts = []
 
