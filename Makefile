@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # More for pytest, for example ARGS="-k rounds".
 ARGS ?=
+# Which benchmarks; all of them where none is named.
+NAMES ?=
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --constraint constraints.txt
@@ -31,8 +33,8 @@ test: $(DEV)  ## Runs the tests (ARGS="..." goes to pytest)
 soak: $(DEV)  ## Runs the tests that take many minutes
 	$(BIN)/python -m pytest -m soak $(ARGS)
 
-bench: $(DEV)  ## Measures, as ratios to what the machine can do
-	$(BIN)/python -m benchmarks
+bench: $(DEV)  ## Measures, as ratios to what the machine can do (NAMES="fold upload" picks some)
+	$(BIN)/python -m benchmarks $(NAMES)
 
 check: lint types imports dependencies migrations-check test  ## What CI runs
 

@@ -17,11 +17,13 @@ BATCH_SIZE = 32
 LEARNING_RATE = 0.05
 ROUNDS_SHOWN = (5, 10, 20)
 SEEDS = (0, 1, 2)
+PIXEL_MEAN, PIXEL_DEVIATION = 0.1307, 0.3081
 
 
 def read_images(path: Path) -> torch.Tensor:
-    """Reads images as float32 [N, 784] from 0 to 1."""
-    return torch.frombuffer(bytearray(gzip.decompress(path.read_bytes())[16:]), dtype=torch.uint8).view(-1, 784) / 255
+    """Reads images as standardised float32 [N, 784]."""
+    pixels = torch.frombuffer(bytearray(gzip.decompress(path.read_bytes())[16:]), dtype=torch.uint8)
+    return (pixels.view(-1, 784) / 255 - PIXEL_MEAN) / PIXEL_DEVIATION
 
 
 def read_labels(path: Path) -> torch.Tensor:

@@ -25,7 +25,7 @@ _MAX_INTEGER: Final = 2**53 - 1
 _bearer: Final = HTTPBearer(auto_error=False, description="An operator, enrolment or client token.")
 
 
-def the_flow(request: Request) -> Flow:
+async def the_flow(request: Request) -> Flow:
     """Gives the flow that the composition root put together."""
     flow: Flow = request.app.state.flow
     return flow

@@ -7,7 +7,6 @@ from typing import Final
 from aggregator_service.domain import cohort, topics
 from aggregator_service.domain.admission import check_owner
 from aggregator_service.domain.records import (
-    EvaluationState,
     ModelRecord,
     RoundRecord,
     RunRecord,
@@ -39,6 +38,19 @@ class Assignment:
     model: ModelRecord
     max_num_bytes: int
     is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """What clients of a run can be asked now, with the task that this client was given of it before, if any."""
+
+    kind: TaskKind
+    round: RoundRecord
+    task: TaskRecord | None
+
+    @property
+    def is_held(self) -> bool:
+        return self.task is not None and self.task.state is TaskState.OPEN
 
 
 async def claim(flow: Flow, *, run_id: str, client_id: str, wait_seconds: float) -> Assignment | None:
@@ -88,13 +100,11 @@ async def _try_claim(flow: Flow, run_id: str, client_id: str) -> Assignment | No
         run = _running(tx, run_id, locked=True)
         if run is None:
             return None
-        found = _held(tx, run, client_id)
-        is_new = found is None
-        if found is None:
-            found = _assign(tx, run, client_id, task_id=task_id)
-        if found is None:
+        offer = _choose(tx, run, client_id)
+        if offer is None:
             return None
-        task, round_ = found
+        is_new = offer.task is None
+        task, round_ = offer.task or _assign(tx, run, offer, client_id=client_id, task_id=task_id), offer.round
         version = round_.result_version if task.kind is TaskKind.EVALUATE else round_.base_version
         model = models.get(tx, run_id, version or 0)
         if model is None:
@@ -125,50 +135,42 @@ def _may_have_task(tx: ReadTx, run_id: str, client_id: str) -> bool:
     run = _running(tx, run_id)
     if run is None:
         return False
-    return _held(tx, run, client_id) is not None or any(
-        _is_free(tx, round_, kind, client_id=client_id) for kind, round_ in _offers(tx, run)
-    )
+    return _choose(tx, run, client_id) is not None
 
 
-def _held(tx: ReadTx, run: RunRecord, client_id: str) -> tuple[TaskRecord, RoundRecord] | None:
-    for task in tasks.open_of_client(tx, client_id):
-        round_ = rounds.get(tx, task.round_id)
-        if task.run_id != run.run_id or round_ is None:
-            continue
-        if task.kind is TaskKind.TRAIN and round_.state is RoundState.COLLECTING:
-            return task, round_
-        if task.kind is TaskKind.EVALUATE and round_.evaluation_state is EvaluationState.COLLECTING:
-            return task, round_
-    return None
+def _choose(tx: ReadTx, run: RunRecord, client_id: str) -> _Offer | None:
+    """Takes what the client holds already, else the first offer that is free."""
+    offers = _offers(tx, run, client_id)
+    held = next((offer for offer in offers if offer.is_held), None)
+    return held or next((offer for offer in offers if _is_free(tx, offer)), None)
 
 
-def _offers(tx: ReadTx, run: RunRecord) -> list[tuple[TaskKind, RoundRecord]]:
+def _offers(tx: ReadTx, run: RunRecord, client_id: str) -> list[_Offer]:
     """Lists what clients of a run can be asked now; an evaluation goes first, for it is short."""
-    offers = [(TaskKind.EVALUATE, round_) for round_ in rounds.open_evaluations(tx, run.run_id)]
+    open_now = [(TaskKind.EVALUATE, round_) for round_ in rounds.open_evaluations(tx, run.run_id)]
     newest = rounds.newest(tx, run.run_id)
     if newest is not None and newest.state is RoundState.COLLECTING:
-        offers.append((TaskKind.TRAIN, newest))
-    return offers
+        open_now.append((TaskKind.TRAIN, newest))
+    return [
+        _Offer(kind, round_, tasks.find(tx, round_id=round_.round_id, client_id=client_id, kind=kind))
+        for kind, round_ in open_now
+    ]
 
 
-def _is_free(tx: ReadTx, round_: RoundRecord, kind: TaskKind, *, client_id: str) -> bool:
-    if kind is TaskKind.TRAIN:
-        has_place = cohort.has_place(round_)
-    else:
-        has_place = tasks.count(tx, round_id=round_.round_id, kind=kind) < round_.cohort_size
-    return has_place and tasks.find(tx, round_id=round_.round_id, client_id=client_id, kind=kind) is None
+def _is_free(tx: ReadTx, offer: _Offer) -> bool:
+    if offer.task is not None:
+        return False
+    if offer.kind is TaskKind.TRAIN:
+        return cohort.has_place(offer.round)
+    return tasks.count(tx, round_id=offer.round.round_id, kind=offer.kind) < offer.round.cohort_size
 
 
-def _assign(tx: WriteTx, run: RunRecord, client_id: str, *, task_id: str) -> tuple[TaskRecord, RoundRecord] | None:
-    for kind, round_ in _offers(tx, run):
-        if not _is_free(tx, round_, kind, client_id=client_id):
-            continue
-        task = TaskRecord(task_id, run.run_id, round_.round_id, client_id, kind, TaskState.OPEN, tx.now())
-        tasks.insert(tx, task)
-        if kind is TaskKind.TRAIN:
-            rounds.count_task(tx, round_.round_id, 1)
-        client = clients.get(tx, client_id)
-        if client is not None:
-            clients.mark_seen(tx, client)
-        return task, round_
-    return None
+def _assign(tx: WriteTx, run: RunRecord, offer: _Offer, *, client_id: str, task_id: str) -> TaskRecord:
+    task = TaskRecord(task_id, run.run_id, offer.round.round_id, client_id, offer.kind, TaskState.OPEN, tx.now())
+    tasks.insert(tx, task)
+    if offer.kind is TaskKind.TRAIN:
+        rounds.count_task(tx, offer.round.round_id, 1)
+    client = clients.get(tx, client_id)
+    if client is not None:
+        clients.mark_seen(tx, client)
+    return task

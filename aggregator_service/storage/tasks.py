@@ -16,9 +16,6 @@ _FIND: Final = sa.select(tasks).where(
     tasks.c.client_id == sa.bindparam("client_id"),
     tasks.c.kind == sa.bindparam("kind"),
 )
-_OPEN_OF_CLIENT: Final = sa.select(tasks).where(
-    tasks.c.client_id == sa.bindparam("client_id"), tasks.c.state == TaskState.OPEN.value
-)
 _INSERT: Final = sa.insert(tasks)
 _SET_STATE: Final = (
     sa.update(tasks)
@@ -68,12 +65,6 @@ def count(tx: ReadTx, *, round_id: str, kind: TaskKind) -> int:
     )
     total: int = tx.connection.execute(query).scalar_one()
     return total
-
-
-def open_of_client(tx: ReadTx, client_id: str) -> list[TaskRecord]:
-    """Lists the tasks a client has not answered."""
-    rows = tx.connection.execute(_OPEN_OF_CLIENT, {"client_id": client_id})
-    return [record for row in rows if (record := _record(row)) is not None]
 
 
 def set_state(tx: WriteTx, task: TaskRecord, state: TaskState) -> None:

@@ -306,7 +306,8 @@ def test_token_counts_in_the_authorization_header_only(shared_server: ServerProc
         assert_refused(http.get("/v1/runs", headers={"X-Api-Key": token}), "unauthenticated")
     twice = exchange(
         shared_server.url,
-        f"GET /v1/runs HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer x\r\nAuthorization: Bearer {token}\r\n\r\n".encode(),
+        b"GET /v1/runs HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer x\r\n"
+        + f"Authorization: Bearer {token}\r\n\r\n".encode(),
     )
     assert twice.status == 401
 

@@ -1,10 +1,12 @@
 """The bounds of HTTP itself: heads, bodies, ranges and numbers beyond them are refused quickly on both databases."""
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from email.message import Message
 from urllib.parse import quote
 
 import httpx
@@ -107,12 +109,20 @@ def test_endless_heads_and_trailers_do_not_make_the_server_grow(shared_server: S
         chunked + b"5;x=",
         chunked + b"0",
     ):
-        with connect(shared_server.url) as link, pytest.raises((BrokenPipeError, ConnectionResetError)):
-            link.sendall(beginning)
-            for _ in range(64):
-                link.sendall(b"0" * (1 << 20))
-            raise BrokenPipeError if read_answer(link).status in (0, 400) else AssertionError
+        with connect(shared_server.url) as link:
+            assert _flood(link, beginning).status in (0, 400)
     assert shared_server.resident_megabytes() - before < 32
+
+
+def _flood(link: socket.socket, beginning: bytes) -> RawAnswer:
+    """Sends 64 MiB after a beginning, or as much as the server takes; gives its answer."""
+    try:
+        link.sendall(beginning)
+        for _ in range(64):
+            link.sendall(b"0" * (1 << 20))
+    except (BrokenPipeError, ConnectionResetError):
+        return RawAnswer(0, Message(), b"")
+    return read_answer(link)
 
 
 @pytest.mark.parametrize(
@@ -363,7 +373,7 @@ def test_number_beyond_its_bounds_is_refused_wherever_it_stands(
         "0x1",
         "+1",
         "1_0",
-        "٥",
+        "\u0665",
         "%00",
         "1%00",
         "1%0d%0a2",
@@ -387,7 +397,7 @@ def test_word_in_place_of_a_number_is_never_an_error_of_the_server(
     ):
         answer = shared_operator.get(url)
         assert answer.status_code < 500, (url, answer.text)
-        if text not in ("+1", "00", "-0", "٥", "1.0", "1_0", " "):
+        if text not in ("+1", "00", "-0", "\u0665", "1.0", "1_0", " "):
             assert answer.status_code in (404, 422), (url, answer.text)
 
 

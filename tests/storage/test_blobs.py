@@ -8,8 +8,8 @@ from aggregator_service.storage.blobs import BlobCorruptError, BlobUpload, Datab
 from aggregator_service.storage.blobs.database import CHUNK_NUM_BYTES
 from aggregator_service.storage.tables import blob_chunks, blobs
 from aggregator_service.storage.transactions import WriteTx
-from tests.support.store import Store
 from tests.support.records import later
+from tests.support.store import Store
 
 SIZES = [0, 1, CHUNK_NUM_BYTES - 1, CHUNK_NUM_BYTES, CHUNK_NUM_BYTES + 1, 5 * CHUNK_NUM_BYTES + 7]
 

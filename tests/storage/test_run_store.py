@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from aggregator_service.domain.records import RunRecord
 from aggregator_service.storage import runs
 from aggregator_service.storage.rows import StaleRowError
 from aggregator_service.storage.transactions import WriteTx
@@ -15,7 +14,7 @@ from tests.support.store import Store, open_store
 
 
 def test_a_run_comes_back_as_it_was_inserted(store: Store) -> None:
-    spec = RunSpec(name="ü'\"%", num_rounds=7, round=RoundSpec(quorum=3, deadline_seconds=0.1))
+    spec = RunSpec(name="mnist", num_rounds=7, round=RoundSpec(quorum=3, deadline_seconds=0.1))
     record = run_record(spec=spec, name="ü'\"%")
     store.write(lambda tx: runs.insert(tx, record))
     assert store.read(lambda tx: runs.get(tx, "run_1")) == record
@@ -67,12 +66,9 @@ def test_runs_are_listed_in_pages_in_the_order_of_their_creation(store: Store) -
     made = [run_record(f"run_{name}", created_at=later(at)) for name, at in (("c", 0), ("a", 1), ("b", 1), ("d", 2))]
     for record in reversed(made):
         store.write(lambda tx, record=record: runs.insert(tx, record))  # type: ignore[misc]
-    listed: list[RunRecord] = []
-    while page := store.read(
-        lambda tx: runs.page(tx, after=(listed[-1].created_at, listed[-1].run_id) if listed else None, limit=3)
-    ):
-        listed += page
-    assert listed == made
+    first = store.read(lambda tx: runs.page(tx, after=None, limit=3))
+    position = (first[-1].created_at, first[-1].run_id)
+    assert [*first, *store.read(lambda tx: runs.page(tx, after=position, limit=3))] == made
 
 
 def test_a_locked_run_keeps_other_writers_waiting(store: Store, database_url: str) -> None:

@@ -15,8 +15,8 @@ from aggregator_service.storage.tables import runs as table
 from aggregator_service.storage.transactions import MAX_ATTEMPTS, ReadTx, Transactions, WriteTx
 from aggregator_service.telemetry import Telemetry
 from fl_protocol.problems import ProblemError, ProblemType
-from tests.support.store import Store
 from tests.support.records import NOON, client_record, run_record
+from tests.support.store import Store
 
 
 def inserts(client_id: str) -> Callable[[WriteTx], str]:
@@ -130,7 +130,7 @@ class _ConflictError(Exception):
 
 
 def test_a_body_that_lost_against_another_transaction_is_run_again(store: Store) -> None:
-    attempts = []
+    attempts: list[int] = []
 
     def body(tx: WriteTx) -> str:
         inserts("a")(tx)
@@ -146,7 +146,7 @@ def test_a_body_that_lost_against_another_transaction_is_run_again(store: Store)
 
 def test_a_body_that_always_loses_is_given_up_as_unavailable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda _seconds: None)
-    attempts = []
+    attempts: list[WriteTx] = []
 
     def body(tx: WriteTx) -> str:
         attempts.append(tx)

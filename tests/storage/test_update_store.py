@@ -5,12 +5,8 @@ import sqlalchemy as sa
 
 from aggregator_service.storage import updates
 from aggregator_service.storage.transactions import WriteTx
-from fl_protocol.problems import ProblemError
 from tests.support.records import evaluation_record, store_blob, store_ground, update_record
-from tests.support.store import Store
-
-REFUSED = (sa.exc.IntegrityError, ProblemError)
-"""What a second row raises; on Postgres a unique violation is tried again and then called unavailable."""
+from tests.support.store import REFUSED, Store
 
 
 @pytest.fixture(autouse=True)

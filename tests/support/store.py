@@ -6,13 +6,19 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
+import sqlalchemy as sa
+
 from aggregator_service.storage.engine import open_database
 from aggregator_service.storage.schema import migrate
 from aggregator_service.storage.transactions import ReadTx, Transactions, WriteTx
 from aggregator_service.telemetry import Telemetry
+from fl_protocol.problems import ProblemError
 from tests.support.records import NOON
 
 T = TypeVar("T")
+
+REFUSED = (sa.exc.IntegrityError, ProblemError)
+"""What a second row raises; on Postgres a unique violation is tried again and then called unavailable."""
 
 
 @dataclass
