@@ -26,7 +26,7 @@ _bearer: Final = HTTPBearer(auto_error=False, description="An operator, enrolmen
 
 
 async def the_flow(request: Request) -> Flow:
-    """Gives the flow that the composition root put together."""
+    """Gives the flow that the composition root put together; not `async` it would cost each request a thread."""
     flow: Flow = request.app.state.flow
     return flow
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,12 +10,13 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.support.events import read_events
 from tests.support.participant import MEDIA_TYPE, Participant, create_run, enrol, small_model, update_body, wait_for_run
 from tests.support.racing import at_once, held_back, spread
 from tests.support.server import ServerProcess
 
 NUM_RACERS = 10
-NUM_ROUNDS = 100
+NUM_TWINS = 20
 LONG = 3600
 
 
@@ -37,13 +39,14 @@ class Racer:
     number: int
     client: Participant
     run_id: str
+    num_rounds: int
     won: dict[int, str] = field(default_factory=dict)
     lost: list[int] = field(default_factory=list)
 
     def race(self, barrier: threading.Barrier) -> None:
         """Races in every round of the run."""
         body = body_of(self.number)
-        for number in range(1, NUM_ROUNDS + 1):
+        for number in range(1, self.num_rounds + 1):
             task = self._claim(number)
             # Everybody's last byte is sent once everybody's other bytes are on their way: all are checked by then.
             answer = self.client.http.put(
@@ -69,22 +72,24 @@ class Racer:
 def test_ten_clients_race_for_the_last_place_of_a_quorum(servers: list[ServerProcess], quorum: int) -> None:
     with servers[0].http() as operator:
         rounds = {"quorum": quorum, "cohort_size": NUM_RACERS, "deadline_seconds": LONG}
-        run_id = create_run(operator, small_model(), num_rounds=NUM_ROUNDS, round=rounds)
-        racers = [Racer(number, client, run_id) for number, client in enumerate(spread(servers, NUM_RACERS))]
+        # Two quorums make 200 races on each database, and 100 more with two servers.
+        num_rounds = 100 if len(servers) == 1 else 50
+        run_id = create_run(operator, small_model(), num_rounds=num_rounds, round=rounds)
+        clients = spread(servers, NUM_RACERS)
+        racers = [Racer(number, client, run_id, num_rounds) for number, client in enumerate(clients)]
         at_once(Racer.race, racers)
-        wait_for_run(operator, run_id, version=NUM_ROUNDS)
-        assert Counter(number for racer in racers for number in racer.won) == dict.fromkeys(
-            range(1, NUM_ROUNDS + 1), quorum
-        )
+        wait_for_run(operator, run_id, version=num_rounds)
+        wins = Counter(number for racer in racers for number in racer.won)
+        assert wins == dict.fromkeys(range(1, num_rounds + 1), quorum)
         check_rounds(operator, run_id, racers, quorum=quorum)
-        check_closed_once(operator, run_id)
+        check_closed_once(operator, run_id, num_rounds)
 
 
 def check_rounds(operator: httpx.Client, run_id: str, racers: list[Racer], *, quorum: int) -> None:
     """Each round counts exactly those who were told so."""
     listed = operator.get(f"/v1/runs/{run_id}/rounds", params={"limit": 1000}).json()["items"]
     assert [(round_["number"], round_["attempt"]) for round_ in listed] == [
-        (number, 1) for number in range(1, NUM_ROUNDS + 1)
+        (number, 1) for number in range(1, racers[0].num_rounds + 1)
     ]
     for round_ in listed:
         number = round_["number"]
@@ -97,68 +102,71 @@ def check_rounds(operator: httpx.Client, run_id: str, racers: list[Racer], *, qu
         assert round_["num_examples"] == sum(racer.number + 1 for racer in winners.values())
 
 
-def check_closed_once(operator: httpx.Client, run_id: str) -> None:
+def check_closed_once(operator: httpx.Client, run_id: str, num_rounds: int) -> None:
     """The events, which are numbered without a gap, tell of one closing and one model a round."""
-    counts: Counter[str] = Counter()
-    numbers = []
-    with operator.stream("GET", f"/v1/runs/{run_id}/events") as stream:
-        for line in stream.iter_lines():
-            if line.startswith("event: "):
-                counts[line.removeprefix("event: ")] += 1
-            elif line.startswith("id: "):
-                numbers.append(int(line.removeprefix("id: ")))
-    assert numbers == list(range(1, len(numbers) + 1))
-    assert counts["round.opened"] == counts["round.closed"] == NUM_ROUNDS
-    assert counts["model.published"] == NUM_ROUNDS + 1
+    events = read_events(operator, run_id)
+    assert [event["event_id"] for event in events] == list(range(1, len(events) + 1))
+    counts = Counter(event["type"] for event in events)
+    assert counts["round.opened"] == counts["round.closed"] == num_rounds
+    assert counts["model.published"] == num_rounds + 1
     assert counts["round.abandoned"] == 0
 
 
-def one_task(server: ServerProcess) -> tuple[Participant, str]:
-    """Makes a run for one client and claims its task."""
-    with server.http() as operator:
-        run_id = create_run(operator, small_model(), num_rounds=1, round={"quorum": 2, "deadline_seconds": LONG})
-        client = enrol(operator)
-    return client, client.claim(run_id).json()["task_id"]
+@dataclass
+class Twins:
+    """A client with two connections, to two servers where there are two, in a run that waits for nobody else."""
 
+    operator: httpx.Client
+    client: Participant
+    connections: list[httpx.Client]
+    run_id: str
 
-def put_twice(servers: list[ServerProcess], bodies: tuple[bytes, bytes]) -> list[httpx.Response]:
-    """Puts two bodies for one task at the same instant, to two servers where there are two."""
-    client, task_id = one_task(servers[0])
+    def put(self, *bodies: bytes) -> list[httpx.Response]:
+        """Puts two bodies for one task at the same instant; gives the answers by their status."""
+        task_id = self.client.claim(self.run_id, wait=20).json()["task_id"]
 
-    def put(index: int, barrier: threading.Barrier) -> httpx.Response:
-        with servers[index % len(servers)].http(client.token) as http:
-            return http.put(
+        def put_one(index: int, barrier: threading.Barrier) -> httpx.Response:
+            return self.connections[index].put(
                 f"/v1/tasks/{task_id}/update",
                 content=held_back(bodies[index], barrier),
                 headers={"Content-Type": MEDIA_TYPE},
             )
 
-    return sorted(at_once(put, [0, 1]), key=lambda answer: answer.status_code)
+        return sorted(at_once(put_one, range(len(bodies))), key=lambda answer: answer.status_code)
+
+    def check_counted_once(self, accepted: httpx.Response) -> None:
+        """The receipt's round counts this update and no other."""
+        receipt = accepted.json()
+        path = f"/v1/runs/{self.run_id}/rounds/{receipt['round']}"
+        (member,) = self.operator.get(f"{path}/updates").json()["items"]
+        assert self.operator.get(path).json()["num_updates"] == 1
+        assert (member["update_id"], member["digest"]) == (receipt["update_id"], receipt["digest"])
 
 
-def test_twin_uploads_of_the_same_bytes_get_the_same_receipt(servers: list[ServerProcess]) -> None:
-    for number in range(20):
-        replayed, accepted = put_twice(servers, (body_of(number), body_of(number)))
+@pytest.fixture
+def twins(servers: list[ServerProcess]) -> Iterator[Twins]:
+    """A client that sends everything twice."""
+    with servers[0].http() as operator:
+        rounds = {"quorum": 1, "deadline_seconds": LONG}
+        run_id = create_run(operator, small_model(), num_rounds=NUM_TWINS + 1, round=rounds)
+        client = enrol(operator)
+        with servers[0].http(client.token) as first, servers[-1].http(client.token) as second:
+            yield Twins(operator, client, [first, second], run_id)
+
+
+def test_twin_uploads_of_the_same_bytes_get_the_same_receipt(twins: Twins) -> None:
+    for number in range(NUM_TWINS):
+        replayed, accepted = twins.put(body_of(number), body_of(number))
         assert (replayed.status_code, accepted.status_code) == (200, 201)
         assert replayed.json() == accepted.json()
-        check_counted_once(servers[0], accepted)
+        twins.check_counted_once(accepted)
 
 
-def test_of_twin_uploads_of_different_bytes_one_is_counted(servers: list[ServerProcess]) -> None:
-    for number in range(20):
-        accepted, refused = put_twice(servers, (body_of(number), body_of(number + 1)))
+def test_of_twin_uploads_of_different_bytes_one_is_counted(twins: Twins) -> None:
+    for number in range(NUM_TWINS):
+        accepted, refused = twins.put(body_of(number), body_of(number + 1))
         assert (accepted.status_code, refused.status_code, slug(refused)) == (201, 409, "already-submitted")
-        check_counted_once(servers[0], accepted)
-
-
-def check_counted_once(server: ServerProcess, accepted: httpx.Response) -> None:
-    """The receipt's round counts this update and no other."""
-    receipt = accepted.json()
-    with server.http() as operator:
-        path = f"/v1/runs/{receipt['run_id']}/rounds/1"
-        (member,) = operator.get(f"{path}/updates").json()["items"]
-        assert operator.get(path).json()["num_updates"] == 1
-    assert (member["update_id"], member["digest"]) == (receipt["update_id"], receipt["digest"])
+        twins.check_counted_once(accepted)
 
 
 def test_the_last_use_of_an_enrolment_token_makes_one_client(servers: list[ServerProcess]) -> None:

@@ -113,7 +113,7 @@ def good_body(shapes: Shapes = UPDATE, *, padding: int = 0) -> bytes:
 
 def compressed(body: bytes, **options: int) -> bytes:
     """Compresses into one zstd frame."""
-    parameters = {zstd.CompressionParameter[name]: value for name, value in options.items()}
+    parameters: dict[int, int] = {zstd.CompressionParameter[name]: value for name, value in options.items()}
     return zstd.compress(body, options=parameters or None)
 
 
