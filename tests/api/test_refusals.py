@@ -84,6 +84,16 @@ def asked(shared_operator: httpx.Client, stored: Stored) -> Asked:
     return Asked(shared_operator, stored, run_id, client, task)
 
 
+@pytest.fixture(scope="module")
+def idle(shared_operator: httpx.Client, stored: Stored, shared_server: ServerProcess) -> Iterator[Asked]:
+    """The same for requests that change nothing."""
+    run_id = create_run(shared_operator, small_model(), round={"quorum": 2, "cohort_size": 3})
+    client, task = _ask(shared_operator, run_id)
+    # A test's end closes what it enrolled: this one's connection is to last.
+    with shared_server.http(client.token) as http:
+        yield Asked(shared_operator, stored, run_id, Participant(http, client.client_id, client.token), task)
+
+
 def _digest_header(body: bytes) -> str:
     return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
 
@@ -210,7 +220,7 @@ def test_unknown_thing_is_not_found(shared_operator: httpx.Client, path: str) ->
     assert_refused(shared_operator.get(path), "not-found")
 
 
-def test_unknown_round_version_and_task_are_not_found(asked: Asked) -> None:
+def test_unknown_round_version_and_task_are_not_found(idle: Asked) -> None:
     for path in (
         "rounds/0",
         "rounds/2",
@@ -219,12 +229,12 @@ def test_unknown_round_version_and_task_are_not_found(asked: Asked) -> None:
         "models/9007199254740991",
         "rounds/2/updates",
     ):
-        assert_refused(asked.operator.get(f"/v1/runs/{asked.run_id}/{path}"), "not-found")
-    for task_id in (f"task_{UNKNOWN}", "nonsense", asked.run_id):
-        assert_refused(asked.client.put(task_id, asked.body()), "not-found")
-        assert_refused(asked.client.http.delete(f"/v1/tasks/{task_id}"), "not-found")
-    assert_refused(asked.client.claim(f"run_{UNKNOWN}", wait=30), "not-found")
-    assert_refused(asked.operator.delete(f"/v1/clients/client_{UNKNOWN}"), "not-found")
+        assert_refused(idle.operator.get(f"/v1/runs/{idle.run_id}/{path}"), "not-found")
+    for task_id in (f"task_{UNKNOWN}", "nonsense", idle.run_id):
+        assert_refused(idle.client.put(task_id, idle.body()), "not-found")
+        assert_refused(idle.client.http.delete(f"/v1/tasks/{task_id}"), "not-found")
+    assert_refused(idle.client.claim(f"run_{UNKNOWN}", wait=30), "not-found")
+    assert_refused(idle.operator.delete(f"/v1/clients/client_{UNKNOWN}"), "not-found")
 
 
 def test_other_bytes_for_an_answered_task_are_refused_and_the_first_ones_stay(asked: Asked) -> None:
@@ -699,10 +709,10 @@ _LISTS = [
 
 
 @pytest.mark.parametrize("path", _LISTS)
-def test_unusable_page_is_refused_by_its_parameter(asked: Asked, path: str) -> None:
-    url = path.format(run_id=asked.run_id)
+def test_unusable_page_is_refused_by_its_parameter(idle: Asked, path: str) -> None:
+    url = path.format(run_id=idle.run_id)
     for limit in ("0", "1001", "-1", "x", "", "1.5", "1e3", "NaN", str(2**63), str(2**64), "9" * 5000):
-        assert_refused(asked.operator.get(url, params={"limit": limit}), "invalid-request", "limit")
+        assert_refused(idle.operator.get(url, params={"limit": limit}), "invalid-request", "limit")
     cursors = [
         "x",
         "*",
@@ -728,7 +738,7 @@ def test_unusable_page_is_refused_by_its_parameter(asked: Asked, path: str) -> N
         "A" * 513,
     ]
     for cursor in cursors:
-        assert_refused(asked.operator.get(url, params={"cursor": cursor}), "invalid-request", "cursor")
+        assert_refused(idle.operator.get(url, params={"cursor": cursor}), "invalid-request", "cursor")
 
 
 def _cursor(position: Any) -> str:
@@ -757,16 +767,16 @@ def test_pages_of_one_give_every_item_once(asked: Asked) -> None:
 
 
 @pytest.mark.parametrize("wait", ["-1", "61", "1e9", "nan", "inf", "-inf", "x", "", "1s", "9" * 5000])
-def test_unusable_wait_is_refused_at_once(asked: Asked, wait: str) -> None:
-    claimed = asked.client.http.post(f"/v1/runs/{asked.run_id}/tasks", params={"wait": wait})
+def test_unusable_wait_is_refused_at_once(idle: Asked, wait: str) -> None:
+    claimed = idle.client.http.post(f"/v1/runs/{idle.run_id}/tasks", params={"wait": wait})
     assert_refused(claimed, "invalid-request", "wait")
-    latest = asked.operator.get(f"/v1/runs/{asked.run_id}/models/latest", params={"wait": wait, "after": 5})
+    latest = idle.operator.get(f"/v1/runs/{idle.run_id}/models/latest", params={"wait": wait, "after": 5})
     assert_refused(latest, "invalid-request", "wait")
 
 
 @pytest.mark.parametrize("after", ["-2", "x", "", "1.5", str(2**53), str(2**63), str(2**64), "9" * 5000])
-def test_unusable_after_is_refused(asked: Asked, after: str) -> None:
-    answer = asked.operator.get(f"/v1/runs/{asked.run_id}/models/latest", params={"after": after})
+def test_unusable_after_is_refused(idle: Asked, after: str) -> None:
+    answer = idle.operator.get(f"/v1/runs/{idle.run_id}/models/latest", params={"after": after})
     assert_refused(answer, "invalid-request", "after")
 
 
@@ -781,19 +791,19 @@ def test_wait_that_ends_without_an_answer_says_when_to_come_back(asked: Asked) -
 
 
 @pytest.mark.parametrize("last", ["x", "-1", "1.5", "", "9" * 16, "9" * 5000])
-def test_unusable_last_event_id_is_refused(asked: Asked, last: str) -> None:
-    answer = asked.operator.get(f"/v1/runs/{asked.run_id}/events", headers={"Last-Event-ID": last})
+def test_unusable_last_event_id_is_refused(idle: Asked, last: str) -> None:
+    answer = idle.operator.get(f"/v1/runs/{idle.run_id}/events", headers={"Last-Event-ID": last})
     assert_refused(answer, "invalid-request", "Last-Event-ID")
 
 
-def test_other_method_is_refused_and_told_which_are_right(asked: Asked) -> None:
+def test_other_method_is_refused_and_told_which_are_right(idle: Asked) -> None:
     for method, path in (
         ("PATCH", "/v1/runs"),
-        ("DELETE", f"/v1/runs/{asked.run_id}"),
-        ("POST", f"/v1/tasks/{asked.task_id}/update"),
-        ("GET", f"/v1/tasks/{asked.task_id}"),
+        ("DELETE", f"/v1/runs/{idle.run_id}"),
+        ("POST", f"/v1/tasks/{idle.task_id}/update"),
+        ("GET", f"/v1/tasks/{idle.task_id}"),
         ("TRACE", "/v1/runs"),
     ):
-        answer = asked.operator.request(method, path)
+        answer = idle.operator.request(method, path)
         assert_refused(answer, "method-not-allowed", method)
         assert answer.headers["allow"]

@@ -31,9 +31,25 @@ def private_postgres() -> Iterator[str]:
         if user is not None:
             shutil.chown(data, user)
         binaries = _binaries(user, Path(folder))
-        _run(binaries, user, "initdb", "-D", str(data), "-U", "fedquorum", "-A", "trust", "-E", "UTF8", "--locale=C")
+        _run(
+            binaries,
+            user,
+            "initdb",
+            "-D",
+            str(data),
+            "-U",
+            "fedquorum",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "-N",
+        )
         port = _free_port()
         options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories= -c max_connections=200"
+        # The tests kill processes but cut no power: what a process wrote outlives it without reaching the disk.
+        options += " -c fsync=off -c full_page_writes=off"
         log = str(data / "log")
         _run(binaries, user, "pg_ctl", "-D", str(data), "-w", "-t", "60", "-l", log, "-o", options, "start")
         try:

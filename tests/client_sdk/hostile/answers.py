@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from tests.client_sdk.hostile.server import Hold, Route, Script, Seen
-from tests.support.malformed import Shapes, entries, framed, offsets
+from tests.support.malformed.bodies import Shapes, entries, framed, offsets
 
 RUN_ID: Final = "run_honest"
 TASK_ID: Final = "task_honest"

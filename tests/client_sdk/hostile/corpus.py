@@ -39,8 +39,8 @@ from tests.client_sdk.hostile.answers import (
     whole,
 )
 from tests.client_sdk.hostile.server import HOLD, Hold, Route, Script, Seen
-from tests.support.malformed import Shapes, entries, framed
 from tests.support.malformed import corpus as malformed_uploads
+from tests.support.malformed.bodies import Shapes, entries, framed
 
 if sys.version_info >= (3, 14):
     from compression import zstd

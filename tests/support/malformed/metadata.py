@@ -106,7 +106,8 @@ def metrics() -> Iterator[Case]:
 
 
 def metadata_of_other_kinds() -> Iterator[Case]:
-    for name, value in {"list": [], "null": None, "string": "num_examples", "number": 1, "true": True}.items():
+    others: dict[str, Any] = {"list": [], "null": None, "string": "num_examples", "number": 1, "true": True}
+    for name, value in others.items():
         header = {"__metadata__": value, **entries(UPDATE)}
         yield of_header(f"metadata-is-{name}", header, "__metadata__")
     values: dict[str, dict[str, Any]] = {
