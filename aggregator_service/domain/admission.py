@@ -18,10 +18,15 @@ class Replay:
     """The same bytes were accepted before; the answer is the first one's."""
 
 
+def no_such_task(task_id: str) -> ProblemError:
+    """Gives the problem of an answer to a task that does not exist."""
+    return ProblemError(ProblemType.NOT_FOUND, f"there is no task {task_id!r}")
+
+
 def check_owner(task: TaskRecord | None, *, task_id: str, client_id: str) -> TaskRecord:
     """Gives the task if it is this client's; raises `not-found` or `forbidden`."""
     if task is None:
-        raise ProblemError(ProblemType.NOT_FOUND, f"there is no task {task_id!r}")
+        raise no_such_task(task_id)
     if task.client_id != client_id:
         raise ProblemError(ProblemType.FORBIDDEN, "the task belongs to another client")
     return task

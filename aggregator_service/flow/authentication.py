@@ -41,7 +41,7 @@ async def authenticate(flow: Flow, bearer: str) -> Principal:
             return None
         return record
 
-    record = await flow.transactions.read("authenticate", body)
+    record = await flow.transactions.read_one("authenticate", body)
     if record is None:
         raise ProblemError(
             ProblemType.UNAUTHENTICATED,

@@ -10,16 +10,17 @@ from aggregator_service.domain.admission import (
     given_up,
     is_collecting,
     judge,
+    no_such_task,
     round_closed,
 )
-from aggregator_service.domain.records import ModelRecord, RoundRecord, RunRecord, TaskRecord, TaskState, UpdateRecord
+from aggregator_service.domain.records import RoundRecord, RunRecord, TaskRecord, TaskState, UpdateRecord
 from aggregator_service.domain.strategies.mean import weight_of
 from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.context import Flow
-from aggregator_service.flow.layouts import layout_of
+from aggregator_service.flow.layouts import layout_of_run
 from aggregator_service.flow.reception import Body, Received, digest_of, receive
-from aggregator_service.storage import events, models, rounds, runs, tasks, updates
-from aggregator_service.storage.transactions import ReadTx, WriteTx
+from aggregator_service.storage import asks, events, rounds, runs, tasks, updates
+from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.encodings.dense import DenseMeasure
 from fl_protocol.rounds import EventType
 from fl_protocol.streaming import StreamDecoder
@@ -61,27 +62,20 @@ class Accepted:
 
 async def look_up(flow: Flow, *, task_id: str, client_id: str) -> Ask:
     """Finds what a client's update answers; refuses what can be refused before any byte of it is read."""
-
-    def body(tx: ReadTx) -> tuple[TaskRecord, RoundRecord, RunRecord, ModelRecord, UpdateRecord | None]:
-        task = check_owner(tasks.get(tx, task_id), task_id=task_id, client_id=client_id)
-        check_kind(task, TaskKind.TRAIN)
-        round_, run = rounds.get(tx, task.round_id), runs.get(tx, task.run_id)
-        model = None if round_ is None else models.get(tx, task.run_id, round_.base_version)
-        if round_ is None or run is None or model is None:
-            raise LookupError(f"task {task_id} lacks its round, run or model")
-        return task, round_, run, model, _accepted(tx, task)
-
-    task, round_, run, model, accepted = await flow.transactions.read("look_up_task", body)
-    if accepted is None:
-        if task.state is TaskState.GIVEN_UP:
-            raise given_up(task)
-        if not is_collecting(round_):
-            raise round_closed(round_)
-    return Ask(task, round_, run, await layout_of(flow, model), accepted)
-
-
-def _accepted(tx: ReadTx, task: TaskRecord) -> UpdateRecord | None:
-    return updates.of_task(tx, task.task_id) if task.state is TaskState.DONE else None
+    found = await flow.transactions.read_one("look_up_task", lambda tx: asks.get(tx, task_id))
+    if found is None:
+        raise no_such_task(task_id)
+    check_owner(found.task, task_id=task_id, client_id=client_id)
+    check_kind(found.task, TaskKind.TRAIN)
+    accepted = None
+    if found.task.state is TaskState.DONE:
+        accepted = await flow.transactions.read_one("look_up_update", lambda tx: updates.of_task(tx, task_id))
+    elif found.task.state is TaskState.GIVEN_UP:
+        raise given_up(found.task)
+    elif not is_collecting(found.round):
+        raise round_closed(found.round)
+    layout = await layout_of_run(flow, found.run.run_id, version=found.round.base_version)
+    return Ask(found.task, found.round, found.run, layout, accepted)
 
 
 async def take_update(flow: Flow, ask: Ask, body: Body) -> Accepted:
@@ -112,24 +106,24 @@ async def _commit(flow: Flow, ask: Ask, received: Received, *, max_abs: dict[str
     update_id = flow.new_id("update")
 
     def body(tx: WriteTx) -> Accepted:
-        run = runs.lock(tx, ask.run.run_id)
-        task, round_ = tasks.get(tx, ask.task.task_id), rounds.get(tx, ask.round.round_id)
-        if run is None or task is None or round_ is None:
-            raise LookupError(f"task {ask.task.task_id}, its round or its run vanished")
-        accepted = _accepted(tx, task)
+        runs.hold(tx, ask.run.run_id)
+        now = asks.get(tx, ask.task.task_id)
+        if now is None:
+            raise LookupError(f"task {ask.task.task_id} vanished")
+        accepted = updates.of_task(tx, now.task.task_id) if now.task.state is TaskState.DONE else None
         verdict = judge(
             digest=received.digest,
             accepted_digest=None if accepted is None else accepted.digest,
-            task=task,
-            collecting=is_collecting(round_),
-            round_=round_,
+            task=now.task,
+            collecting=is_collecting(now.round),
+            round_=now.round,
         )
         if isinstance(verdict, Replay) and accepted is not None:
-            return Accepted(accepted, round_, is_new=False)
+            return Accepted(accepted, now.round, is_new=False)
         update = _update(tx, ask, received, metadata, update_id=update_id, max_abs=max_abs)
         flow.blobs.seal(tx, received.upload)
-        _count(flow, tx, run=run, task=task, update=update)
-        return Accepted(update, round_, is_new=True)
+        _count(flow, tx, run=now.run, task=now.task, update=update)
+        return Accepted(update, now.round, is_new=True)
 
     failpoints.reach("intake.before_commit")
     try:

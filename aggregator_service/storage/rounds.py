@@ -39,10 +39,8 @@ _COUNT_UPDATE: Final = (
 )
 
 
-def _record(row: sa.Row[Any] | None) -> RoundRecord | None:
-    if row is None:
-        return None
-    values = fields(row)
+def record(values: dict[str, Any]) -> RoundRecord:
+    """Makes an attempt of its columns by name."""
     return RoundRecord(
         **values
         | {
@@ -52,9 +50,13 @@ def _record(row: sa.Row[Any] | None) -> RoundRecord | None:
     )
 
 
+def _record(row: sa.Row[Any] | None) -> RoundRecord | None:
+    return None if row is None else record(fields(row))
+
+
 def _records(tx: ReadTx, query: Any, parameters: Mapping[str, Any] | None = None) -> list[RoundRecord]:
     rows = tx.connection.execute(query, parameters)
-    return [record for row in rows if (record := _record(row)) is not None]
+    return [record(fields(row)) for row in rows]
 
 
 def insert(tx: WriteTx, round_: RoundRecord) -> None:

@@ -13,10 +13,11 @@ from fl_protocol.runs import RunSpec, RunState
 
 _GET: Final = sa.select(runs).where(runs.c.run_id == sa.bindparam("run_id"))
 _LOCK: Final = _GET.with_for_update()
+_HOLD: Final = sa.select(runs.c.run_id).where(runs.c.run_id == sa.bindparam("run_id")).with_for_update()
 
 
-def _record(row: sa.Row[Any]) -> RunRecord:
-    values = fields(row)
+def record(values: dict[str, Any]) -> RunRecord:
+    """Makes a run of its columns by name."""
     del values["num_events"]
     return RunRecord(**values | {"state": RunState(values["state"]), "spec": RunSpec.model_validate(values["spec"])})
 
@@ -41,13 +42,20 @@ def insert(tx: WriteTx, run: RunRecord) -> None:
 def get(tx: ReadTx, run_id: str) -> RunRecord | None:
     """Gives a run; None where there is no such run."""
     row = tx.connection.execute(_GET, {"run_id": run_id}).one_or_none()
-    return None if row is None else _record(row)
+    return None if row is None else record(fields(row))
+
+
+def hold(tx: WriteTx, run_id: str) -> None:
+    """Keeps other writers away from a run until the transaction ends, without reading it."""
+    if run_id not in tx.held:
+        tx.connection.execute(_HOLD, {"run_id": run_id})
+        tx.held.add(run_id)
 
 
 def lock(tx: WriteTx, run_id: str) -> RunRecord | None:
     """Gives a run and keeps other writers away from it until the transaction ends."""
     row = tx.connection.execute(_LOCK, {"run_id": run_id}).one_or_none()
-    return None if row is None else _record(row)
+    return None if row is None else record(fields(row))
 
 
 def page(tx: ReadTx, *, after: tuple[datetime, str] | None, limit: int) -> list[RunRecord]:
@@ -55,7 +63,7 @@ def page(tx: ReadTx, *, after: tuple[datetime, str] | None, limit: int) -> list[
     query = sa.select(runs).order_by(runs.c.created_at, runs.c.run_id).limit(limit)
     if after is not None:
         query = query.where(is_behind((runs.c.created_at, runs.c.run_id), after))
-    return [_record(row) for row in tx.connection.execute(query)]
+    return [record(fields(row)) for row in tx.connection.execute(query)]
 
 
 def set_state(

@@ -24,11 +24,13 @@ _SET_STATE: Final = (
 )
 
 
-def _record(row: sa.Row[Any] | None) -> TaskRecord | None:
-    if row is None:
-        return None
-    values = fields(row)
+def record(values: dict[str, Any]) -> TaskRecord:
+    """Makes a task of its columns by name."""
     return TaskRecord(**values | {"kind": TaskKind(values["kind"]), "state": TaskState(values["state"])})
+
+
+def _record(row: sa.Row[Any] | None) -> TaskRecord | None:
+    return None if row is None else record(fields(row))
 
 
 def insert(tx: WriteTx, task: TaskRecord) -> None:

@@ -12,7 +12,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -31,6 +31,8 @@ T = TypeVar("T")
 MAX_BATCH: Final = 64
 MAX_QUEUED: Final = 4096
 MAX_ATTEMPTS: Final = 8
+_ONE_VIEW: Final = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+_ONE_STATEMENT: Final = {"isolation_level": "AUTOCOMMIT"}
 NOTIFICATION_CHANNEL: Final = "fedquorum"
 
 
@@ -56,9 +58,13 @@ class ReadTx:
 
 @dataclass(slots=True)
 class WriteTx(ReadTx):
-    """A transaction that may change things and says what it changed, so that waiters look again."""
+    """A transaction that may change things and says what it changed, so that waiters look again.
+
+    `held` names the runs whose rows it has locked.
+    """
 
     topics: set[str] = field(default_factory=set)
+    held: set[str] = field(default_factory=set)
 
     def wake(self, topic: str) -> None:
         """Notes that whoever waits on a topic should look again once this is committed."""
@@ -109,11 +115,19 @@ class Transactions:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._readers, self.read_blocking, name, body)
 
+    async def read_one(self, name: str, body: Callable[[ReadTx], T]) -> T:
+        """Runs a body that executes a single statement, which is consistent by itself: on Postgres one round trip."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, self._read_retrying, name, body, _ONE_STATEMENT)
+
     def read_blocking(self, name: str, body: Callable[[ReadTx], T]) -> T:
         """Does the same from a worker thread."""
+        return self._read_retrying(name, body, _ONE_VIEW)
+
+    def _read_retrying(self, name: str, body: Callable[[ReadTx], T], options: Mapping[str, Any]) -> T:
         for attempt in range(MAX_ATTEMPTS):
             try:
-                return self._read_once(body)
+                return self._read_once(body, options)
             except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
                 self._pause_or_raise(name, error, attempt)
         raise AssertionError("the last attempt raises")
@@ -126,10 +140,10 @@ class Transactions:
         self._readers.shutdown(wait=True)
         self.database.dispose()
 
-    def _read_once(self, body: Callable[[ReadTx], T]) -> T:
+    def _read_once(self, body: Callable[[ReadTx], T], options: Mapping[str, Any]) -> T:
         with self.database.readers.connect() as connection:
             if self.database.dialect == "postgresql":
-                connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+                connection.execution_options(**options)
             with connection.begin():
                 return body(ReadTx(connection, self.database.dialect, self._clock))
 
@@ -259,6 +273,7 @@ def _run_body_in_savepoint(tx: WriteTx, pending: _Pending[Any]) -> None:
         raise
     except Exception as error:  # noqa: BLE001 - passed on to whoever waits; the batch goes on
         savepoint.rollback()
+        tx.held.clear()
         pending.error = error
         return
     savepoint.commit()

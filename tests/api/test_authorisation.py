@@ -418,7 +418,7 @@ class _OneToken:
         self._record = TokenRecord("hash", kind, None, None, 0, None, None, datetime.now(UTC))
         self.transactions = self
 
-    async def read(self, _name: str, _body: object) -> TokenRecord:
+    async def read_one(self, _name: str, _body: object) -> TokenRecord:
         return self._record
 
 

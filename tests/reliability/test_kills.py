@@ -40,9 +40,9 @@ def small_plan(num_random: int, num_cold: int) -> list[Fault]:
         KillAt(name, nth)
         for name in failpoints.NAMES
         if name not in _NEEDS_LARGE
-        for nth in ((1, 2, 3) if name in _ONCE_A_ROUND else (1, 4, 9))
+        for nth in ((1, 2) if name in _ONCE_A_ROUND else (1, 3, 7))
     ]
-    plan += [KillAfter(source.uniform(0.0, 0.5)) for _ in range(num_random)]
+    plan += [KillAfter(source.uniform(0.0, 0.4)) for _ in range(num_random)]
     plan += [KillAfter(source.uniform(0.2, 2.0), cold=True) for _ in range(num_cold)]
     source.shuffle(plan)
     return plan
@@ -60,7 +60,7 @@ def large_plan(num_random: int) -> list[Fault]:
     return plan
 
 
-SMALL_PLAN = small_plan(num_random=16, num_cold=3)
+SMALL_PLAN = small_plan(num_random=20, num_cold=3)
 LARGE_PLAN = large_plan(num_random=5)
 
 
@@ -106,13 +106,13 @@ def survive(database_url: str, folder: Path, *, plan: Sequence[Fault], forking: 
             run_id = create_run(operator, initial_model(num_padding), num_rounds=100_000, round=rounds)
             with taking_part(operator, run_id, ledger, num_padding=num_padding) as (clients, jobs):
                 server.kill()
-                carry_out(server, plan, forking=forking)
+                carry_out(server, plan, forking=forking, jobs=jobs)
                 server.zygote = forking
                 server.start()
                 last_round = operator.get(f"/v1/runs/{run_id}").json()["current_round"] + 2
                 for client in clients:
                     client.last_round = last_round
-            assert {job.result() for job in jobs} == {last_round}
+                assert {job.result() for job in jobs} == {last_round}
             wait_for_run(operator, run_id, version=last_round)
             participants = [client.participant.client_id for client in clients]
             digests = check_run(operator, run_id, ledger, participants=participants)

@@ -1,5 +1,6 @@
 """Starting and stopping: drained in seconds, at the same time as others, before the database, on a newer schema."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -12,12 +13,15 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from aggregator_service.flow import aggregation
+from aggregator_service.flow.aggregation import SealedRound
 from tests.support.events import read_events
 from tests.support.participant import (
     MEDIA_TYPE,
     Tensors,
     create_run,
     enrol,
+    pack,
     small_model,
     unpack,
     update_body,
@@ -25,7 +29,9 @@ from tests.support.participant import (
 )
 from tests.support.proxy import Proxy
 from tests.support.racing import held_back
+from tests.support.records import model_record, round_record, run_record, store_blob, update_record
 from tests.support.server import ServerProcess
+from tests.support.store import flow_on, open_store
 from tests.support.waiting import eventually
 from tests.support.zygote import Zygote
 
@@ -133,6 +139,20 @@ def test_a_round_left_in_the_middle_of_its_aggregation_is_finished_after_the_nex
         published = unpack(wait_for_run(operator, run_id, version=1).content)["large"]
         assert np.all(published == 2.0)
     stop_within(fixed_server, 5)
+
+
+async def test_an_aggregation_is_left_as_soon_as_the_server_drains(database_url: str) -> None:
+    model = small_model()
+    with open_store(database_url) as store:
+        flow = flow_on(store)
+        store.write(lambda tx: store_blob(tx, "blob_1", pack(model)))
+        store.write(lambda tx: store_blob(tx, "blob_2", body_of(model)))
+        update = update_record(blob_id="blob_2", max_abs=dict.fromkeys(model, 1.0))
+        sealed = SealedRound(run_record(), round_record(), model_record(), [update])
+        assert aggregation.compute(flow, sealed).model.num_bytes > 0
+        flow.wakeups.close()
+        with pytest.raises(aggregation.AggregationStoppedError):
+            await asyncio.to_thread(aggregation.compute, flow, sealed)
 
 
 def refuses_to_start(server: ServerProcess, why: str) -> None:

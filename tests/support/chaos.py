@@ -1,9 +1,10 @@
 """Kills a server by a plan, again and again, while clients that retry the same requests take part in a run."""
 
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,13 +37,13 @@ class KillAt:
 Fault = KillAfter | KillAt
 
 
-def carry_out(server: ServerProcess, plan: Sequence[Fault], *, forking: Zygote) -> None:
-    """Starts the server for each fault of a plan and lets it die of it."""
+def carry_out(server: ServerProcess, plan: Sequence[Fault], *, forking: Zygote, jobs: Sequence["Future[int]"]) -> None:
+    """Starts the server for each fault of a plan and lets it die of it; raises what a client's job raised."""
     for fault in plan:
         if isinstance(fault, KillAt):
             server.zygote = forking
             server.begin(FEDQUORUM_FAILPOINT=f"{fault.failpoint}:{fault.nth}:kill")
-            assert server.wait(PATIENCE_SECONDS) == -9, server.log[-4000:]
+            _await_death(server, jobs)
         else:
             server.zygote = None if fault.cold else forking
             server.begin()
@@ -50,6 +51,18 @@ def carry_out(server: ServerProcess, plan: Sequence[Fault], *, forking: Zygote) 
             time.sleep(fault.seconds)
             assert server.is_running(), server.log[-4000:]
             server.kill()
+
+
+def _await_death(server: ServerProcess, jobs: Sequence["Future[int]"]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while server.is_running():
+        for job in jobs:
+            if job.done():
+                job.result()
+        assert time.monotonic() < deadline, f"the point was not passed within {PATIENCE_SECONDS} s"
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(0.2)
+    assert server.wait() == -9, server.log[-4000:]
 
 
 @dataclass
@@ -62,12 +75,13 @@ class PersistentClient:
     ledger: Ledger
     num_padding: int = 0
     last_round: int | None = None
+    is_called_off: bool = False
     num_replays: int = 0
 
     def take_part(self) -> int:
         """Takes part until the run or its last wanted round has ended; gives the number of updates it sent."""
         num_accepted = 0
-        while True:
+        while not self.is_called_off:
             claimed = self._send("POST", f"/v1/runs/{self.run_id}/tasks", params={"wait": 5})
             if claimed.status_code == 204:
                 continue
@@ -79,6 +93,7 @@ class PersistentClient:
                 return num_accepted
             self._answer(task)
             num_accepted += 1
+        return num_accepted
 
     def _answer(self, task: dict[str, Any]) -> None:
         model = self._send("GET", task["model_url"])
@@ -96,7 +111,7 @@ class PersistentClient:
             try:
                 answer = self.participant.http.request(method, path, **request)
             except httpx.TransportError:
-                if time.monotonic() > deadline:
+                if self.is_called_off or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
                 continue
@@ -114,4 +129,9 @@ def taking_part(
         for number in range(NUM_CLIENTS)
     ]
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
-        yield clients, [pool.submit(client.take_part) for client in clients]
+        try:
+            yield clients, [pool.submit(client.take_part) for client in clients]
+        except BaseException:
+            for client in clients:
+                client.is_called_off = True
+            raise

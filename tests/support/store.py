@@ -1,5 +1,7 @@
 """Transactions on an empty database, for the storage suites."""
 
+import asyncio
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,10 +10,14 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 
+from aggregator_service.domain.layouts import Layouts
+from aggregator_service.flow.context import Flow, Limits
+from aggregator_service.storage.blobs import DatabaseBlobs
 from aggregator_service.storage.engine import open_database
 from aggregator_service.storage.schema import migrate
 from aggregator_service.storage.transactions import ReadTx, Transactions, WriteTx
 from aggregator_service.telemetry import Telemetry
+from aggregator_service.wakeups import Wakeups
 from fl_protocol.problems import ProblemError
 from tests.support.records import NOON
 
@@ -48,6 +54,19 @@ def open_store(database_url: str) -> Iterator[Store]:
     transactions = Transactions(database, _noon, on_commit=announced.append, telemetry=telemetry)
     yield Store(transactions, telemetry, announced)
     transactions.close()
+
+
+def flow_on(store: Store) -> Flow:
+    """Gives the flow's stages what they stand on; must be called in the event loop that runs them."""
+    return Flow(
+        transactions=store.transactions,
+        blobs=DatabaseBlobs(store.transactions),
+        wakeups=Wakeups(asyncio.get_running_loop()),
+        telemetry=store.telemetry,
+        entropy=os.urandom,
+        limits=Limits(max_model_bytes=1 << 20),
+        layouts=Layouts(),
+    )
 
 
 def _noon() -> datetime:
