@@ -31,7 +31,9 @@ from client_sdk.operator import Operator
 from client_sdk.participant import participate
 from client_sdk.torch import TorchEvaluator, TorchTrainer, image_dataset, load_into, tensors_of, use_threads
 from fl_protocol.rounds import EventType
-from fl_protocol.runs import RoundSpec, RunSpec, TrainingSpec
+from fl_protocol.runs import RunSpec
+from fl_protocol.specs.rounds import RoundSpec
+from fl_protocol.specs.training import TrainingSpec
 from fl_protocol.tasks import EnrolledClient
 
 NUM_CLIENTS = 10

@@ -17,7 +17,8 @@ from benchmarks.server import OPERATOR_TOKEN, fresh_server, listening_process
 from client_sdk.client import AggregatorClient
 from client_sdk.operator import Operator
 from client_sdk.transfer import Body, body_of_tensors
-from fl_protocol.runs import RoundSpec, RunSpec
+from fl_protocol.runs import RunSpec
+from fl_protocol.specs.rounds import RoundSpec
 from fl_protocol.tasks import Task
 
 NUM_ELEMENTS = 10_000_000

@@ -21,7 +21,8 @@ from client_sdk.client import AggregatorClient
 from client_sdk.operator import Operator
 from client_sdk.participant import participate
 from client_sdk.session.work import TrainedDelta, Trainer, TrainingTask
-from fl_protocol.runs import RoundSpec, RunSpec
+from fl_protocol.runs import RunSpec
+from fl_protocol.specs.rounds import RoundSpec
 
 NUM_CLIENTS = 4
 NUM_ROUNDS = {1_000_000: 9, 10_000_000: 4}

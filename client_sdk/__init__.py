@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     )
     from client_sdk.transfer import StoredModel
     from fl_protocol.arrays import RawTensor, Tensor
-    from fl_protocol.runs import RoundSpec, Run, RunSpec, TrainingSpec
+    from fl_protocol.runs import Run, RunSpec
+    from fl_protocol.specs.rounds import RoundSpec
+    from fl_protocol.specs.training import TrainingSpec
     from fl_protocol.tasks import EvaluationReport
 
 __all__ = [
@@ -98,7 +100,9 @@ _HOMES: Final = {
     ),
     "client_sdk.transfer": ("StoredModel",),
     "fl_protocol.arrays": ("RawTensor", "Tensor"),
-    "fl_protocol.runs": ("RoundSpec", "Run", "RunSpec", "TrainingSpec"),
+    "fl_protocol.runs": ("Run", "RunSpec"),
+    "fl_protocol.specs.rounds": ("RoundSpec",),
+    "fl_protocol.specs.training": ("TrainingSpec",),
     "fl_protocol.tasks": ("EvaluationReport",),
 }
 _HOME_OF: Final = {name: module for module, names in _HOMES.items() for name in names}

@@ -1,5 +1,6 @@
 """The two kinds of JSON message: what is sent in is checked strictly, what comes back may grow new fields."""
 
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -32,6 +33,16 @@ class ResponseMessage(BaseModel):
     """An answer of the server: a newer server may add fields, which an older client ignores."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+def kind_or(default: str) -> Callable[[object], str]:
+    """Tells the members of a union apart by their `kind`; one that does not say is of the default kind."""
+
+    def kind_of(value: object) -> str:
+        found = value.get("kind", default) if isinstance(value, Mapping) else getattr(value, "kind", default)
+        return found if isinstance(found, str) else ""
+
+    return kind_of
 
 
 def _check_metrics(metrics: dict[str, float]) -> dict[str, float]:

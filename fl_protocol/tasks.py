@@ -6,7 +6,8 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from fl_protocol.messages import MAX_EXACT_INTEGER, Metrics, Name, RequestMessage, ResponseMessage, Timestamp
-from fl_protocol.runs import DenseEncoding, NoPrivacy, NoSecureAggregation, TrainingSpec
+from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
+from fl_protocol.specs.training import TrainingSpec
 
 
 class TaskKind(StrEnum):

@@ -21,6 +21,13 @@ PAGES: Final = (
     ("client_sdk.session.progress", "What `participate` tells its `on_event`"),
     ("client_sdk.errors", "Every error that the SDK raises"),
     ("fl_protocol.runs", "What declares and describes a run"),
+    ("fl_protocol.specs.rounds", "`RunSpec.round`"),
+    ("fl_protocol.specs.selection", "`RunSpec.selection`"),
+    ("fl_protocol.specs.strategies", "`RunSpec.strategy`"),
+    ("fl_protocol.specs.server_optimizers", "`RunSpec.server_optimizer`"),
+    ("fl_protocol.specs.training", "`RunSpec.training`"),
+    ("fl_protocol.specs.evaluation", "`RunSpec.evaluation`"),
+    ("fl_protocol.specs.protection", "`RunSpec.encoding`, `privacy` and `secure_aggregation`"),
     ("fl_protocol.tasks", "Tasks, receipts and clients"),
     ("fl_protocol.rounds", "Rounds, contributions and events"),
 )

@@ -38,7 +38,9 @@ from client_sdk.torch import (
     use_threads,
 )
 from fl_protocol.rounds import EventType
-from fl_protocol.runs import RoundSpec, Run, RunSpec, RunState, TrainingSpec
+from fl_protocol.runs import Run, RunSpec, RunState
+from fl_protocol.specs.rounds import RoundSpec
+from fl_protocol.specs.training import TrainingSpec
 from fl_protocol.tasks import ClientRequest, EvaluationReport
 
 SIZES: Final = (784, 128, 64, 10)

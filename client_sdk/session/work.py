@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fl_protocol.arrays import Tensor
-from fl_protocol.runs import TrainingSpec
+from fl_protocol.specs.training import TrainingSpec
 from fl_protocol.tasks import EvaluationReport
 
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregator_service.domain import exact_sum
-from fl_protocol.runs import MAX_COHORT_SIZE, MAX_WEIGHT
+from fl_protocol.specs.rounds import MAX_COHORT_SIZE
+from fl_protocol.specs.strategies import MAX_WEIGHT
 
 MAGNITUDES = st.one_of(st.just(0.0), st.floats(0, 1024), st.floats(0, 1e30), st.floats(1e-45, 1e-30))
 CONTRIBUTIONS = st.lists(st.tuples(MAGNITUDES, st.integers(1, MAX_WEIGHT)), min_size=1, max_size=20)

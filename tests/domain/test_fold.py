@@ -15,7 +15,8 @@ from aggregator_service.flow.fold import ModelOverflowError, SealedUpdate, aggre
 from fl_protocol.arrays import RawTensor, decode, dtype_of, encode
 from fl_protocol.dtypes import as_float64, from_float64
 from fl_protocol.problems import ProblemError
-from fl_protocol.runs import RunSpec, SgdServerOptimizer
+from fl_protocol.runs import RunSpec
+from fl_protocol.specs.server_optimizers import SgdServerOptimizer
 from fl_protocol.tensors import parse_header
 
 

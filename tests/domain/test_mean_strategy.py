@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator_service.domain.strategies.mean import weight_of, weighted_metrics
-from fl_protocol.runs import MeanStrategy
+from fl_protocol.specs.strategies import MeanStrategy
 
 
 @pytest.mark.parametrize(("number", "weight"), [(1, 1), (999, 999), (1000, 1000), (1001, 1000), (2**53 - 1, 1000)])

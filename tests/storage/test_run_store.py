@@ -8,7 +8,8 @@ import pytest
 from aggregator_service.storage import runs
 from aggregator_service.storage.rows import StaleRowError
 from aggregator_service.storage.transactions import WriteTx
-from fl_protocol.runs import RoundSpec, RunSpec, RunState
+from fl_protocol.runs import RunSpec, RunState
+from fl_protocol.specs.rounds import RoundSpec
 from tests.support.records import later, run_record
 from tests.support.store import Store, open_store
 

@@ -8,7 +8,7 @@ bits.
 import numpy as np
 
 from fl_protocol.dtypes import Float64Array
-from fl_protocol.runs import SgdServerOptimizer
+from fl_protocol.specs.server_optimizers import SgdServerOptimizer
 
 
 def has_state(spec: SgdServerOptimizer) -> bool:

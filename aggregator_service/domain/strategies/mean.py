@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
-from fl_protocol.runs import MeanStrategy
+from fl_protocol.specs.strategies import MeanStrategy
 
 
 def weight_of(num_examples: int, strategy: MeanStrategy) -> int:
