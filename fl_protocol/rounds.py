@@ -7,6 +7,13 @@ from pydantic import JsonValue
 from fl_protocol.messages import ResponseMessage, Timestamp
 
 
+class RoundKind(StrEnum):
+    """Whether a round asks a cohort and closes with it, or is a buffer that takes updates whenever they come."""
+
+    SYNCHRONOUS = "synchronous"
+    BUFFERED = "buffered"
+
+
 class RoundState(StrEnum):
     """Where one attempt at a round stands; completed and abandoned are terminal."""
 
@@ -17,8 +24,13 @@ class RoundState(StrEnum):
 
 
 class Round(ResponseMessage):
-    """One attempt at one round; metrics are example-weighted means of what clients reported."""
+    """One attempt at one round; metrics are example-weighted means of what clients reported.
 
+    A buffered round is one buffer: `quorum` is its size, `cohort_size` the run's concurrency, `base_version` the model
+    that it is applied to. At `deadline_at` tasks handed out at its opening are given up; it goes on until it is full.
+    """
+
+    kind: RoundKind = RoundKind.SYNCHRONOUS
     number: int
     attempt: int
     state: RoundState
@@ -38,13 +50,17 @@ class Round(ResponseMessage):
 
 
 class Contribution(ResponseMessage):
-    """What the operator may know of one update: never a tensor."""
+    """What the operator may know of one update: never a tensor.
+
+    It was made from the model `staleness` versions before the round's base version; `weight` is not yet discounted.
+    """
 
     update_id: str
     client_id: str
     digest: str
     num_examples: int
     weight: int
+    staleness: int = 0
     metrics: dict[str, float]
     num_bytes: int
     accepted_at: Timestamp

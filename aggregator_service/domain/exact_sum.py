@@ -15,6 +15,7 @@ the rounding to the model's own type. A multiple of 8 would cost up to seven bit
 
 import math
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any, Final
 
 import numpy as np
@@ -89,7 +90,7 @@ def settle(accumulator: Int64Array, num_folds: int) -> None:
     np.subtract(accumulator, np.array(bias, dtype=np.uint64).view(np.int64), out=accumulator)
 
 
-def mean(accumulator: Int64Array, *, total_weight: int, shift: int) -> Float64Array:
+def mean(accumulator: Int64Array, *, total_weight: int | Fraction, shift: int) -> Float64Array:
     """Turns a settled sum into the weighted mean; its relative error of at most 2^-52 is far below the grid's."""
     result = accumulator.astype(np.float64)
     np.divide(result, float(total_weight), out=result)

@@ -4,6 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from aggregator_service.domain.records import RoundRecord, RunRecord
+from fl_protocol.rounds import RoundKind
 
 
 class QuorumDecision(StrEnum):
@@ -20,9 +21,12 @@ def deadline_clock(run: RunRecord, now: datetime) -> datetime:
 
 
 def decide(round_: RoundRecord, now: datetime) -> QuorumDecision:
-    """Seals at `quorum` updates at once, at the deadline with `min_updates`; abandons at the deadline with fewer."""
+    """Seals at `quorum` updates at once, at the deadline with `min_updates`; abandons at the deadline with fewer.
+
+    A buffer collects until it is full.
+    """
     if round_.num_updates >= round_.quorum:
         return QuorumDecision.SEAL
-    if now < round_.deadline_at:
+    if round_.kind is RoundKind.BUFFERED or now < round_.deadline_at:
         return QuorumDecision.COLLECT
     return QuorumDecision.SEAL if round_.num_updates >= round_.min_updates else QuorumDecision.ABANDON

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from fl_protocol.rounds import RoundState
+from fl_protocol.rounds import RoundKind, RoundState
 from fl_protocol.runs import RunSpec, RunState
 from fl_protocol.tasks import TaskKind
 
@@ -52,10 +52,11 @@ class EvaluationState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """One attempt at a round, with the evaluation of its result."""
+    """One attempt at a round, with the evaluation of its result; a buffered one has no deadline of its own."""
 
     round_id: str
     run_id: str
+    kind: RoundKind
     number: int
     attempt: int
     state: RoundState
@@ -87,7 +88,10 @@ class TaskState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
-    """What one client was asked to do in one attempt at a round."""
+    """What one client was asked to do with one model; `deadline_at` is None where the round has the deadline.
+
+    `round_id` names the attempt at a round that handed it out, `turn` counts the client's tasks of the kind in it.
+    """
 
     task_id: str
     run_id: str
@@ -95,12 +99,18 @@ class TaskRecord:
     client_id: str
     kind: TaskKind
     state: TaskState
+    base_version: int
     assigned_at: datetime
+    deadline_at: datetime | None = None
+    turn: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateRecord:
-    """An accepted update; `max_abs` is the largest |delta| of each tensor, which fixes the sum's scale."""
+    """An accepted update; `max_abs` is the largest |delta| of each tensor, which fixes the sum's scale.
+
+    `round_id` names the attempt that counts it, to whose base version its own is `staleness` versions behind.
+    """
 
     update_id: str
     task_id: str
@@ -111,6 +121,7 @@ class UpdateRecord:
     num_bytes: int
     num_examples: int
     weight: int
+    staleness: int
     metrics: Mapping[str, float]
     max_abs: Mapping[str, float]
     blob_id: str

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aggregator_service import failpoints
+from aggregator_service.domain import staleness
 from aggregator_service.domain.records import ModelRecord, RoundRecord, RunRecord, UpdateRecord
 from aggregator_service.domain.strategies.mean import weighted_metrics
 from aggregator_service.flow.context import Flow
@@ -13,6 +14,7 @@ from aggregator_service.storage import models, rounds, runs, updates
 from aggregator_service.storage.blobs import BlobUpload
 from aggregator_service.storage.transactions import ReadTx
 from fl_protocol.rounds import RoundState
+from fl_protocol.specs.rounds import BufferedRoundSpec, RoundSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,13 @@ class _HashedUpload:
 
 
 def load_sealed(tx: ReadTx, round_id: str) -> SealedRound | None:
-    """Reads a sealed round; None if it no longer waits for its aggregate."""
+    """Reads a sealed round; None if it no longer waits for its aggregate, or a buffer before it still does."""
     round_ = rounds.get(tx, round_id)
     if round_ is None or round_.state is not RoundState.AGGREGATING:
         return None
     run, base = runs.get(tx, round_.run_id), models.get(tx, round_.run_id, round_.base_version)
+    if run is not None and (run.latest_version or 0) < round_.base_version:
+        return None
     if run is None or base is None:
         raise LookupError(f"round {round_id} lacks its run or base model")
     return SealedRound(run, round_, base, updates.of_round(tx, round_id))
@@ -80,7 +84,7 @@ def compute(flow: Flow, sealed: SealedRound) -> Candidate:
     try:
         aggregate(
             _reader(flow, sealed.base.blob_id),
-            [_sealed_update(flow, update) for update in sealed.updates],
+            [_sealed_update(flow, update, sealed.run.spec.round) for update in sealed.updates],
             spec=sealed.run.spec,
             optimizer_state=_optional_reader(flow, sealed.base.optimizer_blob_id),
             write_model=write_model,
@@ -99,13 +103,17 @@ def compute(flow: Flow, sealed: SealedRound) -> Candidate:
     )
 
 
-def _sealed_update(flow: Flow, update: UpdateRecord) -> SealedUpdate:
+def _sealed_update(flow: Flow, update: UpdateRecord, spec: RoundSpec | BufferedRoundSpec) -> SealedUpdate:
+    discount = (
+        staleness.discount(spec.staleness, update.staleness) if isinstance(spec, BufferedRoundSpec) else staleness.FULL
+    )
     return SealedUpdate(
         update_id=update.update_id,
         digest=update.digest,
         weight=update.weight,
         max_abs=update.max_abs,
         read=_reader(flow, update.blob_id),
+        discount=discount,
     )
 
 

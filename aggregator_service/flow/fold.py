@@ -6,10 +6,11 @@ from typing import Final
 
 import numpy as np
 
-from aggregator_service.domain import exact_sum, integer_mean
+from aggregator_service.domain import exact_sum, integer_mean, staleness
 from aggregator_service.domain.exact_sum import Int64Array
 from aggregator_service.domain.integer_mean import IntegerArray
 from aggregator_service.domain.server_optimizers import sgd
+from aggregator_service.domain.staleness import Discounted
 from aggregator_service.flow.windows import (
     WINDOW_ELEMENTS,
     Layout,
@@ -34,13 +35,17 @@ Writer = Callable[[bytes], None]
 
 @dataclass(frozen=True, slots=True)
 class SealedUpdate:
-    """One update of a sealed round: its weight, each tensor's largest |delta|, and how to read its bytes."""
+    """One update of a sealed round: its weight, each tensor's largest |delta|, and how to read its bytes.
+
+    `discount`, in 2^-16, makes the deltas of a stale update count less. Counters are not discounted: they are no step.
+    """
 
     update_id: str
     digest: str
     weight: int
     max_abs: Mapping[str, float]
     read: RangeReader
+    discount: int = staleness.FULL
 
 
 class ModelOverflowError(ArithmeticError):
@@ -67,6 +72,7 @@ class _Plan:
     spec: RunSpec
     base: _Blob
     updates: Sequence[SealedUpdate]
+    discounted: Discounted
     layouts: Sequence[Layout]
     state: _Blob | None
     shifts: Sequence[int]
@@ -104,13 +110,15 @@ def aggregate(
     if not updates:
         raise ValueError("an aggregate needs at least one update")
     model = read_header(base)
+    discounted = staleness.discounted([update.weight for update in updates], [update.discount for update in updates])
     plan = _Plan(
         spec=spec,
         base=_Blob(base, layout_of(model, model)),
         updates=updates,
+        discounted=discounted,
         layouts=_layouts(updates, model),
         state=_state_blob(optimizer_state, model, spec=spec),
-        shifts=_shifts(updates, model),
+        shifts=_shifts(updates, model, weights=discounted.weights),
         write_model=write_model,
         write_state=write_state,
     )
@@ -134,9 +142,11 @@ def _layouts(updates: Sequence[SealedUpdate], model: Header) -> list[Layout]:
     return layouts
 
 
-def _shifts(updates: Sequence[SealedUpdate], model: Header) -> list[int]:
+def _shifts(updates: Sequence[SealedUpdate], model: Header, *, weights: Sequence[int]) -> list[int]:
     return [
-        exact_sum.shift((update.max_abs[spec.name], update.weight) for update in updates) if spec.is_float else 0
+        exact_sum.shift((update.max_abs[spec.name], weight) for update, weight in zip(updates, weights, strict=True))
+        if spec.is_float
+        else 0
         for spec in model.tensors
     ]
 
@@ -162,13 +172,13 @@ def _write_headers(plan: _Plan, model: Header) -> None:
 
 def _fold_window(plan: _Plan, window: Sequence[Segment], *, sums: _Sums, scratch: Float64Array) -> None:
     sums.floats.fill(0)
-    for update, layout in zip(plan.updates, plan.layouts, strict=True):
+    for update, layout, weight in zip(plan.updates, plan.layouts, plan.discounted.weights, strict=True):
         for segment, values in read_window(update.read, window, layout=layout):
             if segment.spec.is_float:
                 target = sums.floats[segment.offset : segment.offset + segment.num_elements]
                 native = as_native_float(values, segment.spec.dtype)
                 shift = plan.shifts[segment.tensor]
-                exact_sum.fold(target, native, weight=update.weight, shift=shift, scratch=scratch)
+                exact_sum.fold(target, native, weight=weight, shift=shift, scratch=scratch)
                 sums.num_folds[segment.offset] = sums.num_folds.get(segment.offset, 0) + 1
             else:
                 _fold_integers(plan, segment, sums=sums, values=values, weight=update.weight)
@@ -204,11 +214,10 @@ def _read_state(state: _Blob, window: Sequence[Segment]) -> list[tuple[int, Floa
 def _finish_floats(plan: _Plan, segment: Segment, *, sums: _Sums, base: Values, state: Float64Array | None) -> None:
     total = sums.floats[segment.offset : segment.offset + segment.num_elements]
     exact_sum.settle(total, sums.num_folds[segment.offset])
-    total_weight = sum(update.weight for update in plan.updates)
     optimizer, dtype = plan.spec.server_optimizer, segment.spec.dtype
     for begin in range(0, segment.num_elements, _TILE_ELEMENTS):
         tile = slice(begin, begin + _TILE_ELEMENTS)
-        mean = exact_sum.mean(total[tile], total_weight=total_weight, shift=plan.shifts[segment.tensor])
+        mean = exact_sum.mean(total[tile], total_weight=plan.discounted.total, shift=plan.shifts[segment.tensor])
         previous = None if state is None else state[tile]
         if previous is None and sgd.has_state(optimizer):
             previous = sgd.init(mean.size)

@@ -1,7 +1,8 @@
 """Who is asked: a client claims a task, waits for one, or gives one up."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Final
 
 from aggregator_service.domain import cohort, topics
@@ -13,6 +14,7 @@ from aggregator_service.domain.records import (
     TaskRecord,
     TaskState,
 )
+from aggregator_service.flow import buffers
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.layouts import layout_of
 from aggregator_service.flow.lifecycle import no_such_run
@@ -21,6 +23,7 @@ from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import RoundState
 from fl_protocol.runs import FINISHED_RUN_STATES, RunState
+from fl_protocol.specs.rounds import BufferedRoundSpec
 from fl_protocol.tasks import TaskKind
 from fl_protocol.updates import max_update_bytes
 
@@ -47,6 +50,12 @@ class _Offer:
     kind: TaskKind
     round: RoundRecord
     task: TaskRecord | None
+
+    @property
+    def base_version(self) -> int:
+        """The model that the round asks about."""
+        version = self.round.result_version if self.kind is TaskKind.EVALUATE else self.round.base_version
+        return version or 0
 
     @property
     def is_held(self) -> bool:
@@ -85,10 +94,7 @@ async def give_up(flow: Flow, *, task_id: str, client_id: str) -> None:
                 ProblemType.ALREADY_SUBMITTED, "the task has been answered and is counted; it cannot be given up"
             )
         if task.state is TaskState.OPEN:
-            tasks.set_state(tx, task, TaskState.GIVEN_UP)
-            if task.kind is TaskKind.TRAIN:
-                rounds.count_task(tx, task.round_id, -1)
-            tx.wake(topics.tasks_of(task.run_id))
+            buffers.release(tx, task)
 
     await flow.transactions.write("give_up_task", body)
 
@@ -104,11 +110,11 @@ async def _try_claim(flow: Flow, run_id: str, client_id: str) -> Assignment | No
         if offer is None:
             return None
         is_new = offer.task is None
-        task, round_ = offer.task or _assign(tx, run, offer, client_id=client_id, task_id=task_id), offer.round
-        version = round_.result_version if task.kind is TaskKind.EVALUATE else round_.base_version
-        model = models.get(tx, run_id, version or 0)
-        if model is None:
-            raise LookupError(f"run {run_id} has no model version {version}")
+        task = offer.task or _assign(tx, run, offer, client_id=client_id, task_id=task_id)
+        round_ = offer.round if task.round_id == offer.round.round_id else rounds.get(tx, task.round_id)
+        model = models.get(tx, run_id, task.base_version)
+        if round_ is None or model is None:
+            raise LookupError(f"task {task.task_id} lacks its round or its model, version {task.base_version}")
         return task, run, round_, model, is_new
 
     claimed = await flow.transactions.write("claim_task", body)
@@ -142,7 +148,7 @@ def _choose(tx: ReadTx, run: RunRecord, client_id: str) -> _Offer | None:
     """Takes what the client holds already, else the first offer that is free."""
     offers = _offers(tx, run, client_id)
     held = next((offer for offer in offers if offer.is_held), None)
-    return held or next((offer for offer in offers if _is_free(tx, offer)), None)
+    return held or next((offer for offer in offers if _is_free(tx, run, offer, client_id=client_id)), None)
 
 
 def _offers(tx: ReadTx, run: RunRecord, client_id: str) -> list[_Offer]:
@@ -151,26 +157,53 @@ def _offers(tx: ReadTx, run: RunRecord, client_id: str) -> list[_Offer]:
     newest = rounds.newest(tx, run.run_id)
     if newest is not None and newest.state is RoundState.COLLECTING:
         open_now.append((TaskKind.TRAIN, newest))
-    return [
-        _Offer(kind, round_, tasks.find(tx, round_id=round_.round_id, client_id=client_id, kind=kind))
-        for kind, round_ in open_now
-    ]
+    return [_Offer(kind, round_, _task(tx, run, round_, kind=kind, client_id=client_id)) for kind, round_ in open_now]
 
 
-def _is_free(tx: ReadTx, offer: _Offer) -> bool:
+def _task(tx: ReadTx, run: RunRecord, round_: RoundRecord, *, kind: TaskKind, client_id: str) -> TaskRecord | None:
+    if kind is TaskKind.TRAIN and isinstance(run.spec.round, BufferedRoundSpec):
+        return tasks.held(tx, run.run_id, client_id)
+    return tasks.find(tx, round_id=round_.round_id, client_id=client_id, kind=kind)
+
+
+def _is_free(tx: ReadTx, run: RunRecord, offer: _Offer, *, client_id: str) -> bool:
     if offer.task is not None:
         return False
+    if offer.kind is TaskKind.TRAIN and isinstance(run.spec.round, BufferedRoundSpec):
+        return buffers.is_free(tx, run, run.spec.round, round_=offer.round, client_id=client_id)
     if offer.kind is TaskKind.TRAIN:
         return cohort.has_place(offer.round)
     return tasks.count(tx, round_id=offer.round.round_id, kind=offer.kind) < offer.round.cohort_size
 
 
 def _assign(tx: WriteTx, run: RunRecord, offer: _Offer, *, client_id: str, task_id: str) -> TaskRecord:
-    task = TaskRecord(task_id, run.run_id, offer.round.round_id, client_id, offer.kind, TaskState.OPEN, tx.now())
+    task = _new_task(tx, run, offer, client_id=client_id, task_id=task_id)
     tasks.insert(tx, task)
     if offer.kind is TaskKind.TRAIN:
         rounds.count_task(tx, offer.round.round_id, 1)
     client = clients.get(tx, client_id)
     if client is not None:
         clients.mark_seen(tx, client)
+    return task
+
+
+def _new_task(tx: ReadTx, run: RunRecord, offer: _Offer, *, client_id: str, task_id: str) -> TaskRecord:
+    task = TaskRecord(
+        task_id=task_id,
+        run_id=run.run_id,
+        round_id=offer.round.round_id,
+        client_id=client_id,
+        kind=offer.kind,
+        state=TaskState.OPEN,
+        base_version=offer.base_version,
+        assigned_at=tx.now(),
+    )
+    if offer.kind is TaskKind.TRAIN and isinstance(run.spec.round, BufferedRoundSpec):
+        earlier = tasks.find(tx, round_id=task.round_id, client_id=client_id, kind=task.kind)
+        return replace(
+            task,
+            base_version=run.latest_version or 0,
+            deadline_at=tx.now() + timedelta(seconds=run.spec.round.deadline_seconds),
+            turn=1 if earlier is None else earlier.turn + 1,
+        )
     return task
