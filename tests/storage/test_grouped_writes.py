@@ -165,6 +165,22 @@ async def test_groups_and_ordinary_writes_share_a_commit_and_nothing_else(store:
     assert "fedquorum_commit_batch_size_sum 6.0" in metrics
 
 
+async def test_an_ordinary_write_that_raises_leaves_a_group_together(store: Store) -> None:
+    def refuses(tx: WriteTx) -> str:
+        raise ProblemError(ProblemType.NOT_FOUND, "nothing here")
+
+    body = Enrolment()
+    async with queued(store, 3):
+        writes = [
+            asyncio.ensure_future(store.transactions.write_grouped("enrol", "a", body)),
+            asyncio.ensure_future(store.transactions.write("refuse", refuses)),
+            asyncio.ensure_future(store.transactions.write_grouped("enrol", "b", body)),
+        ]
+    first, second, third = await outcomes(writes)
+    assert (first, third, names(store), body.calls) == ("A", "B", "ab", [["a", "b"]] * 2)
+    assert problem(second).detail == "nothing here"
+
+
 async def test_a_body_that_forgets_an_item_fails_rather_than_answer_for_another(store: Store) -> None:
     def forgetful(tx: WriteTx, items: Sequence[str]) -> list[str | ProblemError]:
         return Enrolment()(tx, items)[1:]
