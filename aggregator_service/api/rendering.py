@@ -6,8 +6,8 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel
 
 from aggregator_service.domain.records import ClientRecord, ModelRecord, RoundRecord, RunRecord, UpdateRecord
+from aggregator_service.domain.tally import Accepted
 from aggregator_service.flow.evaluation import AcceptedEvaluation
-from aggregator_service.flow.intake import Accepted
 from aggregator_service.flow.selection import Assignment
 from fl_protocol import routes
 from fl_protocol.models import Model

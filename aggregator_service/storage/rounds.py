@@ -1,6 +1,6 @@
 """The rounds table: one row an attempt; a state changes only from the state that was read."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from fl_protocol.rounds import RoundState
 from fl_protocol.runs import RunState
 
 _GET: Final = sa.select(rounds).where(rounds.c.round_id == sa.bindparam("round_id"))
+_GET_ALL: Final = sa.select(rounds).where(rounds.c.round_id.in_(sa.bindparam("round_ids", expanding=True)))
 _NEWEST: Final = (
     sa.select(rounds)
     .where(rounds.c.run_id == sa.bindparam("run_id"))
@@ -31,10 +32,13 @@ _COUNT_TASK: Final = (
     .where(rounds.c.round_id == sa.bindparam("of_round"))
     .values(num_tasks=rounds.c.num_tasks + sa.bindparam("change"))
 )
-_COUNT_UPDATE: Final = (
+_COUNT_UPDATES: Final = (
     sa.update(rounds)
     .where(rounds.c.round_id == sa.bindparam("of_round"), rounds.c.state == RoundState.COLLECTING.value)
-    .values(num_updates=rounds.c.num_updates + 1, num_examples=rounds.c.num_examples + sa.bindparam("more_examples"))
+    .values(
+        num_updates=rounds.c.num_updates + sa.bindparam("more_updates"),
+        num_examples=rounds.c.num_examples + sa.bindparam("more_examples"),
+    )
     .returning(rounds)
 )
 
@@ -81,6 +85,11 @@ def insert(tx: WriteTx, round_: RoundRecord) -> None:
 def get(tx: ReadTx, round_id: str) -> RoundRecord | None:
     """Gives an attempt by its id."""
     return _record(tx.connection.execute(_GET, {"round_id": round_id}).one_or_none())
+
+
+def get_all(tx: ReadTx, round_ids: Collection[str]) -> dict[str, RoundRecord]:
+    """Gives attempts by their ids."""
+    return {round_.round_id: round_ for round_ in _records(tx, _GET_ALL, {"round_ids": list(round_ids)})}
 
 
 def newest(tx: ReadTx, run_id: str, number: int | None = None) -> RoundRecord | None:
@@ -146,10 +155,10 @@ def count_task(tx: WriteTx, round_id: str, change: int) -> None:
     change_one(tx, _COUNT_TASK, {"of_round": round_id, "change": change})
 
 
-def count_update(tx: WriteTx, round_id: str, num_examples: int) -> RoundRecord:
-    """Counts an accepted update and gives the attempt after it; raises StaleRowError if it no longer collects."""
-    parameters = {"of_round": round_id, "more_examples": num_examples}
-    counted = _record(tx.connection.execute(_COUNT_UPDATE, parameters).one_or_none())
+def count_updates(tx: WriteTx, round_id: str, *, num_updates: int, num_examples: int) -> RoundRecord:
+    """Counts accepted updates and gives the attempt after them; raises StaleRowError if it no longer collects."""
+    parameters = {"of_round": round_id, "more_updates": num_updates, "more_examples": num_examples}
+    counted = _record(tx.connection.execute(_COUNT_UPDATES, parameters).one_or_none())
     if counted is None:
         raise StaleRowError(f"round {round_id} no longer collects")
     return counted

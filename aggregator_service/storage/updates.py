@@ -1,5 +1,6 @@
 """The updates and evaluations tables: what clients sent and the server acknowledged."""
 
+from collections.abc import Collection
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -11,16 +12,19 @@ from aggregator_service.storage.transactions import ReadTx, WriteTx
 
 _INSERT: Final = sa.insert(updates)
 _OF_TASK: Final = sa.select(updates).where(updates.c.task_id == sa.bindparam("task_id"))
+_OF_TASKS: Final = sa.select(updates).where(updates.c.task_id.in_(sa.bindparam("task_ids", expanding=True)))
 
 
 def _values(table: sa.Table, record: UpdateRecord | EvaluationRecord) -> dict[str, Any]:
     return {column.name: getattr(record, column.name) for column in table.columns}
 
 
-def insert(tx: WriteTx, update: UpdateRecord) -> None:
-    """Adds an accepted update; the database itself refuses a second one of a task or of a client in an attempt."""
-    values = _values(updates, update)
-    values |= {"metrics": dict(update.metrics), "max_abs": dict(update.max_abs)}
+def insert(tx: WriteTx, *accepted: UpdateRecord) -> None:
+    """Adds accepted updates; the database itself refuses a second one of a task or of a client in an attempt."""
+    values = [
+        _values(updates, update) | {"metrics": dict(update.metrics), "max_abs": dict(update.max_abs)}
+        for update in accepted
+    ]
     tx.connection.execute(_INSERT, values)
 
 
@@ -28,6 +32,12 @@ def of_task(tx: ReadTx, task_id: str) -> UpdateRecord | None:
     """Gives the update that was accepted for a task."""
     row = tx.connection.execute(_OF_TASK, {"task_id": task_id}).one_or_none()
     return None if row is None else UpdateRecord(**fields(row))
+
+
+def of_tasks(tx: ReadTx, task_ids: Collection[str]) -> dict[str, UpdateRecord]:
+    """Gives the updates that were accepted for some tasks, by the tasks' ids."""
+    rows = tx.connection.execute(_OF_TASKS, {"task_ids": list(task_ids)})
+    return {row.task_id: UpdateRecord(**fields(row)) for row in rows}
 
 
 def of_round(tx: ReadTx, round_id: str) -> list[UpdateRecord]:
