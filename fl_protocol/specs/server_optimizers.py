@@ -10,7 +10,7 @@ from fl_protocol.specs.schedules import ConstantSchedule, Schedule, check_schedu
 LearningRate = Annotated[float, Field(gt=0, le=1000)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """How much of a moving average is kept from round to round."""
-Adaptivity = Annotated[float, Field(ge=1e-12, le=1000)]
+Adaptivity = Annotated[float, Field(ge=1e-9, le=1000)]
 """The paper's tau: added to the root of the second moment, whose first value is tau squared."""
 
 

@@ -1,0 +1,93 @@
+"""A server optimizer's memory is stored with the model it belongs to: kills change no bit, a wrong one ends the run."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from tests.support.chaos import KillAt, carry_out, taking_part
+from tests.support.ledger import NUM_CLIENTS, Ledger, body_of, initial_model
+from tests.support.participant import create_run, enrol, wait_for_run
+from tests.support.server import ServerProcess, free_port
+from tests.support.stored import with_driver
+from tests.support.waiting import eventually
+from tests.support.zygote import Zygote
+
+NUM_ROUNDS = 4
+ROUNDS = {"quorum": NUM_CLIENTS, "deadline_seconds": 3600}
+OPTIMIZERS: list[dict[str, Any]] = [
+    {"kind": "adam", "schedule": {"kind": "cosine", "num_rounds": NUM_ROUNDS, "warmup_rounds": 1}},
+    {"momentum": 0.9, "nesterov": True, "schedule": {"kind": "step", "every": 2, "factor": 0.3}},
+]
+PLAN = [
+    KillAt("aggregation.model_written", 1),
+    KillAt("publication.after_commit", 1),
+    KillAt("publication.in_transaction", 1),
+    KillAt("publication.after_commit", 1),
+]
+"""Two kills of round 1 and two of round 2, of which the second lets the round be published."""
+
+
+def digests(operator: httpx.Client, run_id: str) -> list[str]:
+    """Gives the digest of each of a run's models."""
+    return [model["digest"] for model in operator.get(f"/v1/runs/{run_id}/models").json()["items"]]
+
+
+def undisturbed(operator: httpx.Client, optimizer: dict[str, Any]) -> list[str]:
+    """Gives the digests of the models of a run without kills."""
+    run_id = create_run(operator, initial_model(), num_rounds=NUM_ROUNDS, round=ROUNDS, server_optimizer=optimizer)
+    with taking_part(operator, run_id, Ledger()) as (_, jobs):
+        pass
+    assert {job.result() for job in jobs} == {NUM_ROUNDS}
+    return digests(operator, run_id)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["adam", "nesterov"])
+def test_a_killed_run_has_the_models_of_one_without_kills(
+    database_url: str, tmp_path: Path, forking: Zygote, optimizer: dict[str, Any]
+) -> None:
+    server = ServerProcess(database_url, tmp_path, port=free_port(), zygote=forking).start()
+    try:
+        with server.http() as operator:
+            expected = undisturbed(operator, optimizer)
+            run_id = create_run(
+                operator, initial_model(), num_rounds=NUM_ROUNDS, round=ROUNDS, server_optimizer=optimizer
+            )
+            with taking_part(operator, run_id, Ledger()) as (_, jobs):
+                server.kill()
+                carry_out(server, PLAN, forking=forking, jobs=jobs)
+                server.start()
+            assert {job.result() for job in jobs} == {NUM_ROUNDS}
+            assert digests(operator, run_id) == expected
+            assert len(expected) == NUM_ROUNDS + 1
+    finally:
+        server.kill()
+
+
+def test_a_state_that_another_optimizer_left_ends_the_run_by_name(server: ServerProcess) -> None:
+    with server.http() as operator:
+        optimizer = {"kind": "yogi"}
+        run_id = create_run(operator, initial_model(), round={"quorum": 1}, server_optimizer=optimizer)
+        participant = enrol(operator)
+        participant.put(participant.claim(run_id).json()["task_id"], body_of(0, 1))
+        wait_for_run(operator, run_id, version=1)
+        replace_state(server.database_url, run_id)
+        participant.put(participant.claim(run_id).json()["task_id"], body_of(0, 2))
+        eventually(lambda: operator.get(f"/v1/runs/{run_id}").json()["state"] == "failed")
+        reason = operator.get(f"/v1/runs/{run_id}").json()["reason"]
+    assert reason == (
+        "round 2 cannot be aggregated: the stored optimizer state does not belong to yogi: it is of kind None"
+    )
+
+
+def replace_state(database_url: str, run_id: str) -> None:
+    """Says of version 1 that its model's own bytes are its optimizer's state."""
+    engine = sa.create_engine(with_driver(database_url), poolclass=sa.pool.NullPool)
+    with engine.begin() as connection:
+        changed = connection.execute(
+            sa.text("UPDATE models SET optimizer_blob_id = blob_id WHERE run_id = :run_id AND version = 1"),
+            {"run_id": run_id},
+        )
+        assert changed.rowcount == 1
