@@ -28,7 +28,7 @@ class AdagradServerOptimizer(RequestMessage):
     """FedAdagrad (Reddi et al. 2021): divides by the root of the sum of all squared deltas."""
 
     kind: Literal["adagrad"]
-    learning_rate: LearningRate = 0.1
+    learning_rate: LearningRate = 0.01
     beta1: Decay = 0.0
     tau: Adaptivity = 1e-3
     schedule: Schedule = ConstantSchedule()

@@ -65,7 +65,7 @@ def test_an_optimizer_that_cannot_work_is_refused_by_its_field(
             {"kind": "adagrad", "schedule": {"warmup_rounds": 9}},
             {
                 "kind": "adagrad",
-                "learning_rate": 0.1,
+                "learning_rate": 0.01,
                 "beta1": 0.0,
                 "tau": 0.001,
                 "schedule": CONSTANT | {"warmup_rounds": 9},
