@@ -1,6 +1,7 @@
 """Each server optimizer follows its paper's recursion, in any tiling with the same bits, from what it has stored."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -275,3 +276,28 @@ def test_a_state_that_overflows_is_refused_though_the_model_would_be_finite():
     model, delta = {"w": np.zeros(2)}, {"w": np.array([0, 1e200])}
     with pytest.raises(ModelOverflowError, match="'w' would not be finite at element 1 in F64"):
         run(blob_of(model), delta, spec(REFERENCES["adagrad"][0]))
+
+
+@pytest.mark.parametrize("name", ["nesterov", "yogi"])
+def test_memory_is_bounded_by_a_window_of_the_states(name):
+    run_spec = spec(REFERENCES[name][0])
+
+    def peak(num_windows):
+        model = {"w": np.zeros(num_windows << 20, dtype=np.float32)}
+        blob, update = blob_of(model), update_of(model)
+        state, written = run(blob, model, run_spec)[1], []
+        tracemalloc.start()
+        aggregate(
+            reader(blob),
+            [update],
+            spec=run_spec,
+            round_number=2,
+            optimizer_state=lambda begin, end: state[begin:end],
+            write_model=lambda data: written.append(len(data)),
+            write_state=lambda data: written.append(len(data)),
+        )
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used
+
+    assert peak(3) < peak(1) + (1 << 20) < 48 << 20
