@@ -1,16 +1,16 @@
 """RunSpec, which declares a run, and Run, which reports it."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from fl_protocol.messages import Name, RequestMessage, ResponseMessage, Timestamp
 from fl_protocol.specs.evaluation import EvaluationSpec
 from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
 from fl_protocol.specs.rounds import RoundSpec
 from fl_protocol.specs.selection import OpenSelection
-from fl_protocol.specs.server_optimizers import SgdServerOptimizer
+from fl_protocol.specs.server_optimizers import ServerOptimizer, SgdServerOptimizer, check_server_optimizer
 from fl_protocol.specs.strategies import MeanStrategy
 from fl_protocol.specs.training import TrainingSpec
 
@@ -23,7 +23,7 @@ class RunSpec(RequestMessage):
     round: RoundSpec = RoundSpec(quorum=8, cohort_size=10, min_updates=8)
     selection: OpenSelection = OpenSelection()
     strategy: MeanStrategy = MeanStrategy()
-    server_optimizer: SgdServerOptimizer = SgdServerOptimizer()
+    server_optimizer: ServerOptimizer = SgdServerOptimizer()
     training: TrainingSpec = TrainingSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     encoding: DenseEncoding = DenseEncoding()
@@ -37,6 +37,11 @@ class RunSpec(RequestMessage):
         if size > 16_384:
             raise ValueError(f"training takes {size} bytes as JSON; at most 16384 are handed to clients")
         return training
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        check_server_optimizer(self.server_optimizer, num_rounds=self.num_rounds)
+        return self
 
 
 class RunState(StrEnum):

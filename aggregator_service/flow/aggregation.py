@@ -82,6 +82,7 @@ def compute(flow: Flow, sealed: SealedRound) -> Candidate:
             _reader(flow, sealed.base.blob_id),
             [_sealed_update(flow, update) for update in sealed.updates],
             spec=sealed.run.spec,
+            round_number=sealed.round.number,
             optimizer_state=_optional_reader(flow, sealed.base.optimizer_blob_id),
             write_model=write_model,
             write_state=optimizer.write,
