@@ -71,7 +71,7 @@ async def participate(
         max_model_bytes=client.limits.max_model_bytes,
     )
     with _cache_folder(cache_dir) as folder:
-        participant = _Participant(
+        performer = Performer(
             client=client,
             run_id=run_id,
             session=session,
@@ -82,10 +82,10 @@ async def participate(
         )
         action: machine.Action = machine.Claim()
         while not isinstance(action, machine.Finish):
-            action = await participant.perform(action)
-        participant.tell(RunFinished(action.reason))
-        participant.done.reason = action.reason
-    return participant.done
+            action = await performer.perform(action)
+        performer.tell(RunFinished(action.reason))
+        performer.done.reason = action.reason
+    return performer.done
 
 
 def _ignore(event: Progress) -> None:
@@ -102,7 +102,9 @@ def _cache_folder(cache_dir: Path | None) -> Iterator[Path]:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Participant:
+class Performer:
+    """Performs one participant's actions; `participate` and a simulation decide when."""
+
     client: AggregatorClient
     run_id: str
     session: machine.ParticipantSession
