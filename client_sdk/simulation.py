@@ -27,6 +27,7 @@ from client_sdk.errors import RunFailedError, UsageError
 from client_sdk.local_server import running_server
 from client_sdk.operator import Operator
 from client_sdk.participant import Performer
+from client_sdk.personal import PersonalTensors
 from client_sdk.session import machine
 from client_sdk.session.progress import Progress
 from client_sdk.session.work import Evaluator, Trainer, TrainingResult, TrainingTask
@@ -270,6 +271,7 @@ class _Federation:
             trainer=train,
             evaluator=None if evaluators is None else evaluate,
             folder=self.folder,
+            personal=PersonalTensors(self.run.run_id, None),
             tell=self.on_event,
         )
 
