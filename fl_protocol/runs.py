@@ -1,9 +1,9 @@
 """RunSpec, which declares a run, and Run, which reports it."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from fl_protocol.messages import Name, RequestMessage, ResponseMessage, Timestamp
 from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm
@@ -14,7 +14,7 @@ from fl_protocol.specs.rounds import RoundSpec
 from fl_protocol.specs.selection import OpenSelection
 from fl_protocol.specs.server_optimizers import SgdServerOptimizer
 from fl_protocol.specs.strategies import MeanStrategy
-from fl_protocol.specs.training import TrainingSpec
+from fl_protocol.specs.training import TrainingSpec, check_training
 
 
 class RunSpec(RequestMessage):
@@ -41,6 +41,11 @@ class RunSpec(RequestMessage):
         if size > 16_384:
             raise ValueError(f"training takes {size} bytes as JSON; at most 16384 are handed to clients")
         return training
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        check_training(self.training, num_rounds=self.num_rounds)
+        return self
 
 
 class RunState(StrEnum):

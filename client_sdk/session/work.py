@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from fl_protocol.arrays import Tensor
 from fl_protocol.specs.parameters import ParametersSpec
-from fl_protocol.specs.training import TrainingSpec
+from fl_protocol.specs.training import TrainingSpec, local_epochs, local_learning_rate
 from fl_protocol.tasks import EvaluationReport
 
 
@@ -25,6 +25,16 @@ class TrainingTask:
     model: Mapping[str, Tensor]
     training: TrainingSpec
     parameters: ParametersSpec = field(default_factory=ParametersSpec)
+
+    @property
+    def learning_rate(self) -> float:
+        """The local learning rate of this round, by the run's schedule."""
+        return local_learning_rate(self.training, self.round)
+
+    @property
+    def local_epochs(self) -> int:
+        """The number of local epochs of this round."""
+        return local_epochs(self.training, self.round)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
