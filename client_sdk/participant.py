@@ -13,6 +13,7 @@ import anyio.to_thread
 
 from client_sdk.client import AggregatorClient
 from client_sdk.errors import FedQuorumError, RunFinishedError, ServerError, TrainerError, UntrustedAnswerError
+from client_sdk.personal import PersonalTensors
 from client_sdk.session import machine
 from client_sdk.session.progress import (
     EvaluationAccepted,
@@ -55,14 +56,17 @@ async def participate(
     *,
     evaluator: Evaluator | None = None,
     cache_dir: Path | None = None,
+    state_dir: Path | None = None,
     on_event: OnEvent | None = None,
 ) -> Participation:
     """Takes part in a run until it is over: claims a task, pulls its model, trains, sends the update, and again.
 
     Trainer and evaluator are called in a worker thread. Models are kept in `cache_dir` by their digest, one at a time
-    (by default in a temporary folder). An update that comes too late is told to `on_event` and is no fault. If anything
-    else fails, the task is handed back and the error is raised: the trainer's own, TrainerError for what cannot be
-    sent, UntrustedAnswerError for a model that must not be used, any other FedQuorumError for the rest.
+    (by default in a temporary folder); personal tensors (`RunSpec.parameters`) are kept in `state_dir` after each
+    accepted update, or, by default, in memory until this function returns. An update that comes too late is told to
+    `on_event` and is no fault. If anything else fails, the task is handed back and the error is raised: the trainer's
+    own, TrainerError for what cannot be sent, UntrustedAnswerError for a model that must not be used, any other
+    FedQuorumError for the rest.
     """
     session = machine.ParticipantSession(
         run_id,
@@ -71,21 +75,22 @@ async def participate(
         max_model_bytes=client.limits.max_model_bytes,
     )
     with _cache_folder(cache_dir) as folder:
-        participant = _Participant(
+        performer = Performer(
             client=client,
             run_id=run_id,
             session=session,
             trainer=trainer,
             evaluator=evaluator,
             folder=folder,
+            personal=PersonalTensors(run_id, state_dir),
             tell=on_event or _ignore,
         )
         action: machine.Action = machine.Claim()
         while not isinstance(action, machine.Finish):
-            action = await participant.perform(action)
-        participant.tell(RunFinished(action.reason))
-        participant.done.reason = action.reason
-    return participant.done
+            action = await performer.perform(action)
+        performer.tell(RunFinished(action.reason))
+        performer.done.reason = action.reason
+    return performer.done
 
 
 def _ignore(event: Progress) -> None:
@@ -102,13 +107,16 @@ def _cache_folder(cache_dir: Path | None) -> Iterator[Path]:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Participant:
+class Performer:
+    """Performs one participant's actions; `participate` and a simulation decide when."""
+
     client: AggregatorClient
     run_id: str
     session: machine.ParticipantSession
     trainer: Trainer
     evaluator: Evaluator | None
     folder: Path
+    personal: PersonalTensors
     tell: OnEvent
     done: Participation = field(default_factory=Participation)
     cached: Path | None = None
@@ -141,7 +149,8 @@ class _Participant:
     async def _work_on(self, action: machine.TaskAction) -> machine.Action:
         match action:
             case machine.Pull():
-                return self.session.pulled(action.task, await self._pull(action.task))
+                kept = await _in_thread(self.personal.load)
+                return self.session.pulled(action.task, await self._pull(action.task), personal=kept)
             case machine.Train():
                 return await self._train(action)
             case machine.Evaluate():
@@ -203,6 +212,8 @@ class _Participant:
             receipt = await self.client.put_update(action.task.task_id, body)
         except ServerError as error:
             return self._refused(action.task, error)
+        if update.personal:
+            await _in_thread(functools.partial(self.personal.keep, update.personal))
         self.done.num_updates += 1
         self.tell(UpdateAccepted(action.task, receipt))
         return self.session.sent(action.task)

@@ -6,13 +6,15 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 
 from fl_protocol.messages import Name, RequestMessage, ResponseMessage, Timestamp
+from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm
 from fl_protocol.specs.evaluation import EvaluationSpec
+from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
 from fl_protocol.specs.rounds import RoundSpec
 from fl_protocol.specs.selection import OpenSelection
 from fl_protocol.specs.server_optimizers import ServerOptimizer, SgdServerOptimizer, check_server_optimizer
 from fl_protocol.specs.strategies import MeanStrategy
-from fl_protocol.specs.training import TrainingSpec
+from fl_protocol.specs.training import TrainingSpec, check_training
 
 
 class RunSpec(RequestMessage):
@@ -25,6 +27,8 @@ class RunSpec(RequestMessage):
     strategy: MeanStrategy = MeanStrategy()
     server_optimizer: ServerOptimizer = SgdServerOptimizer()
     training: TrainingSpec = TrainingSpec()
+    parameters: ParametersSpec = ParametersSpec()
+    algorithm: Algorithm = FedAvgAlgorithm()
     evaluation: EvaluationSpec = EvaluationSpec()
     encoding: DenseEncoding = DenseEncoding()
     privacy: NoPrivacy = NoPrivacy()
@@ -41,6 +45,7 @@ class RunSpec(RequestMessage):
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         check_server_optimizer(self.server_optimizer, num_rounds=self.num_rounds)
+        check_training(self.training, num_rounds=self.num_rounds)
         return self
 
 

@@ -25,7 +25,7 @@ from aggregator_service.flow.windows import (
 from fl_protocol.dtypes import Float64Array, Values, as_float64, as_native_float, from_float64, is_finite
 from fl_protocol.runs import RunSpec
 from fl_protocol.tensors import Header, TensorSpec, render_header
-from fl_protocol.updates import check_update_structure
+from fl_protocol.updates import check_update_structure, travelling_part
 
 __all__ = ["ModelOverflowError", "RangeReader", "SealedUpdate", "aggregate"]
 
@@ -69,6 +69,7 @@ class _Plan:
     spec: RunSpec
     round_number: int
     base: _Blob
+    moving: Mapping[str, TensorSpec]
     updates: Sequence[SealedUpdate]
     layouts: Sequence[Layout]
     state: StoredState | None
@@ -101,25 +102,27 @@ def aggregate(
 
     The bytes are a function of the base, the set of updates, the spec, the round's number and the state: neither the
     order of the updates nor the size of a window matters. The new model keeps the base's tensors, their order and its
-    metadata. Nothing is written to `write_state` where the optimizer has no state. Integer tensors move by the rounded
-    mean of the updates that hold them, whatever the optimizer. Raises ModelOverflowError; OptimizerStateError,
-    ProblemError or EOFError for a stored blob that is not what was accepted.
+    metadata, and the bytes of those that do not travel. Nothing is written to `write_state` where the optimizer has no
+    state. Integer tensors move by the rounded mean of the updates that hold them, whatever the optimizer. Raises
+    ModelOverflowError; OptimizerStateError, ProblemError or EOFError for a stored blob that is not what was accepted.
     """
     if not updates:
         raise ValueError("an aggregate needs at least one update")
     model = read_header(base)
+    moving = travelling_part(model, spec)
     plan = _Plan(
         spec=spec,
         round_number=round_number,
         base=_Blob(base, layout_of(model, model)),
+        moving=moving.by_name,
         updates=updates,
-        layouts=_layouts(updates, model),
-        state=open_state(optimizer_state, model, optimizer=spec.server_optimizer),
-        shifts=_shifts(updates, model),
+        layouts=_layouts(updates, model, moving=moving),
+        state=open_state(optimizer_state, model, moving=moving, optimizer=spec.server_optimizer),
+        shifts=_shifts(updates, model, moving=moving),
         write_model=write_model,
         write_state=write_state,
     )
-    _write_headers(plan, model)
+    _write_headers(plan, model, moving=moving)
     floats, scratch = np.empty(WINDOW_ELEMENTS, dtype=np.int64), np.empty(exact_sum.SCRATCH_ELEMENTS)
     for window in windows(model):
         sums = _Sums(floats=floats[: window[-1].offset + window[-1].num_elements])
@@ -127,28 +130,30 @@ def aggregate(
         _finish_window(plan, window, sums=sums)
 
 
-def _layouts(updates: Sequence[SealedUpdate], model: Header) -> list[Layout]:
+def _layouts(updates: Sequence[SealedUpdate], model: Header, *, moving: Header) -> list[Layout]:
     # Most updates come from the same kind of client: equal layouts are kept once, whole headers not at all.
     known: dict[bytes, Layout] = {}
     layouts = []
     for update in updates:
         header = read_header(update.read)
-        check_update_structure(header, model)
+        check_update_structure(header, moving)
         layout = layout_of(header, model)
         layouts.append(known.setdefault(layout.tobytes(), layout))
     return layouts
 
 
-def _shifts(updates: Sequence[SealedUpdate], model: Header) -> list[int]:
+def _shifts(updates: Sequence[SealedUpdate], model: Header, *, moving: Header) -> list[int]:
     return [
-        exact_sum.shift((update.max_abs[spec.name], update.weight) for update in updates) if spec.is_float else 0
+        exact_sum.shift((update.max_abs[spec.name], update.weight) for update in updates)
+        if spec.is_float and spec.name in moving.by_name
+        else 0
         for spec in model.tensors
     ]
 
 
-def _write_headers(plan: _Plan, model: Header) -> None:
+def _write_headers(plan: _Plan, model: Header, *, moving: Header) -> None:
     plan.write_model(render_header([(spec.name, spec.dtype, spec.shape) for spec in model.tensors], model.metadata))
-    plan.write_state(state_header(model, plan.spec.server_optimizer))
+    plan.write_state(state_header(moving, plan.spec.server_optimizer))
 
 
 def _fold_window(plan: _Plan, window: Sequence[Segment], *, sums: _Sums, scratch: Float64Array) -> None:
@@ -177,7 +182,7 @@ def _fold_integers(plan: _Plan, segment: Segment, *, sums: _Sums, values: Values
 def _finish_window(plan: _Plan, window: Sequence[Segment], *, sums: _Sums) -> None:
     states = {} if plan.state is None else dict(read_states(plan.state, window))
     for segment, base in read_window(plan.base.read, window, layout=plan.base.layout):
-        if segment.spec.is_float:
+        if segment.spec.is_float and segment.spec.name in plan.moving:
             _finish_floats(plan, segment, sums=sums, base=base, state=states.get(segment.offset))
         elif segment.offset in sums.integers:
             total = sums.integers[segment.offset]

@@ -1,6 +1,6 @@
 """The server optimizer's state as a stored blob: what it kept of each floating-point tensor after a model version.
 
-For each floating-point tensor of the model there is one F64 tensor of its name. An optimizer that keeps several arrays
+For each floating-point tensor that travels there is one F64 tensor of its name. An optimizer that keeps several arrays
 keeps them element by element, as a last axis in the order of its slots: the blob is then read and written front to back
 in the model's own windows, and no name can collide with one of the model's.
 """
@@ -44,8 +44,13 @@ class StoredState:
     num_slots: int
 
 
-def open_state(read: RangeReader | None, model: Header, *, optimizer: AnyServerOptimizer) -> StoredState | None:
-    """Checks a stored state; None before the first round. Raises OptimizerStateError naming what is wrong."""
+def open_state(
+    read: RangeReader | None, model: Header, *, moving: Header, optimizer: AnyServerOptimizer
+) -> StoredState | None:
+    """Checks a stored state of the model's `moving` part; None before the first round.
+
+    Raises OptimizerStateError naming what is wrong.
+    """
     if read is None:
         return None
     header = read_header(read)
@@ -55,7 +60,7 @@ def open_state(read: RangeReader | None, model: Header, *, optimizer: AnyServerO
             f"the stored optimizer state does not belong to {optimizer.kind}: it is of kind {kind}"
         )
     found = [_Tensor(held.name, held.dtype, held.shape) for held in header.tensors]
-    for held, wanted in zip_longest(found, _tensors(model, optimizer)):
+    for held, wanted in zip_longest(found, _tensors(moving, optimizer)):
         if held != wanted:
             raise OptimizerStateError(
                 f"the stored optimizer state does not belong to this model: it holds {held or 'nothing'} where"
@@ -64,9 +69,9 @@ def open_state(read: RangeReader | None, model: Header, *, optimizer: AnyServerO
     return StoredState(read, layout_of(header, model), len(choice.slots(optimizer)))
 
 
-def state_header(model: Header, optimizer: AnyServerOptimizer) -> bytes:
+def state_header(moving: Header, optimizer: AnyServerOptimizer) -> bytes:
     """Renders the head of the state's blob; no bytes for an optimizer without memory."""
-    return render_header(_tensors(model, optimizer), {_KIND: optimizer.kind}) if choice.slots(optimizer) else b""
+    return render_header(_tensors(moving, optimizer), {_KIND: optimizer.kind}) if choice.slots(optimizer) else b""
 
 
 def read_states(state: StoredState, window: Sequence[Segment]) -> Iterator[tuple[int, Float64Array]]:
@@ -86,13 +91,13 @@ def pack(states: States) -> bytes:
     return np.stack(states, axis=-1).astype("<f8", copy=False).tobytes() if states else b""
 
 
-def _tensors(model: Header, optimizer: AnyServerOptimizer) -> list[_Tensor]:
+def _tensors(moving: Header, optimizer: AnyServerOptimizer) -> list[_Tensor]:
     num_slots = len(choice.slots(optimizer))
     if not num_slots:
         return []
     # Flat where there is a further axis: the model's own shape may have as many axes as a tensor may have.
     return [
         _Tensor(spec.name, "F64", spec.shape if num_slots == 1 else (spec.num_elements, num_slots))
-        for spec in model.tensors
+        for spec in moving.tensors
         if spec.is_float
     ]

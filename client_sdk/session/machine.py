@@ -16,6 +16,7 @@ It upholds these rules, and raises UntrustedAnswerError where the server breaks 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from client_sdk.endpoints import NothingToDo
@@ -34,6 +35,7 @@ from client_sdk.session.deltas import (
     max_file_bytes,
     structure_of,
     update_of,
+    with_personal,
 )
 from client_sdk.session.work import TrainingResult, TrainingTask
 from fl_protocol.arrays import Tensor
@@ -47,6 +49,7 @@ REST_SECONDS: Final = 1.0
 MIN_REST_SECONDS: Final = 0.1
 """The shortest rest, whatever the server asks for: a participant never asks in a tight loop."""
 
+_NOTHING: Final[Mapping[str, Tensor]] = MappingProxyType({})
 _DIGEST: Final = re.compile(DIGEST_PATTERN[1:-1], re.ASCII)
 
 
@@ -143,8 +146,10 @@ class ParticipantSession:
             return GiveUp(claim, "this participant has no evaluator")
         return Pull(claim)
 
-    def pulled(self, task: Task, model: Mapping[str, Tensor]) -> Train | Evaluate:
-        """Takes the model that the task announced."""
+    def pulled(
+        self, task: Task, model: Mapping[str, Tensor], *, personal: Mapping[str, Tensor] = _NOTHING
+    ) -> Train | Evaluate:
+        """Takes the model that the task announced, and the personal tensors that were kept; see `with_personal`."""
         found = structure_of(model)
         difference = None if self._structure is None else first_difference(found, self._structure)
         if difference is not None:
@@ -158,14 +163,15 @@ class ParticipantSession:
             round=task.round,
             attempt=task.attempt,
             base_version=task.base_version,
-            model=model,
+            model=with_personal(model, personal, parameters=task.parameters),
             training=task.training,
+            parameters=task.parameters,
         )
         return Train(task, work) if task.kind is TaskKind.TRAIN else Evaluate(task, work)
 
     def trained(self, action: Train, result: TrainingResult) -> SendUpdate:
         """Takes what the trainer returned; raises TrainerError if it cannot be sent."""
-        return SendUpdate(action.task, update_of(result, action.work.model))
+        return SendUpdate(action.task, update_of(result, action.work.model, parameters=action.work.parameters))
 
     def sent(self, task: Task) -> Claim:
         """Takes the server's receipt."""

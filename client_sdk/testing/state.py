@@ -17,7 +17,7 @@ from fl_protocol.rounds import Event, EventType, Round, RoundState
 from fl_protocol.runs import FINISHED_RUN_STATES, Run, RunSpec, RunState
 from fl_protocol.tasks import EvaluationReport, Receipt, Task, TaskKind
 from fl_protocol.tensors import LENGTH_BYTES, header_length, parse_header
-from fl_protocol.updates import check_update_structure, update_metadata
+from fl_protocol.updates import check_model, check_update_structure, update_layout, update_metadata
 
 Headers = Mapping[str, str]
 
@@ -75,8 +75,9 @@ class FakeRun:
         self.events.append(Event(event_id=len(self.events) + 1, type=kind.value, created_at=_now(), data=data))
 
     def add_model(self, content: bytes) -> Model:
-        """Adds a model version; raises ProblemError if it is not safetensors."""
+        """Adds a model version; raises ProblemError if it is not safetensors or cannot be trained by the spec."""
         decode(content)
+        check_model(parse_header(_header_bytes(content)), self.run.spec)
         self.models.append(content)
         self.change(latest_version=len(self.models) - 1)
         return self.model(len(self.models) - 1)
@@ -119,7 +120,8 @@ class FakeRun:
         if not self._is_open(held.task):
             raise ProblemError(ProblemType.ROUND_CLOSED, f"round {held.task.round} closed without this update")
         header = parse_header(_header_bytes(content))
-        check_update_structure(header, parse_header(_header_bytes(self.models[-1])))
+        model = parse_header(_header_bytes(self.models[-1]))
+        check_update_structure(header, update_layout(model, self.run.spec))
         update_metadata(header)
         decode(content)
         held.update = content
@@ -160,6 +162,7 @@ class FakeRun:
             model_digest=digest_of(content),
             model_num_bytes=len(content),
             training=self.run.spec.training,
+            parameters=self.run.spec.parameters,
             encoding=self.run.spec.encoding,
             privacy=self.run.spec.privacy,
             secure_aggregation=self.run.spec.secure_aggregation,
