@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from fl_protocol.messages import Name, RequestMessage, ResponseMessage, Timestamp
+from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm
 from fl_protocol.specs.evaluation import EvaluationSpec
 from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
 from fl_protocol.specs.rounds import RoundSpec
@@ -25,6 +26,7 @@ class RunSpec(RequestMessage):
     strategy: MeanStrategy = MeanStrategy()
     server_optimizer: SgdServerOptimizer = SgdServerOptimizer()
     training: TrainingSpec = TrainingSpec()
+    algorithm: Algorithm = FedAvgAlgorithm()
     evaluation: EvaluationSpec = EvaluationSpec()
     encoding: DenseEncoding = DenseEncoding()
     privacy: NoPrivacy = NoPrivacy()

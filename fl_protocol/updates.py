@@ -3,17 +3,37 @@
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
 from fl_protocol.messages import MAX_EXACT_INTEGER, Metrics
 from fl_protocol.problems import ProblemError, ProblemType
-from fl_protocol.tensors import LENGTH_BYTES, Header, TensorSpec, header_limit, refuse_constant, strict_object
+from fl_protocol.specs.algorithms import (
+    MAX_LOCAL_STEPS,
+    Algorithm,
+    FedAvgAlgorithm,
+    FedNovaAlgorithm,
+    ScaffoldAlgorithm,
+)
+from fl_protocol.tensors import (
+    LENGTH_BYTES,
+    MAX_NAME_LENGTH,
+    Header,
+    TensorSpec,
+    header_limit,
+    refuse_constant,
+    strict_object,
+)
 
 NUM_EXAMPLES_KEY: Final = "num_examples"
 METRICS_KEY: Final = "metrics"
+LOCAL_STEPS_KEY: Final = "local_steps"
 
+CONTROL_PREFIX: Final = "control:"
+"""What a control variate's tensor is called: this and the name of the model's tensor that it belongs to."""
+
+_FEDAVG: Final = FedAvgAlgorithm()
 _METADATA_ROOM: Final = 64 << 10
 _DIGITS: Final = re.compile(r"[0-9]{1,16}", re.ASCII)
 _METRICS: Final = TypeAdapter(Metrics)
@@ -25,6 +45,57 @@ class UpdateMetadata:
 
     num_examples: int
     metrics: dict[str, float] = field(default_factory=dict)
+    local_steps: int | None = None
+
+
+class UpdateRules(Protocol):
+    """The parts of a run's spec that decide what its updates hold; a RunSpec and a Task have them."""
+
+    @property
+    def algorithm(self) -> Algorithm: ...
+
+
+def update_layout(model: Header, rules: UpdateRules) -> Header:
+    """Gives the tensors that an update of this model may hold, in a header that the other functions here take.
+
+    For SCAFFOLD each floating-point tensor is joined by its control variate, in float32 (float64 where the model's
+    is): a gradient has another range than a weight, and what is added up must not be rounded to 8 bits. Raises
+    ProblemError (structure-mismatch) for a model that cannot be trained by these rules, naming the tensor.
+    """
+    if not isinstance(rules.algorithm, ScaffoldAlgorithm):
+        return model
+    tensors, end = list(model.tensors), model.num_bytes - model.data_start
+    for spec in model.tensors:
+        _check_has_room_for_control(spec)
+        if spec.is_float:
+            control = _control_of(spec, begin=end)
+            tensors.append(control)
+            end = control.end
+    # Each control has its tensor's entry over again, with the prefix and longer offsets.
+    data_start = 2 * model.data_start + 32 * len(model.tensors)
+    return Header(tuple(tensors), model.metadata, data_start, data_start + end)
+
+
+def control_tensors(layout: Header) -> list[TensorSpec]:
+    """Lists the control variates of an update's layout."""
+    return [spec for spec in layout.tensors if spec.name.startswith(CONTROL_PREFIX)]
+
+
+def _control_of(spec: TensorSpec, *, begin: int) -> TensorSpec:
+    dtype, size = ("F64", 8) if spec.dtype == "F64" else ("F32", 4)
+    return TensorSpec(CONTROL_PREFIX + spec.name, dtype, spec.shape, begin, begin + size * spec.num_elements)
+
+
+def _check_has_room_for_control(spec: TensorSpec) -> None:
+    if spec.name.startswith(CONTROL_PREFIX):
+        raise _mismatch(
+            f"tensor {spec.name!r} begins with {CONTROL_PREFIX!r}, which SCAFFOLD's own tensors do; rename it"
+        )
+    if len(CONTROL_PREFIX + spec.name) > MAX_NAME_LENGTH:
+        raise _mismatch(
+            f"tensor {spec.name[:64]!r}... has a name of {len(spec.name)} characters; with SCAFFOLD's prefix "
+            f"{CONTROL_PREFIX!r} at most {MAX_NAME_LENGTH} may travel"
+        )
 
 
 def update_header_limit(model: Header) -> int:
@@ -50,19 +121,28 @@ def check_update_structure(header: Header, model: Header) -> None:
             raise _mismatch(f"tensor {expected.name!r} is missing; {_describe(expected)} is expected")
 
 
-def update_metadata(header: Header) -> UpdateMetadata:
-    """Reads num_examples and metrics from an update's metadata; other keys are ignored.
+def update_metadata(header: Header, algorithm: Algorithm = _FEDAVG) -> UpdateMetadata:
+    """Reads num_examples, metrics and what the run's algorithm needs from an update's metadata; other keys are ignored.
 
     Raises ProblemError (invalid-metadata).
     """
-    text = header.metadata.get(NUM_EXAMPLES_KEY)
-    if text is None:
-        raise _invalid("num_examples is missing from the safetensors metadata")
-    num_examples = int(text) if _DIGITS.fullmatch(text) else 0
-    if not 1 <= num_examples <= MAX_EXACT_INTEGER:
-        raise _invalid(f"num_examples {text[:32]!r} must be ASCII decimal digits for 1 to {MAX_EXACT_INTEGER}")
     metrics = header.metadata.get(METRICS_KEY)
-    return UpdateMetadata(num_examples=num_examples, metrics={} if metrics is None else _parse_metrics(metrics))
+    counts_steps = isinstance(algorithm, FedNovaAlgorithm)
+    return UpdateMetadata(
+        num_examples=_count(header, NUM_EXAMPLES_KEY, maximum=MAX_EXACT_INTEGER),
+        metrics={} if metrics is None else _parse_metrics(metrics),
+        local_steps=_count(header, LOCAL_STEPS_KEY, maximum=MAX_LOCAL_STEPS) if counts_steps else None,
+    )
+
+
+def _count(header: Header, key: str, *, maximum: int) -> int:
+    text = header.metadata.get(key)
+    if text is None:
+        raise _invalid(f"{key} is missing from the safetensors metadata")
+    value = int(text) if _DIGITS.fullmatch(text) else 0
+    if not 1 <= value <= maximum:
+        raise _invalid(f"{key} {text[:32]!r} must be ASCII decimal digits for 1 to {maximum}")
+    return value
 
 
 def _check_known(spec: TensorSpec, expected: TensorSpec | None) -> None:

@@ -22,7 +22,7 @@ from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import RoundState
 from fl_protocol.runs import FINISHED_RUN_STATES, RunState
 from fl_protocol.tasks import TaskKind
-from fl_protocol.updates import max_update_bytes
+from fl_protocol.updates import max_update_bytes, update_layout
 
 POLL_SECONDS: Final = 10.0
 """How often a held request looks again without a hint, for a hint can be lost with a connection."""
@@ -115,7 +115,7 @@ async def _try_claim(flow: Flow, run_id: str, client_id: str) -> Assignment | No
     if claimed is None:
         return None
     task, run, round_, model, is_new = claimed
-    layout = await layout_of(flow, model)
+    layout = update_layout(await layout_of(flow, model), run.spec)
     return Assignment(task, run, round_, model, max_update_bytes(layout), is_new)
 
 
