@@ -1,12 +1,12 @@
 """RunSpec, which declares a run, and Run, which reports it."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from fl_protocol.messages import Name, RequestMessage, ResponseMessage, Timestamp
-from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm
+from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm, check_algorithm
 from fl_protocol.specs.evaluation import EvaluationSpec
 from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
 from fl_protocol.specs.rounds import RoundSpec
@@ -39,6 +39,11 @@ class RunSpec(RequestMessage):
         if size > 16_384:
             raise ValueError(f"training takes {size} bytes as JSON; at most 16384 are handed to clients")
         return training
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        check_algorithm(self.algorithm, round_=self.round, strategy=self.strategy, training=self.training)
+        return self
 
 
 class RunState(StrEnum):

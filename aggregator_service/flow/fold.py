@@ -34,13 +34,21 @@ Writer = Callable[[bytes], None]
 
 @dataclass(frozen=True, slots=True)
 class SealedUpdate:
-    """One update of a sealed round: its weight, each tensor's largest |delta|, and how to read its bytes."""
+    """One update of a sealed round: its weight, each tensor's largest |delta|, and how to read its bytes.
+
+    `factor` replaces the weight for floating-point tensors, where an algorithm asks for a weight that is no integer.
+    """
 
     update_id: str
     digest: str
     weight: int
     max_abs: Mapping[str, float]
     read: RangeReader
+    factor: float | None = None
+
+    @property
+    def float_weight(self) -> float:
+        return self.weight if self.factor is None else self.factor
 
 
 class ModelOverflowError(ArithmeticError):
@@ -70,6 +78,7 @@ class _Plan:
     layouts: Sequence[Layout]
     state: _Blob | None
     shifts: Sequence[int]
+    divisor: float
     write_model: Writer
     write_state: Writer
 
@@ -92,14 +101,18 @@ def aggregate(
     optimizer_state: RangeReader | None,
     write_model: Writer,
     write_state: Writer,
+    holds: Header | None = None,
+    divisor: float | None = None,
 ) -> None:
     """Writes the next model, and the optimizer's state where it has one, as safetensors bytes in order.
 
     The bytes are a function of the base, the set of updates, the spec and the state: neither the order of the updates
     nor the size of a window matters. The new model keeps the base's tensors, their order and its metadata. The state
     holds one F64 tensor for each floating-point tensor; nothing is written to `write_state` where there is none.
-    Integer tensors move by the rounded mean of the updates that hold them, whatever the optimizer. Raises
-    ModelOverflowError; ProblemError or EOFError for a stored blob that is not what was accepted.
+    Integer tensors move by the rounded mean of the updates that hold them, whatever the optimizer. `holds` is what an
+    update holds, by default the base's tensors; what the base does not have is left alone. `divisor` is what the sum of
+    weighted deltas is divided by, by default the sum of the weights. Raises ModelOverflowError; ProblemError or
+    EOFError for a stored blob that is not what was accepted.
     """
     if not updates:
         raise ValueError("an aggregate needs at least one update")
@@ -108,9 +121,10 @@ def aggregate(
         spec=spec,
         base=_Blob(base, layout_of(model, model)),
         updates=updates,
-        layouts=_layouts(updates, model),
+        layouts=_layouts(updates, model, holds=holds or model),
         state=_state_blob(optimizer_state, model, spec=spec),
         shifts=_shifts(updates, model),
+        divisor=sum(update.weight for update in updates) if divisor is None else divisor,
         write_model=write_model,
         write_state=write_state,
     )
@@ -122,13 +136,13 @@ def aggregate(
         _finish_window(plan, window, sums=sums)
 
 
-def _layouts(updates: Sequence[SealedUpdate], model: Header) -> list[Layout]:
+def _layouts(updates: Sequence[SealedUpdate], model: Header, *, holds: Header) -> list[Layout]:
     # Most updates come from the same kind of client: equal layouts are kept once, whole headers not at all.
     known: dict[bytes, Layout] = {}
     layouts = []
     for update in updates:
         header = read_header(update.read)
-        check_update_structure(header, model)
+        check_update_structure(header, holds)
         layout = layout_of(header, model)
         layouts.append(known.setdefault(layout.tobytes(), layout))
     return layouts
@@ -136,7 +150,7 @@ def _layouts(updates: Sequence[SealedUpdate], model: Header) -> list[Layout]:
 
 def _shifts(updates: Sequence[SealedUpdate], model: Header) -> list[int]:
     return [
-        exact_sum.shift((update.max_abs[spec.name], update.weight) for update in updates) if spec.is_float else 0
+        exact_sum.shift((update.max_abs[spec.name], update.float_weight) for update in updates) if spec.is_float else 0
         for spec in model.tensors
     ]
 
@@ -168,7 +182,7 @@ def _fold_window(plan: _Plan, window: Sequence[Segment], *, sums: _Sums, scratch
                 target = sums.floats[segment.offset : segment.offset + segment.num_elements]
                 native = as_native_float(values, segment.spec.dtype)
                 shift = plan.shifts[segment.tensor]
-                exact_sum.fold(target, native, weight=update.weight, shift=shift, scratch=scratch)
+                exact_sum.fold(target, native, weight=update.float_weight, shift=shift, scratch=scratch)
                 sums.num_folds[segment.offset] = sums.num_folds.get(segment.offset, 0) + 1
             else:
                 _fold_integers(plan, segment, sums=sums, values=values, weight=update.weight)
@@ -204,11 +218,10 @@ def _read_state(state: _Blob, window: Sequence[Segment]) -> list[tuple[int, Floa
 def _finish_floats(plan: _Plan, segment: Segment, *, sums: _Sums, base: Values, state: Float64Array | None) -> None:
     total = sums.floats[segment.offset : segment.offset + segment.num_elements]
     exact_sum.settle(total, sums.num_folds[segment.offset])
-    total_weight = sum(update.weight for update in plan.updates)
     optimizer, dtype = plan.spec.server_optimizer, segment.spec.dtype
     for begin in range(0, segment.num_elements, _TILE_ELEMENTS):
         tile = slice(begin, begin + _TILE_ELEMENTS)
-        mean = exact_sum.mean(total[tile], total_weight=total_weight, shift=plan.shifts[segment.tensor])
+        mean = exact_sum.mean(total[tile], total_weight=plan.divisor, shift=plan.shifts[segment.tensor])
         previous = None if state is None else state[tile]
         if previous is None and sgd.has_state(optimizer):
             previous = sgd.init(mean.size)

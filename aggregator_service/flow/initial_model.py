@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aggregator_service.domain.records import ModelRecord
+from aggregator_service.domain.records import ModelRecord, RunRecord
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.lifecycle import add_model, no_such_run
 from aggregator_service.flow.reception import Body, Received, digest_of, receive
@@ -15,6 +15,7 @@ from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.runs import RunState
 from fl_protocol.streaming import Piece, StreamDecoder
 from fl_protocol.tensors import MAX_HEADER_BYTES, Header
+from fl_protocol.updates import UpdateRules, update_layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,28 +26,31 @@ class StoredModel:
     is_new: bool
 
 
-async def store_initial_model(flow: Flow, run_id: str, body: Body) -> StoredModel:
+async def store_initial_model(flow: Flow, run: RunRecord, body: Body) -> StoredModel:
     """Stores version 0 of a draft run's model; raises `state-conflict` if other bytes were stored before."""
+    run_id = run.run_id
     earlier = await flow.transactions.read("look_up_initial_model", lambda tx: _check_draft(tx, run_id))
     limit = flow.limits.max_model_bytes
     if earlier is not None:
         _check_same(earlier, await digest_of(body, max_num_bytes=limit))
         return StoredModel(earlier, is_new=False)
-    checker = _FiniteCheck()
+    checker = _InitialCheck(run.spec)
     decoder = StreamDecoder(max_header_bytes=MAX_HEADER_BYTES, max_num_bytes=limit, check_header=checker.begin)
     received = await receive(flow, body, decoder=decoder, on_piece=checker)
     return await _commit(flow, run_id, received)
 
 
-class _FiniteCheck:
-    """Refuses a model with a NaN or an infinity, or with nothing to train."""
+class _InitialCheck:
+    """Refuses a model with a NaN or an infinity, with nothing to train, or which the run's rules do not fit."""
 
-    def __init__(self) -> None:
+    def __init__(self, rules: UpdateRules) -> None:
+        self._rules = rules
         self._measure: DenseMeasure | None = None
 
     def begin(self, header: Header) -> None:
         if not any(spec.is_float and spec.num_elements for spec in header.tensors):
             raise ProblemError(ProblemType.STRUCTURE_MISMATCH, "the model holds no floating-point tensor to train")
+        update_layout(header, self._rules)
         self._measure = DenseMeasure(header, float(np.finfo(np.float64).max))
 
     def __call__(self, piece: Piece) -> None:

@@ -157,6 +157,7 @@ def _update(
         max_abs=max_abs,
         blob_id=received.upload.blob_id,
         accepted_at=tx.now(),
+        local_steps=metadata.local_steps,
     )
 
 
