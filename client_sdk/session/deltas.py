@@ -27,10 +27,11 @@ _MAX_COUNT: Final = 2**53
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What is sent back: the delta and the metadata of its safetensors file."""
+    """What is sent back, as the tensors and the metadata of its safetensors file; `control` is kept here instead."""
 
     delta: Mapping[str, Tensor]
     metadata: Mapping[str, str]
+    control: Mapping[str, Tensor] | None = None
 
 
 def structure_of(model: Mapping[str, Tensor]) -> Structure:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fl_protocol.arrays import Tensor
+from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm
 from fl_protocol.specs.training import TrainingSpec
 from fl_protocol.tasks import EvaluationReport
 
@@ -12,7 +13,9 @@ from fl_protocol.tasks import EvaluationReport
 class TrainingTask:
     """What one client is asked to do in one round: the round's global model by tensor name, and the run's settings.
 
-    The arrays are read-only; a bfloat16 tensor is a RawTensor, because numpy has no such type.
+    The arrays are read-only; a bfloat16 tensor is a RawTensor, because numpy has no such type. For SCAFFOLD `control`
+    (c_i) and `server_control` (c) hold an array for each floating-point tensor: each local step is along
+    gradient - control + server_control.
     """
 
     run_id: str
@@ -21,24 +24,35 @@ class TrainingTask:
     base_version: int
     model: Mapping[str, Tensor]
     training: TrainingSpec
+    algorithm: Algorithm = field(default_factory=FedAvgAlgorithm)
+    control: Mapping[str, Tensor] | None = None
+    server_control: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedModel:
-    """A model after local training; the SDK takes the difference to the round's global model."""
+    """A model after local training; the SDK takes the difference to the round's global model.
+
+    FedNova and SCAFFOLD need `local_steps`. SCAFFOLD's next `control` (c_i+) is computed from them by option II unless
+    it is given, as for tensors without a gradient, which keep the one they had.
+    """
 
     tensors: Mapping[str, Tensor]
     num_examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    local_steps: int | None = None
+    control: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedDelta:
-    """Local minus global model, for a trainer that computed the difference itself."""
+    """Local minus global model, for a trainer that computed the difference itself; see TrainedModel for the rest."""
 
     tensors: Mapping[str, Tensor]
     num_examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    local_steps: int | None = None
+    control: Mapping[str, Tensor] | None = None
 
 
 TrainingResult = TrainedModel | TrainedDelta

@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from client_sdk.session.work import TrainedModel, TrainingTask
 from client_sdk.torch.parameters import load_into, module_structure, tensors_of
+from client_sdk.torch.scaffold import LocalSteps
 from fl_protocol.tasks import EvaluationReport
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -64,14 +65,21 @@ class TorchTrainer:
         batches = _shuffled(self._data, batch_size=training.batch_size, generator=generator)
         optimizer = self._optimizer(self.module.parameters(), training.learning_rate)
         anchor = Anchor.of(self.module, training.proximal_mu)
+        steps = LocalSteps(self.module, task, optimizer)
         self.module.train()
         tally = Tally()
         for _ in range(training.local_epochs):
             tally = Tally()
             for inputs, targets in batches:
                 batch = (inputs.to(self._device), targets.to(self._device))
-                self._step(batch, optimizer, anchor=anchor, tally=tally)
-        return TrainedModel(tensors=tensors_of(self.module), num_examples=tally.num_examples, metrics=tally.metrics())
+                self._step(batch, optimizer, anchor=anchor, steps=steps, tally=tally)
+        return TrainedModel(
+            tensors=tensors_of(self.module),
+            num_examples=tally.num_examples,
+            metrics=tally.metrics(),
+            local_steps=steps.count,
+            control=steps.control(),
+        )
 
     def _step(
         self,
@@ -79,6 +87,7 @@ class TorchTrainer:
         optimizer: torch.optim.Optimizer,
         *,
         anchor: "Anchor",
+        steps: LocalSteps,
         tally: "Tally",
     ) -> None:
         inputs, targets = batch
@@ -87,6 +96,7 @@ class TorchTrainer:
         loss = self._loss_fn(outputs, targets)
         loss.backward()
         anchor.pull()
+        steps.correct()
         optimizer.step()
         tally.add(loss, outputs=outputs, targets=targets)
 
