@@ -21,6 +21,7 @@ from client_sdk.errors import (
     UntrustedAnswerError,
     UsageError,
 )
+from client_sdk.personal import PersonalTensors
 from client_sdk.session import machine
 from client_sdk.session.progress import (
     EvaluationAccepted,
@@ -70,9 +71,11 @@ async def participate(
 
     Trainer and evaluator are called in a worker thread. Models are kept in `cache_dir` by their digest, one at a time
     (by default in a temporary folder). `state_dir` is a folder of this client's own for what it must keep from round to
-    round and over restarts: SCAFFOLD's control variates. An update that comes too late is told to `on_event` and is no
-    fault. If anything else fails, the task is handed back and the error is raised: the trainer's own, TrainerError for
-    what cannot be sent, UntrustedAnswerError for a model that must not be used, any other FedQuorumError for the rest.
+    round and over restarts: personal tensors (`RunSpec.parameters`) after each accepted update, by default in memory
+    until this function returns; and SCAFFOLD's control variates, which need the folder. An update that comes too late
+    is told to `on_event` and is no fault. If anything else fails, the task is handed back and the error is raised: the
+    trainer's own, TrainerError for what cannot be sent, UntrustedAnswerError for a model that must not be used, any
+    other FedQuorumError for the rest.
     """
     session = machine.ParticipantSession(
         run_id,
@@ -82,7 +85,7 @@ async def participate(
         max_model_bytes=client.limits.max_model_bytes,
     )
     with _cache_folder(cache_dir) as folder:
-        participant = _Participant(
+        performer = Performer(
             client=client,
             run_id=run_id,
             session=session,
@@ -90,14 +93,15 @@ async def participate(
             evaluator=evaluator,
             folder=folder,
             controls=None if state_dir is None else ControlStore(state_dir, run_id),
+            personal=PersonalTensors(run_id, state_dir),
             tell=on_event or _ignore,
         )
         action: machine.Action = machine.Claim()
         while not isinstance(action, machine.Finish):
-            action = await participant.perform(action)
-        participant.tell(RunFinished(action.reason))
-        participant.done.reason = action.reason
-    return participant.done
+            action = await performer.perform(action)
+        performer.tell(RunFinished(action.reason))
+        performer.done.reason = action.reason
+    return performer.done
 
 
 def _ignore(event: Progress) -> None:
@@ -114,7 +118,9 @@ def _cache_folder(cache_dir: Path | None) -> Iterator[Path]:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Participant:
+class Performer:
+    """Performs one participant's actions; `participate` and a simulation decide when."""
+
     client: AggregatorClient
     run_id: str
     session: machine.ParticipantSession
@@ -122,6 +128,7 @@ class _Participant:
     evaluator: Evaluator | None
     folder: Path
     controls: ControlStore | None
+    personal: PersonalTensors
     tell: OnEvent
     done: Participation = field(default_factory=Participation)
     cached: dict[str, Path] = field(default_factory=dict)
@@ -155,7 +162,8 @@ class _Participant:
         match action:
             case machine.Pull():
                 self.session.check_can_do(action.task)
-                return self.session.pulled(action.task, await self._pull(action.task))
+                kept = await _in_thread(self.personal.load)
+                return self.session.pulled(action.task, await self._pull(action.task), personal=kept)
             case machine.PullControls():
                 return await self._pull_controls(action)
             case machine.Train():
@@ -243,6 +251,8 @@ class _Participant:
             receipt = await self.client.put_update(action.task.task_id, body)
         except ServerError as error:
             return self._refused(action.task, error)
+        if update.personal:
+            await _in_thread(functools.partial(self.personal.keep, update.personal))
         self.done.num_updates += 1
         self.tell(UpdateAccepted(action.task, receipt))
         return self.session.sent(action.task)

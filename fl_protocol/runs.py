@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from fl_protocol.messages import Name, RequestMessage, ResponseMessage, Timestamp
 from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm, check_algorithm
 from fl_protocol.specs.evaluation import EvaluationSpec
+from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
 from fl_protocol.specs.rounds import RoundSpec
 from fl_protocol.specs.selection import OpenSelection
@@ -26,6 +27,7 @@ class RunSpec(RequestMessage):
     strategy: MeanStrategy = MeanStrategy()
     server_optimizer: SgdServerOptimizer = SgdServerOptimizer()
     training: TrainingSpec = TrainingSpec()
+    parameters: ParametersSpec = ParametersSpec()
     algorithm: Algorithm = FedAvgAlgorithm()
     evaluation: EvaluationSpec = EvaluationSpec()
     encoding: DenseEncoding = DenseEncoding()

@@ -7,6 +7,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from fl_protocol.messages import MAX_EXACT_INTEGER, Metrics, Name, RequestMessage, ResponseMessage, Timestamp
 from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm
+from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
 from fl_protocol.specs.training import TrainingSpec
 
@@ -49,6 +50,7 @@ class Task(ResponseMessage):
     secure_aggregation: NoSecureAggregation
     deadline_at: Timestamp
     max_num_bytes: int
+    parameters: ParametersSpec = ParametersSpec()
     algorithm: Algorithm = FedAvgAlgorithm()
     control_variate: ControlVariate | None = None
     counted_update: str | None = None

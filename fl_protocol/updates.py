@@ -1,8 +1,9 @@
 """What an update must hold, given the base model: the same tensors, and how many examples stand behind them."""
 
+import functools
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from pydantic import TypeAdapter, ValidationError
@@ -16,6 +17,7 @@ from fl_protocol.specs.algorithms import (
     FedNovaAlgorithm,
     ScaffoldAlgorithm,
 )
+from fl_protocol.specs.parameters import ParametersSpec, matches
 from fl_protocol.tensors import (
     LENGTH_BYTES,
     MAX_NAME_LENGTH,
@@ -33,6 +35,7 @@ LOCAL_STEPS_KEY: Final = "local_steps"
 CONTROL_PREFIX: Final = "control:"
 """What a control variate's tensor is called: this and the name of the model's tensor that it belongs to."""
 
+_NAMES_SHOWN: Final = 12
 _FEDAVG: Final = FedAvgAlgorithm()
 _METADATA_ROOM: Final = 64 << 10
 _DIGITS: Final = re.compile(r"[0-9]{1,16}", re.ASCII)
@@ -54,14 +57,65 @@ class UpdateRules(Protocol):
     @property
     def algorithm(self) -> Algorithm: ...
 
+    @property
+    def parameters(self) -> ParametersSpec: ...
+
+
+def travelling_part(model: Header, rules: UpdateRules) -> Header:
+    """Gives the model's tensors that travel in updates, in the model's order, in a header as long as the model's."""
+    parameters = rules.parameters
+    if parameters.is_everything:
+        return model
+    names = tuple(spec.name for spec in model.tensors)
+    travelling = _travelling(names, tuple(parameters.trainable), tuple(parameters.personal))
+    tensors, end = [], 0
+    for spec in model.tensors:
+        if spec.name in travelling:
+            tensors.append(replace(spec, begin=end, end=end + spec.num_bytes))
+            end += spec.num_bytes
+    return Header(tuple(tensors), {}, model.data_start, model.data_start + end)
+
+
+@functools.lru_cache(maxsize=32)
+def _travelling(names: tuple[str, ...], trainable: tuple[str, ...], personal: tuple[str, ...]) -> frozenset[str]:
+    # Asked for each claim and each update of a run: up to 10,000 names by 256 patterns are matched once.
+    parameters = ParametersSpec(trainable=list(trainable), personal=list(personal))
+    return frozenset(name for name in names if parameters.travels(name))
+
+
+def check_model(model: Header, rules: UpdateRules) -> None:
+    """Checks that a model can be trained by a run's rules.
+
+    Raises ProblemError (structure-mismatch) naming the field and the pattern that matches no tensor, or the tensor that
+    cannot be trained, or saying that nothing would travel.
+    """
+    for field_name in ("trainable", "personal"):
+        for index, pattern in enumerate(getattr(rules.parameters, field_name)):
+            if not any(matches(pattern, spec.name) for spec in model.tensors):
+                raise _mismatch(
+                    f"parameters.{field_name}[{index}] {pattern!r} matches no tensor of the model; "
+                    f"it has: {_some_names(model)}"
+                )
+    if not any(spec.is_float and spec.num_elements for spec in update_layout(model, rules).tensors):
+        whose = "" if rules.parameters.is_everything else " that travels by the run's parameters"
+        raise _mismatch(f"the model holds no floating-point tensor to train{whose}; it has: {_some_names(model)}")
+
+
+def _some_names(model: Header) -> str:
+    names = ", ".join(repr(spec.name[:64]) for spec in model.tensors[:_NAMES_SHOWN])
+    more = len(model.tensors) - _NAMES_SHOWN
+    return f"{names}, and {more} more" if more > 0 else names
+
 
 def update_layout(model: Header, rules: UpdateRules) -> Header:
     """Gives the tensors that an update of this model may hold, in a header that the other functions here take.
 
-    For SCAFFOLD each floating-point tensor is joined by its control variate, in float32 (float64 where the model's
-    is): a gradient has another range than a weight, and what is added up must not be rounded to 8 bits. Raises
-    ProblemError (structure-mismatch) for a model that cannot be trained by these rules, naming the tensor.
+    These are the tensors that travel by the run's `parameters`. For SCAFFOLD each floating-point one is joined by its
+    control variate, in float32 (float64 where the model's is): a gradient has another range than a weight, and what is
+    added up must not be rounded to 8 bits. Raises ProblemError (structure-mismatch) for a model that cannot be trained
+    by these rules, naming the tensor.
     """
+    model = travelling_part(model, rules)
     if not isinstance(rules.algorithm, ScaffoldAlgorithm):
         return model
     tensors, end = list(model.tensors), model.num_bytes - model.data_start
@@ -147,7 +201,7 @@ def _count(header: Header, key: str, *, maximum: int) -> int:
 
 def _check_known(spec: TensorSpec, expected: TensorSpec | None) -> None:
     if expected is None:
-        raise _mismatch(f"tensor {spec.name!r} is not in the base model; leave it out")
+        raise _mismatch(f"tensor {spec.name!r} is not in the base model or does not travel; leave it out")
     if expected.dtype == "BOOL":
         raise _mismatch(f"tensor {spec.name!r} is BOOL, which has no difference; leave it out")
     if (spec.dtype, spec.shape) != (expected.dtype, expected.shape):

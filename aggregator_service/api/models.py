@@ -73,9 +73,9 @@ async def put_initial_model(
     request: Request, response: Response, flow: FlowDependency, _caller: Caller, run_id: Identifier
 ) -> Model:
     """Stores version 0 of a draft run's model."""
-    run = await reading.get_run(flow, run_id)
+    await reading.get_run(flow, run_id)
     body = tensor_body(request, max_num_bytes=flow.limits.max_model_bytes)
-    stored = await initial_model.store_initial_model(flow, run, body)
+    stored = await initial_model.store_initial_model(flow, run_id, body)
     response.status_code = 201 if stored.is_new else 200
     return render_model(stored.model)
 

@@ -118,6 +118,7 @@ def render_task(assignment: Assignment) -> Task:
         model_digest=model.digest,
         model_num_bytes=model.num_bytes,
         training=spec.training,
+        parameters=spec.parameters,
         encoding=spec.encoding,
         privacy=spec.privacy,
         secure_aggregation=spec.secure_aggregation,

@@ -23,7 +23,7 @@ from aggregator_service.flow.windows import (
 from fl_protocol.dtypes import Float64Array, Values, as_float64, as_native_float, from_float64, is_finite
 from fl_protocol.runs import RunSpec
 from fl_protocol.tensors import Header, TensorSpec, render_header
-from fl_protocol.updates import check_update_structure
+from fl_protocol.updates import check_update_structure, travelling_part
 
 __all__ = ["ModelOverflowError", "RangeReader", "SealedUpdate", "aggregate"]
 
@@ -74,6 +74,7 @@ class _Plan:
 
     spec: RunSpec
     base: _Blob
+    moving: Mapping[str, TensorSpec]
     updates: Sequence[SealedUpdate]
     layouts: Sequence[Layout]
     state: _Blob | None
@@ -107,28 +108,31 @@ def aggregate(
     """Writes the next model, and the optimizer's state where it has one, as safetensors bytes in order.
 
     The bytes are a function of the base, the set of updates, the spec and the state: neither the order of the updates
-    nor the size of a window matters. The new model keeps the base's tensors, their order and its metadata. The state
-    holds one F64 tensor for each floating-point tensor; nothing is written to `write_state` where there is none.
-    Integer tensors move by the rounded mean of the updates that hold them, whatever the optimizer. `holds` is what an
-    update holds, by default the base's tensors; what the base does not have is left alone. `divisor` is what the sum of
-    weighted deltas is divided by, by default the sum of the weights. Raises ModelOverflowError; ProblemError or
-    EOFError for a stored blob that is not what was accepted.
+    nor the size of a window matters. The new model keeps the base's tensors, their order and its metadata, and the
+    bytes of those that do not travel. The state holds one F64 tensor for each floating-point tensor that travels;
+    nothing is written to `write_state` where there is none. Integer tensors move by the rounded mean of the updates
+    that hold them, whatever the optimizer. `holds` is what an update holds, by default the base's tensors that travel;
+    what the base does not have is left alone. `divisor` is what the sum of weighted deltas is divided by, by default
+    the sum of the weights. Raises ModelOverflowError; ProblemError or EOFError for a stored blob that is not what was
+    accepted.
     """
     if not updates:
         raise ValueError("an aggregate needs at least one update")
     model = read_header(base)
+    moving = travelling_part(model, spec)
     plan = _Plan(
         spec=spec,
         base=_Blob(base, layout_of(model, model)),
+        moving=moving.by_name,
         updates=updates,
-        layouts=_layouts(updates, model, holds=holds or model),
-        state=_state_blob(optimizer_state, model, spec=spec),
-        shifts=_shifts(updates, model),
+        layouts=_layouts(updates, model, holds=holds or moving),
+        state=_state_blob(optimizer_state, model, moving=moving, spec=spec),
+        shifts=_shifts(updates, model, moving=moving),
         divisor=sum(update.weight for update in updates) if divisor is None else divisor,
         write_model=write_model,
         write_state=write_state,
     )
-    _write_headers(plan, model)
+    _write_headers(plan, model, moving=moving)
     floats, scratch = np.empty(WINDOW_ELEMENTS, dtype=np.int64), np.empty(exact_sum.SCRATCH_ELEMENTS)
     for window in windows(model):
         sums = _Sums(floats=floats[: window[-1].offset + window[-1].num_elements])
@@ -148,30 +152,32 @@ def _layouts(updates: Sequence[SealedUpdate], model: Header, *, holds: Header) -
     return layouts
 
 
-def _shifts(updates: Sequence[SealedUpdate], model: Header) -> list[int]:
+def _shifts(updates: Sequence[SealedUpdate], model: Header, *, moving: Header) -> list[int]:
     return [
-        exact_sum.shift((update.max_abs[spec.name], update.float_weight) for update in updates) if spec.is_float else 0
+        exact_sum.shift((update.max_abs[spec.name], update.float_weight) for update in updates)
+        if spec.is_float and spec.name in moving.by_name
+        else 0
         for spec in model.tensors
     ]
 
 
-def _state_tensors(model: Header) -> list[tuple[str, str, tuple[int, ...]]]:
-    return [(spec.name, "F64", spec.shape) for spec in model.tensors if spec.is_float]
+def _state_tensors(moving: Header) -> list[tuple[str, str, tuple[int, ...]]]:
+    return [(spec.name, "F64", spec.shape) for spec in moving.tensors if spec.is_float]
 
 
-def _state_blob(read: RangeReader | None, model: Header, *, spec: RunSpec) -> _Blob | None:
+def _state_blob(read: RangeReader | None, model: Header, *, moving: Header, spec: RunSpec) -> _Blob | None:
     if read is None or not sgd.has_state(spec.server_optimizer):
         return None
     header = read_header(read)
-    if [(held.name, held.dtype, held.shape) for held in header.tensors] != _state_tensors(model):
+    if [(held.name, held.dtype, held.shape) for held in header.tensors] != _state_tensors(moving):
         raise ValueError("the stored optimizer state does not belong to this model")
     return _Blob(read, layout_of(header, model))
 
 
-def _write_headers(plan: _Plan, model: Header) -> None:
+def _write_headers(plan: _Plan, model: Header, *, moving: Header) -> None:
     plan.write_model(render_header([(spec.name, spec.dtype, spec.shape) for spec in model.tensors], model.metadata))
     if sgd.has_state(plan.spec.server_optimizer):
-        plan.write_state(render_header(_state_tensors(model), {"kind": plan.spec.server_optimizer.kind}))
+        plan.write_state(render_header(_state_tensors(moving), {"kind": plan.spec.server_optimizer.kind}))
 
 
 def _fold_window(plan: _Plan, window: Sequence[Segment], *, sums: _Sums, scratch: Float64Array) -> None:
@@ -200,7 +206,7 @@ def _fold_integers(plan: _Plan, segment: Segment, *, sums: _Sums, values: Values
 def _finish_window(plan: _Plan, window: Sequence[Segment], *, sums: _Sums) -> None:
     states = {} if plan.state is None else dict(_read_state(plan.state, window))
     for segment, base in read_window(plan.base.read, window, layout=plan.base.layout):
-        if segment.spec.is_float:
+        if segment.spec.is_float and segment.spec.name in plan.moving:
             _finish_floats(plan, segment, sums=sums, base=base, state=states.get(segment.offset))
         elif segment.offset in sums.integers:
             total = sums.integers[segment.offset]

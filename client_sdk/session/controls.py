@@ -16,18 +16,19 @@ from client_sdk.session.work import TrainingResult, TrainingTask
 from fl_protocol.arrays import RawTensor, Tensor, dtype_of
 from fl_protocol.dtypes import FLOAT_FORMATS, Float64Array, as_float64, from_float64
 from fl_protocol.specs.algorithms import MAX_LOCAL_STEPS, FedAvgAlgorithm, FedNovaAlgorithm
+from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.updates import CONTROL_PREFIX, LOCAL_STEPS_KEY
 
 Controls = Mapping[str, Tensor]
 """A control variate by the names of the model's tensors."""
 
 
-def control_structure(model: Structure) -> Structure:
-    """Describes a control variate of a model: its floating-point tensors in float32, or float64 where they are that."""
+def control_structure(model: Structure, parameters: ParametersSpec) -> Structure:
+    """Describes a control variate: the floating-point tensors that travel, in float32, or float64 where they are."""
     return {
         name: ("F64" if dtype == "F64" else "F32", shape)
         for name, (dtype, shape) in model.items()
-        if dtype in FLOAT_FORMATS
+        if dtype in FLOAT_FORMATS and parameters.travels(name)
     }
 
 
@@ -36,9 +37,9 @@ def without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(CONTROL_PREFIX): tensor for name, tensor in tensors.items()}
 
 
-def server_control(tensors: Mapping[str, Tensor] | None, model: Mapping[str, Tensor]) -> Controls:
+def server_control(tensors: Mapping[str, Tensor] | None, work: TrainingTask) -> Controls:
     """Checks the server's control variate as it was sent, None for zeros; raises UntrustedAnswerError."""
-    expected = control_structure(structure_of(model))
+    expected = control_structure(structure_of(work.model), work.parameters)
     if tensors is None:
         return _zeros(expected)
     sent = {CONTROL_PREFIX + name: spec for name, spec in expected.items()}
@@ -48,9 +49,9 @@ def server_control(tensors: Mapping[str, Tensor] | None, model: Mapping[str, Ten
     return without_prefix(tensors)
 
 
-def own_control(tensors: Mapping[str, Tensor] | None, model: Mapping[str, Tensor]) -> Controls:
+def own_control(tensors: Mapping[str, Tensor] | None, work: TrainingTask) -> Controls:
     """Checks the client's control variate as it was kept, None for zeros; raises UsageError."""
-    expected = control_structure(structure_of(model))
+    expected = control_structure(structure_of(work.model), work.parameters)
     if tensors is None:
         return _zeros(expected)
     difference = first_difference(structure_of(tensors), expected) or _not_finite(tensors)

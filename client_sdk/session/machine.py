@@ -18,6 +18,7 @@ It upholds these rules, and raises UntrustedAnswerError where the server breaks 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 
 from client_sdk.endpoints import NothingToDo
@@ -38,6 +39,7 @@ from client_sdk.session.deltas import (
     max_file_bytes,
     structure_of,
     update_of,
+    with_personal,
 )
 from client_sdk.session.work import TrainingResult, TrainingTask
 from fl_protocol.arrays import Tensor
@@ -53,6 +55,7 @@ REST_SECONDS: Final = 1.0
 MIN_REST_SECONDS: Final = 0.1
 """The shortest rest, whatever the server asks for: a participant never asks in a tight loop."""
 
+_NOTHING: Final[Mapping[str, Tensor]] = MappingProxyType({})
 _DIGEST: Final = re.compile(DIGEST_PATTERN[1:-1], re.ASCII)
 
 
@@ -177,8 +180,10 @@ class ParticipantSession:
                 "of this client's own as state_dir (--state-dir)"
             )
 
-    def pulled(self, task: Task, model: Mapping[str, Tensor]) -> PullControls | Train | Evaluate:
-        """Takes the model that the task announced."""
+    def pulled(
+        self, task: Task, model: Mapping[str, Tensor], *, personal: Mapping[str, Tensor] = _NOTHING
+    ) -> PullControls | Train | Evaluate:
+        """Takes the model that the task announced, and the personal tensors that were kept; see `with_personal`."""
         found = structure_of(model)
         difference = None if self._structure is None else first_difference(found, self._structure)
         if difference is not None:
@@ -192,8 +197,9 @@ class ParticipantSession:
             round=task.round,
             attempt=task.attempt,
             base_version=task.base_version,
-            model=model,
+            model=with_personal(model, personal, parameters=task.parameters),
             training=task.training,
+            parameters=task.parameters,
             algorithm=task.algorithm,
         )
         if task.kind is TaskKind.EVALUATE:
@@ -207,13 +213,12 @@ class ParticipantSession:
         self, action: PullControls, *, own: Mapping[str, Tensor] | None, server: Mapping[str, Tensor] | None
     ) -> Train:
         """Takes the two control variates, the server's as it was sent; None stands for zeros."""
-        model = action.work.model
-        work = replace(action.work, control=own_control(own, model), server_control=server_control(server, model))
-        return Train(action.task, work)
+        mine, theirs = own_control(own, action.work), server_control(server, action.work)
+        return Train(action.task, replace(action.work, control=mine, server_control=theirs))
 
     def trained(self, action: Train, result: TrainingResult) -> SendUpdate:
         """Takes what the trainer returned; raises TrainerError if it cannot be sent."""
-        update = update_of(result, action.work.model)
+        update = update_of(result, action.work.model, parameters=action.work.parameters)
         return SendUpdate(action.task, completed(update, result, action.work))
 
     def sent(self, task: Task) -> Claim:
@@ -252,7 +257,7 @@ def _check_control_variate(task: Task, model: Structure) -> None:
     named = task.control_variate
     if named is None:
         return
-    sent = {CONTROL_PREFIX + name: spec for name, spec in control_structure(model).items()}
+    sent = {CONTROL_PREFIX + name: spec for name, spec in control_structure(model, task.parameters).items()}
     if _DIGEST.fullmatch(named.digest) is None or not 0 < named.num_bytes <= max_file_bytes(sent):
         raise UntrustedAnswerError(
             f"the task announces a control variate of {named.num_bytes} bytes and the digest {named.digest[:80]!r}; "

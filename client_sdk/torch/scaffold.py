@@ -41,7 +41,7 @@ class LocalSteps:
         self._drifts: Final[dict[str, _Drift]] = {}
         if task.control is not None and task.server_control is not None:
             for name, parameter in module.named_parameters(remove_duplicate=False):
-                if parameter.requires_grad:
+                if parameter.requires_grad and name in task.control:
                     control = _like(task.control[name], parameter)
                     offset = _like(task.server_control[name], parameter) - control
                     drift = _Drift(parameter, parameter.detach().clone(), control, offset.to(parameter.dtype))

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset
 
 from client_sdk.session.work import TrainedModel, TrainingTask
+from client_sdk.torch.freezing import frozen
 from client_sdk.torch.parameters import load_into, module_structure, tensors_of
 from client_sdk.torch.scaffold import LocalSteps
 from fl_protocol.tasks import EvaluationReport
@@ -58,12 +59,27 @@ class TorchTrainer:
         self._device: Final = device
 
     def __call__(self, task: TrainingTask) -> TrainedModel:
-        """Trains from the task's model; raises UntrustedAnswerError, the module unchanged, if that does not fit."""
+        """Trains from the task's model; raises UntrustedAnswerError, the module unchanged, if that does not fit.
+
+        What the task's `parameters` freezes has no gradient meanwhile and is not part of the result.
+        """
         load_into(self.module, task.model)
+        with frozen(self.module, task.parameters):
+            tally, steps = self._train(task)
+        return TrainedModel(
+            tensors=tensors_of(self.module, where=lambda name: not task.parameters.is_frozen(name)),
+            num_examples=tally.num_examples,
+            metrics=tally.metrics(),
+            local_steps=steps.count,
+            control=steps.control(),
+        )
+
+    def _train(self, task: TrainingTask) -> "tuple[Tally, LocalSteps]":
         training = task.training
         generator = torch.Generator().manual_seed(round_seed(self._seed, client=self._client, round_number=task.round))
         batches = _shuffled(self._data, batch_size=training.batch_size, generator=generator)
-        optimizer = self._optimizer(self.module.parameters(), training.learning_rate)
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        optimizer = self._optimizer(trained, training.learning_rate)
         anchor = Anchor.of(self.module, training.proximal_mu)
         steps = LocalSteps(self.module, task, optimizer)
         self.module.train()
@@ -73,13 +89,7 @@ class TorchTrainer:
             for inputs, targets in batches:
                 batch = (inputs.to(self._device), targets.to(self._device))
                 self._step(batch, optimizer, anchor=anchor, steps=steps, tally=tally)
-        return TrainedModel(
-            tensors=tensors_of(self.module),
-            num_examples=tally.num_examples,
-            metrics=tally.metrics(),
-            local_steps=steps.count,
-            control=steps.control(),
-        )
+        return tally, steps
 
     def _step(
         self,
