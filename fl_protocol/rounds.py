@@ -38,7 +38,7 @@ class Round(ResponseMessage):
 
 
 class Contribution(ResponseMessage):
-    """What the operator may know of one update: never a tensor."""
+    """What the operator may know of one update: never a tensor. `local_steps` is told for FedNova only."""
 
     update_id: str
     client_id: str
@@ -48,6 +48,7 @@ class Contribution(ResponseMessage):
     metrics: dict[str, float]
     num_bytes: int
     accepted_at: Timestamp
+    local_steps: int | None = None
 
 
 class EventType(StrEnum):

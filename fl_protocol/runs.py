@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 
 from fl_protocol.messages import Name, RequestMessage, ResponseMessage, Timestamp
-from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm
+from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm, check_algorithm
 from fl_protocol.specs.evaluation import EvaluationSpec
 from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
@@ -46,6 +46,7 @@ class RunSpec(RequestMessage):
     def _check_together(self) -> Self:
         check_server_optimizer(self.server_optimizer, num_rounds=self.num_rounds)
         check_training(self.training, num_rounds=self.num_rounds)
+        check_algorithm(self.algorithm, round_=self.round, strategy=self.strategy, training=self.training)
         return self
 
 

@@ -36,13 +36,21 @@ Writer = Callable[[bytes], None]
 
 @dataclass(frozen=True, slots=True)
 class SealedUpdate:
-    """One update of a sealed round: its weight, each tensor's largest |delta|, and how to read its bytes."""
+    """One update of a sealed round: its weight, each tensor's largest |delta|, and how to read its bytes.
+
+    `factor` replaces the weight for floating-point tensors, where an algorithm asks for a weight that is no integer.
+    """
 
     update_id: str
     digest: str
     weight: int
     max_abs: Mapping[str, float]
     read: RangeReader
+    factor: float | None = None
+
+    @property
+    def float_weight(self) -> float:
+        return self.weight if self.factor is None else self.factor
 
 
 class ModelOverflowError(ArithmeticError):
@@ -74,6 +82,7 @@ class _Plan:
     layouts: Sequence[Layout]
     state: StoredState | None
     shifts: Sequence[int]
+    divisor: float
     write_model: Writer
     write_state: Writer
 
@@ -97,13 +106,17 @@ def aggregate(
     optimizer_state: RangeReader | None,
     write_model: Writer,
     write_state: Writer,
+    holds: Header | None = None,
+    divisor: float | None = None,
 ) -> None:
     """Writes the next model, and the optimizer's state where it has one, as safetensors bytes in order.
 
     The bytes are a function of the base, the set of updates, the spec, the round's number and the state: neither the
     order of the updates nor the size of a window matters. The new model keeps the base's tensors, their order and its
     metadata, and the bytes of those that do not travel. Nothing is written to `write_state` where the optimizer has no
-    state. Integer tensors move by the rounded mean of the updates that hold them, whatever the optimizer. Raises
+    state. Integer tensors move by the rounded mean of the updates that hold them, whatever the optimizer. `holds` is
+    what an update holds, by default the base's tensors that travel; what the base does not have is left alone.
+    `divisor` is what the sum of weighted deltas is divided by, by default the sum of the weights. Raises
     ModelOverflowError; OptimizerStateError, ProblemError or EOFError for a stored blob that is not what was accepted.
     """
     if not updates:
@@ -116,9 +129,10 @@ def aggregate(
         base=_Blob(base, layout_of(model, model)),
         moving=moving.by_name,
         updates=updates,
-        layouts=_layouts(updates, model, moving=moving),
+        layouts=_layouts(updates, model, holds=holds or moving),
         state=open_state(optimizer_state, model, moving=moving, optimizer=spec.server_optimizer),
         shifts=_shifts(updates, model, moving=moving),
+        divisor=sum(update.weight for update in updates) if divisor is None else divisor,
         write_model=write_model,
         write_state=write_state,
     )
@@ -130,13 +144,13 @@ def aggregate(
         _finish_window(plan, window, sums=sums)
 
 
-def _layouts(updates: Sequence[SealedUpdate], model: Header, *, moving: Header) -> list[Layout]:
+def _layouts(updates: Sequence[SealedUpdate], model: Header, *, holds: Header) -> list[Layout]:
     # Most updates come from the same kind of client: equal layouts are kept once, whole headers not at all.
     known: dict[bytes, Layout] = {}
     layouts = []
     for update in updates:
         header = read_header(update.read)
-        check_update_structure(header, moving)
+        check_update_structure(header, holds)
         layout = layout_of(header, model)
         layouts.append(known.setdefault(layout.tobytes(), layout))
     return layouts
@@ -144,7 +158,7 @@ def _layouts(updates: Sequence[SealedUpdate], model: Header, *, moving: Header) 
 
 def _shifts(updates: Sequence[SealedUpdate], model: Header, *, moving: Header) -> list[int]:
     return [
-        exact_sum.shift((update.max_abs[spec.name], update.weight) for update in updates)
+        exact_sum.shift((update.max_abs[spec.name], update.float_weight) for update in updates)
         if spec.is_float and spec.name in moving.by_name
         else 0
         for spec in model.tensors
@@ -164,7 +178,7 @@ def _fold_window(plan: _Plan, window: Sequence[Segment], *, sums: _Sums, scratch
                 target = sums.floats[segment.offset : segment.offset + segment.num_elements]
                 native = as_native_float(values, segment.spec.dtype)
                 shift = plan.shifts[segment.tensor]
-                exact_sum.fold(target, native, weight=update.weight, shift=shift, scratch=scratch)
+                exact_sum.fold(target, native, weight=update.float_weight, shift=shift, scratch=scratch)
                 sums.num_folds[segment.offset] = sums.num_folds.get(segment.offset, 0) + 1
             else:
                 _fold_integers(plan, segment, sums=sums, values=values, weight=update.weight)
@@ -195,10 +209,9 @@ def _finish_window(plan: _Plan, window: Sequence[Segment], *, sums: _Sums) -> No
 def _finish_floats(plan: _Plan, segment: Segment, *, sums: _Sums, base: Values, state: Float64Array | None) -> None:
     total = sums.floats[segment.offset : segment.offset + segment.num_elements]
     exact_sum.settle(total, sums.num_folds[segment.offset])
-    total_weight = sum(update.weight for update in plan.updates)
     for begin in range(0, segment.num_elements, _TILE_ELEMENTS):
         tile = slice(begin, begin + _TILE_ELEMENTS)
-        mean = exact_sum.mean(total[tile], total_weight=total_weight, shift=plan.shifts[segment.tensor])
+        mean = exact_sum.mean(total[tile], total_weight=plan.divisor, shift=plan.shifts[segment.tensor])
         states = choice.init(plan.spec.server_optimizer, mean.size) if state is None else unpack(state[tile])
         _step(plan, segment.spec, first=segment.first + begin, delta=mean, base=base[tile], states=states)
 

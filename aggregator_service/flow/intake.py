@@ -179,6 +179,7 @@ def _update(arrival: _Arrival, *, accepted_at: datetime) -> UpdateRecord:
         max_abs=arrival.max_abs,
         blob_id=received.upload.blob_id,
         accepted_at=accepted_at,
+        local_steps=metadata.local_steps,
     )
 
 
