@@ -52,7 +52,8 @@ class Round(ResponseMessage):
 class Contribution(ResponseMessage):
     """What the operator may know of one update: never a tensor.
 
-    It was made from the model `staleness` versions before the round's base version; `weight` is not yet discounted.
+    It was made from the model `staleness` versions before the round's base version; `weight` is not yet discounted, and
+    `local_steps` is told for FedNova only.
     """
 
     update_id: str
@@ -64,6 +65,7 @@ class Contribution(ResponseMessage):
     metrics: dict[str, float]
     num_bytes: int
     accepted_at: Timestamp
+    local_steps: int | None = None
 
 
 class EventType(StrEnum):

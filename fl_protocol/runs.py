@@ -6,13 +6,15 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 
 from fl_protocol.messages import Name, RequestMessage, ResponseMessage, Timestamp
+from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm, check_algorithm
 from fl_protocol.specs.evaluation import EvaluationSpec
+from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
 from fl_protocol.specs.rounds import AnyRoundSpec, RoundSpec, check_works_buffered
 from fl_protocol.specs.selection import OpenSelection
-from fl_protocol.specs.server_optimizers import SgdServerOptimizer
+from fl_protocol.specs.server_optimizers import ServerOptimizer, SgdServerOptimizer, check_server_optimizer
 from fl_protocol.specs.strategies import MeanStrategy
-from fl_protocol.specs.training import TrainingSpec
+from fl_protocol.specs.training import TrainingSpec, check_training
 
 
 class RunSpec(RequestMessage):
@@ -23,8 +25,10 @@ class RunSpec(RequestMessage):
     round: AnyRoundSpec = RoundSpec(quorum=8, cohort_size=10, min_updates=8)
     selection: OpenSelection = OpenSelection()
     strategy: MeanStrategy = MeanStrategy()
-    server_optimizer: SgdServerOptimizer = SgdServerOptimizer()
+    server_optimizer: ServerOptimizer = SgdServerOptimizer()
     training: TrainingSpec = TrainingSpec()
+    parameters: ParametersSpec = ParametersSpec()
+    algorithm: Algorithm = FedAvgAlgorithm()
     evaluation: EvaluationSpec = EvaluationSpec()
     encoding: DenseEncoding = DenseEncoding()
     privacy: NoPrivacy = NoPrivacy()
@@ -41,6 +45,9 @@ class RunSpec(RequestMessage):
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         check_works_buffered(self.round, dict(self))
+        check_server_optimizer(self.server_optimizer, num_rounds=self.num_rounds)
+        check_training(self.training, num_rounds=self.num_rounds)
+        check_algorithm(self.algorithm, round_=self.round, strategy=self.strategy, training=self.training)
         return self
 
 

@@ -23,7 +23,7 @@ from aggregator_service.api.dependencies import (
 from aggregator_service.api.problems import describe
 from aggregator_service.api.ranges import ByteRange, entity_tag, matches, requested_range
 from aggregator_service.api.rendering import Page, render_model
-from aggregator_service.domain.records import ModelRecord, TokenKind
+from aggregator_service.domain.records import TensorFile, TokenKind
 from aggregator_service.flow import downloads, initial_model, reading
 from aggregator_service.flow.context import Flow
 from fl_protocol import routes
@@ -34,13 +34,15 @@ router = APIRouter(tags=["models"])
 
 _TENSORS = {TENSOR_MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
 _DOWNLOADED: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The model's safetensors bytes; ETag is their digest", "content": _TENSORS},
+    200: {"description": "The safetensors bytes; ETag is their digest", "content": _TENSORS},
     206: {"description": "The part that Range asked for", "content": _TENSORS},
     304: {"description": "If-None-Match names this very version"},
     **describe(ProblemType.NOT_FOUND, ProblemType.RANGE_NOT_SATISFIABLE),
 }
 _STORED: dict[int | str, dict[str, Any]] = {200: {"model": Model, "description": "The same bytes were stored before"}}
 _NOTHING_NEWER: dict[int | str, dict[str, Any]] = {204: {"description": "No version newer than `after` yet"}}
+
+_FOR_EVER = "private, max-age=31536000, immutable"
 
 IfNoneMatch = Annotated[str | None, Header(alias="If-None-Match", max_length=8192)]
 IfRange = Annotated[str | None, Header(alias="If-Range", max_length=256)]
@@ -116,7 +118,15 @@ async def download_latest(
         raise ProblemError(ProblemType.NOT_FOUND, "the run has no model yet; its operator puts version 0")
     if model is None:
         return Response(status_code=204, headers={"Retry-After": "1"})
-    answer = _download(request, flow, model, if_none_match=if_none_match, if_range=if_range, byte_range=byte_range)
+    answer = _download(
+        request,
+        flow,
+        model.file,
+        version=model.version,
+        if_none_match=if_none_match,
+        if_range=if_range,
+        byte_range=byte_range,
+    )
     answer.headers["Cache-Control"] = "private, no-cache"
     return answer
 
@@ -140,38 +150,79 @@ async def download_model(
 ) -> Response:
     """Gives one version; it never changes, so it may be cached for ever."""
     model = await reading.get_model(flow, run_id, version)
-    answer = _download(request, flow, model, if_none_match=if_none_match, if_range=if_range, byte_range=byte_range)
-    answer.headers["Cache-Control"] = "private, max-age=31536000, immutable"
+    answer = _download(
+        request,
+        flow,
+        model.file,
+        version=model.version,
+        if_none_match=if_none_match,
+        if_range=if_range,
+        byte_range=byte_range,
+    )
+    answer.headers["Cache-Control"] = _FOR_EVER
+    return answer
+
+
+@router.get(
+    routes.CONTROL_VARIATE,
+    summary="Download a version's control variate",
+    response_class=StreamingResponse,
+    responses=_DOWNLOADED,
+)
+@allow(TokenKind.OPERATOR, TokenKind.CLIENT)
+async def download_control_variate(
+    request: Request,
+    flow: FlowDependency,
+    _caller: Caller,
+    run_id: Identifier,
+    version: PathInteger,
+    if_none_match: IfNoneMatch = None,
+    if_range: IfRange = None,
+    byte_range: Range = None,
+) -> Response:
+    """Gives SCAFFOLD's server control variate that belongs to a version; it never changes."""
+    control = await reading.get_control(flow, run_id, version)
+    answer = _download(
+        request,
+        flow,
+        control,
+        version=version,
+        if_none_match=if_none_match,
+        if_range=if_range,
+        byte_range=byte_range,
+    )
+    answer.headers["Cache-Control"] = _FOR_EVER
     return answer
 
 
 def _download(
     request: Request,
     flow: Flow,
-    model: ModelRecord,
+    file: TensorFile,
     *,
+    version: int,
     if_none_match: str | None,
     if_range: str | None,
     byte_range: str | None,
 ) -> Response:
-    etag = entity_tag(model.digest)
+    etag = entity_tag(file.digest)
     headers = {
         "ETag": etag,
-        MODEL_VERSION_HEADER: str(model.version),
+        MODEL_VERSION_HEADER: str(version),
         "Accept-Ranges": "bytes",
         "Vary": "Accept-Encoding",
     }
     if matches(if_none_match, etag):
         return Response(status_code=304, headers=headers)
-    part = requested_range(byte_range, if_range=if_range, etag=etag, num_bytes=model.num_bytes)
+    part = requested_range(byte_range, if_range=if_range, etag=etag, num_bytes=file.num_bytes)
     if part is not None:
-        headers["Content-Range"] = f"bytes {part.begin}-{part.end - 1}/{model.num_bytes}"
-        return _stream(downloads.plain(flow, model, begin=part.begin, end=part.end), 206, headers, length=part)
+        headers["Content-Range"] = f"bytes {part.begin}-{part.end - 1}/{file.num_bytes}"
+        return _stream(downloads.plain(flow, file, begin=part.begin, end=part.end), 206, headers, length=part)
     if _accepts_zstd(request.headers.get("accept-encoding", "")):
         headers["Content-Encoding"] = "zstd"
-        return _stream(downloads.compressed(flow, model), 200, headers, length=None)
-    whole = ByteRange(0, model.num_bytes)
-    return _stream(downloads.plain(flow, model, begin=0, end=model.num_bytes), 200, headers, length=whole)
+        return _stream(downloads.compressed(flow, file), 200, headers, length=None)
+    whole = ByteRange(0, file.num_bytes)
+    return _stream(downloads.plain(flow, file, begin=0, end=file.num_bytes), 200, headers, length=whole)
 
 
 def _stream(

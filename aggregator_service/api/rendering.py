@@ -13,7 +13,7 @@ from fl_protocol import routes
 from fl_protocol.models import Model
 from fl_protocol.rounds import Contribution, Round
 from fl_protocol.runs import Run
-from fl_protocol.tasks import Client, Receipt, Task
+from fl_protocol.tasks import Client, ControlVariate, Receipt, Task, TaskKind
 
 Item = TypeVar("Item")
 
@@ -101,12 +101,13 @@ def render_contribution(update: UpdateRecord) -> Contribution:
         metrics=dict(update.metrics),
         num_bytes=update.num_bytes,
         accepted_at=update.accepted_at,
+        local_steps=update.local_steps,
     )
 
 
 def render_task(assignment: Assignment) -> Task:
     """Renders a task for its client."""
-    spec = assignment.run.spec
+    spec, model = assignment.run.spec, assignment.model
     evaluation_deadline = assignment.round.evaluation_deadline_at
     return Task(
         task_id=assignment.task.task_id,
@@ -114,16 +115,30 @@ def render_task(assignment: Assignment) -> Task:
         round=assignment.round.number,
         attempt=assignment.round.attempt,
         kind=assignment.task.kind,
-        base_version=assignment.model.version,
-        model_url=routes.path(routes.RUN_MODEL, run_id=assignment.run.run_id, version=assignment.model.version),
-        model_digest=assignment.model.digest,
-        model_num_bytes=assignment.model.num_bytes,
+        base_version=model.version,
+        model_url=routes.path(routes.RUN_MODEL, run_id=model.run_id, version=model.version),
+        model_digest=model.digest,
+        model_num_bytes=model.num_bytes,
         training=spec.training,
+        parameters=spec.parameters,
         encoding=spec.encoding,
         privacy=spec.privacy,
         secure_aggregation=spec.secure_aggregation,
         deadline_at=assignment.task.deadline_at or evaluation_deadline or assignment.round.deadline_at,
         max_num_bytes=assignment.max_num_bytes,
+        algorithm=spec.algorithm,
+        control_variate=_render_control(model) if assignment.task.kind is TaskKind.TRAIN else None,
+        counted_update=assignment.counted_update,
+    )
+
+
+def _render_control(model: ModelRecord) -> ControlVariate | None:
+    if model.control is None:
+        return None
+    return ControlVariate(
+        url=routes.path(routes.CONTROL_VARIATE, run_id=model.run_id, version=model.version),
+        digest=model.control.digest,
+        num_bytes=model.control.num_bytes,
     )
 
 

@@ -28,8 +28,20 @@ class RunRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorFile:
+    """Stored safetensors bytes, by whose digest whoever gets them can check them."""
+
+    blob_id: str
+    digest: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """One published model version; `optimizer_blob_id` is the server optimizer's state after it, if it has any."""
+    """One published model version; `optimizer_blob_id` is the server optimizer's state after it, if it has any.
+
+    The three `control_...` are set together: SCAFFOLD's server control variate after it, none while that is zero.
+    """
 
     run_id: str
     version: int
@@ -40,6 +52,19 @@ class ModelRecord:
     blob_id: str
     optimizer_blob_id: str | None
     created_at: datetime
+    control_blob_id: str | None = None
+    control_digest: str | None = None
+    control_num_bytes: int | None = None
+
+    @property
+    def file(self) -> TensorFile:
+        return TensorFile(self.blob_id, self.digest, self.num_bytes)
+
+    @property
+    def control(self) -> TensorFile | None:
+        if self.control_blob_id is None or self.control_digest is None or self.control_num_bytes is None:
+            return None
+        return TensorFile(self.control_blob_id, self.control_digest, self.control_num_bytes)
 
 
 class EvaluationState(StrEnum):
@@ -110,6 +135,7 @@ class UpdateRecord:
     """An accepted update; `max_abs` is the largest |delta| of each tensor, which fixes the sum's scale.
 
     `round_id` names the attempt that counts it, to whose base version its own is `staleness` versions behind.
+    `local_steps` is what FedNova normalises by, None for other algorithms.
     """
 
     update_id: str
@@ -126,6 +152,7 @@ class UpdateRecord:
     max_abs: Mapping[str, float]
     blob_id: str
     accepted_at: datetime
+    local_steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,26 @@
 """Turns a sealed round into a candidate model: a function of the sealed set alone, run on a worker thread."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from aggregator_service import failpoints
 from aggregator_service.domain import staleness
+from aggregator_service.domain.fednova import normalised_weights
 from aggregator_service.domain.records import ModelRecord, RoundRecord, RunRecord, UpdateRecord
 from aggregator_service.domain.strategies.mean import weighted_metrics
 from aggregator_service.flow.context import Flow
+from aggregator_service.flow.controls import fold_controls
 from aggregator_service.flow.fold import RangeReader, SealedUpdate, aggregate
+from aggregator_service.flow.windows import read_header
 from aggregator_service.storage import models, rounds, runs, updates
 from aggregator_service.storage.blobs import BlobUpload
 from aggregator_service.storage.transactions import ReadTx
 from fl_protocol.rounds import RoundState
-from fl_protocol.specs.rounds import BufferedRoundSpec, RoundSpec
+from fl_protocol.specs.algorithms import FedNovaAlgorithm, ScaffoldAlgorithm
+from fl_protocol.specs.rounds import BufferedRoundSpec
+from fl_protocol.specs.training import local_learning_rate
+from fl_protocol.updates import update_layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +35,18 @@ class SealedRound:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model that was computed and stored but is not published."""
+    """A model that was computed and stored but is not published; its optimizer's state and its control may be empty."""
 
     model: BlobUpload
     optimizer: BlobUpload
+    control: BlobUpload
     digest: str
+    control_digest: str
     metrics: Mapping[str, float]
+
+    @property
+    def uploads(self) -> tuple[BlobUpload, ...]:
+        return self.model, self.optimizer, self.control
 
 
 class AggregationStoppedError(Exception):
@@ -49,11 +61,24 @@ class _HashedUpload:
         self.hash = hashlib.sha256()
         self._flow = flow
 
+    @property
+    def digest(self) -> str:
+        return f"sha256:{self.hash.hexdigest()}"
+
     def write(self, data: bytes) -> None:
         self.hash.update(data)
         self.upload.append(data)
         if self.upload.is_due:
             self._flow.blobs.flush_blocking(self.upload)
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """What a round writes."""
+
+    model: _HashedUpload
+    optimizer: _HashedUpload
+    control: _HashedUpload
 
 
 def load_sealed(tx: ReadTx, round_id: str) -> SealedRound | None:
@@ -75,45 +100,77 @@ def compute(flow: Flow, sealed: SealedRound) -> Candidate:
     Raises BlobCorruptError, a typed error naming the tensor, or AggregationStoppedError while the server drains.
     """
     failpoints.reach("aggregation.started")
-    model, optimizer = _HashedUpload(flow), _HashedUpload(flow)
-
-    def write_model(data: bytes) -> None:
-        model.write(data)
-        failpoints.reach("aggregation.halfway")
-
+    files = _Files(_HashedUpload(flow), _HashedUpload(flow), _HashedUpload(flow))
     try:
-        aggregate(
-            _reader(flow, sealed.base.blob_id),
-            [_sealed_update(flow, update, sealed.run.spec.round) for update in sealed.updates],
-            spec=sealed.run.spec,
-            optimizer_state=_optional_reader(flow, sealed.base.optimizer_blob_id),
-            write_model=write_model,
-            write_state=optimizer.write,
-        )
+        _fold(flow, sealed, files)
     except BaseException:
-        flow.blobs.discard_blocking(model.upload)
-        flow.blobs.discard_blocking(optimizer.upload)
+        for file in (files.model, files.optimizer, files.control):
+            flow.blobs.discard_blocking(file.upload)
         raise
     failpoints.reach("aggregation.model_written")
     return Candidate(
-        model=model.upload,
-        optimizer=optimizer.upload,
-        digest=f"sha256:{model.hash.hexdigest()}",
+        model=files.model.upload,
+        optimizer=files.optimizer.upload,
+        control=files.control.upload,
+        digest=files.model.digest,
+        control_digest=files.control.digest,
         metrics=weighted_metrics([(update.num_examples, update.metrics) for update in sealed.updates]),
     )
 
 
-def _sealed_update(flow: Flow, update: UpdateRecord, spec: RoundSpec | BufferedRoundSpec) -> SealedUpdate:
-    discount = (
-        staleness.discount(spec.staleness, update.staleness) if isinstance(spec, BufferedRoundSpec) else staleness.FULL
+def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> None:
+    spec, base = sealed.run.spec, _reader(flow, sealed.base.blob_id)
+    layout = update_layout(read_header(base), spec)
+    updates = [_sealed_update(flow, update) for update in sealed.updates]
+    factored, divisor = _factored(updates, sealed)
+
+    def write_model(data: bytes) -> None:
+        files.model.write(data)
+        failpoints.reach("aggregation.halfway")
+
+    aggregate(
+        base,
+        factored,
+        spec=spec,
+        round_number=sealed.round.number,
+        optimizer_state=_optional_reader(flow, sealed.base.optimizer_blob_id),
+        write_model=write_model,
+        write_state=files.optimizer.write,
+        holds=layout,
+        divisor=divisor,
     )
+    if isinstance(spec.algorithm, ScaffoldAlgorithm):
+        previous = _optional_reader(flow, sealed.base.control_blob_id)
+        num_clients = spec.algorithm.num_clients
+        fold_controls(previous, updates, layout=layout, num_clients=num_clients, write=files.control.write)
+
+
+def _factored(updates: Sequence[SealedUpdate], sealed: SealedRound) -> tuple[Sequence[SealedUpdate], float | None]:
+    """Gives the updates with the factors of FedNova or of their staleness, and the divisor of their sum."""
+    spec = sealed.run.spec
+    if isinstance(spec.round, BufferedRoundSpec):
+        aged = [(update.weight, update.staleness) for update in sealed.updates]
+        factors = staleness.discounted(aged, spec.round.staleness)
+        return _with_factors(updates, factors), sum(update.weight for update in updates)
+    if not isinstance(spec.algorithm, FedNovaAlgorithm):
+        return updates, None
+    told = [(update.weight, update.local_steps or 1) for update in sealed.updates]
+    rate = local_learning_rate(spec.training, sealed.round.number)
+    weights = normalised_weights(told, shrinkage=rate * spec.training.proximal_mu)
+    return _with_factors(updates, weights.factors), weights.divisor
+
+
+def _with_factors(updates: Sequence[SealedUpdate], factors: Sequence[float]) -> Sequence[SealedUpdate]:
+    return [replace(one, factor=factor) for one, factor in zip(updates, factors, strict=True)]
+
+
+def _sealed_update(flow: Flow, update: UpdateRecord) -> SealedUpdate:
     return SealedUpdate(
         update_id=update.update_id,
         digest=update.digest,
         weight=update.weight,
         max_abs=update.max_abs,
         read=_reader(flow, update.blob_id),
-        discount=discount,
     )
 
 

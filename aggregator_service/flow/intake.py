@@ -39,13 +39,14 @@ from fl_protocol.updates import (
     check_update_structure,
     max_update_bytes,
     update_header_limit,
+    update_layout,
     update_metadata,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What an update answers: the task with its round, run and layout, and what was accepted for it before."""
+    """What an update answers: the task with its round and run, what it may hold, what was accepted before."""
 
     task: TaskRecord
     round: RoundRecord
@@ -84,8 +85,8 @@ async def look_up(flow: Flow, *, task_id: str, client_id: str) -> Ask:
             raise given_up(found.task)
         if not is_collecting(round_):
             raise round_closed(round_)
-    layout = await layout_of_run(flow, found.run.run_id, version=found.task.base_version)
-    return Ask(found.task, round_, found.run, layout, accepted)
+    model = await layout_of_run(flow, found.run.run_id, version=found.task.base_version)
+    return Ask(found.task, round_, found.run, update_layout(model, found.run.spec), accepted)
 
 
 def _counting(tx: ReadTx, found: AskRecord) -> tuple[UpdateRecord | None, RoundRecord]:
@@ -111,20 +112,21 @@ async def take_update(flow: Flow, ask: Ask, body: Body) -> Accepted:
     decoder = StreamDecoder(
         max_header_bytes=update_header_limit(layout),
         max_num_bytes=ask.max_num_bytes,
-        check_header=lambda header: _check_header(header, layout),
+        check_header=lambda header: _check_header(header, ask),
     )
     received = await receive(flow, body, decoder=decoder, on_piece=measure)
     failpoints.reach("intake.received")
     return await _commit(flow, ask, received, max_abs=measure.max_abs)
 
 
-def _check_header(header: Header, layout: Header) -> None:
-    check_update_structure(header, layout)
-    update_metadata(header)
+def _check_header(header: Header, ask: Ask) -> None:
+    check_update_structure(header, ask.layout)
+    update_metadata(header, ask.run.spec.algorithm)
 
 
 async def _commit(flow: Flow, ask: Ask, received: Received, *, max_abs: dict[str, float]) -> Accepted:
-    arrival = _Arrival(ask, received, update_metadata(received.header), max_abs, flow.new_id("update"))
+    metadata = update_metadata(received.header, ask.run.spec.algorithm)
+    arrival = _Arrival(ask, received, metadata, max_abs, flow.new_id("update"))
     failpoints.reach("intake.before_commit")
     try:
         outcome = await flow.transactions.write_grouped("commit_update", arrival, partial(_count_all, flow))
@@ -219,6 +221,7 @@ def _update(arrival: _Arrival, *, accepted_at: datetime) -> UpdateRecord:
         max_abs=arrival.max_abs,
         blob_id=received.upload.blob_id,
         accepted_at=accepted_at,
+        local_steps=metadata.local_steps,
     )
 
 

@@ -12,6 +12,7 @@ from aggregator_service.domain.records import (
     ModelRecord,
     RoundRecord,
     RunRecord,
+    TensorFile,
     UpdateRecord,
 )
 from aggregator_service.flow.context import Flow
@@ -91,6 +92,17 @@ async def get_model(flow: Flow, run_id: str, version: int) -> ModelRecord:
         return model
 
     return await flow.transactions.read("get_model", body)
+
+
+async def get_control(flow: Flow, run_id: str, version: int) -> TensorFile:
+    """Gives the server control variate of a model version; raises `not-found` where there is none."""
+    model = await get_model(flow, run_id, version)
+    if model.control is None:
+        raise ProblemError(
+            ProblemType.NOT_FOUND,
+            f"model version {version} has no control variate; versions of a SCAFFOLD run have one, from version 1 on",
+        )
+    return model.control
 
 
 async def wait_for_model(flow: Flow, run_id: str, *, after_version: int, wait_seconds: float) -> ModelRecord | None:

@@ -18,14 +18,15 @@ from aggregator_service.flow import buffers
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.layouts import layout_of
 from aggregator_service.flow.lifecycle import no_such_run
-from aggregator_service.storage import clients, models, rounds, runs, tasks
+from aggregator_service.storage import clients, models, rounds, runs, tasks, updates
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import RoundState
 from fl_protocol.runs import FINISHED_RUN_STATES, RunState
+from fl_protocol.specs.algorithms import ScaffoldAlgorithm
 from fl_protocol.specs.rounds import BufferedRoundSpec
 from fl_protocol.tasks import TaskKind
-from fl_protocol.updates import max_update_bytes
+from fl_protocol.updates import max_update_bytes, update_layout
 
 POLL_SECONDS: Final = 10.0
 """How often a held request looks again without a hint, for a hint can be lost with a connection."""
@@ -33,7 +34,10 @@ POLL_SECONDS: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A task with all that its client must know; `is_new` unless the client held it already."""
+    """A task with all that its client must know; `is_new` unless the client held it already.
+
+    `counted_update` is the digest of the client's newest update that a published model holds, where SCAFFOLD needs it.
+    """
 
     task: TaskRecord
     run: RunRecord
@@ -41,6 +45,7 @@ class Assignment:
     model: ModelRecord
     max_num_bytes: int
     is_new: bool
+    counted_update: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +107,7 @@ async def give_up(flow: Flow, *, task_id: str, client_id: str) -> None:
 async def _try_claim(flow: Flow, run_id: str, client_id: str) -> Assignment | None:
     task_id = flow.new_id("task")
 
-    def body(tx: WriteTx) -> tuple[TaskRecord, RunRecord, RoundRecord, ModelRecord, bool] | None:
+    def body(tx: WriteTx) -> tuple[TaskRecord, RunRecord, RoundRecord, ModelRecord, bool, str | None] | None:
         run = _running(tx, run_id, locked=True)
         if run is None:
             return None
@@ -115,14 +120,17 @@ async def _try_claim(flow: Flow, run_id: str, client_id: str) -> Assignment | No
         model = models.get(tx, run_id, task.base_version)
         if round_ is None or model is None:
             raise LookupError(f"task {task.task_id} lacks its round or its model, version {task.base_version}")
-        return task, run, round_, model, is_new
+        counted = None
+        if isinstance(run.spec.algorithm, ScaffoldAlgorithm):
+            counted = updates.last_counted(tx, run_id=run_id, client_id=client_id)
+        return task, run, round_, model, is_new, counted
 
     claimed = await flow.transactions.write("claim_task", body)
     if claimed is None:
         return None
-    task, run, round_, model, is_new = claimed
-    layout = await layout_of(flow, model)
-    return Assignment(task, run, round_, model, max_update_bytes(layout), is_new)
+    task, run, round_, model, is_new, counted = claimed
+    layout = update_layout(await layout_of(flow, model), run.spec)
+    return Assignment(task, run, round_, model, max_update_bytes(layout), is_new, counted)
 
 
 def _running(tx: ReadTx, run_id: str, *, locked: bool = False) -> RunRecord | None:

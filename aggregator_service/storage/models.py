@@ -31,6 +31,9 @@ def insert(tx: WriteTx, model: ModelRecord) -> None:
             blob_id=model.blob_id,
             optimizer_blob_id=model.optimizer_blob_id,
             created_at=model.created_at,
+            control_blob_id=model.control_blob_id,
+            control_digest=model.control_digest,
+            control_num_bytes=model.control_num_bytes,
         )
     )
 

@@ -84,6 +84,9 @@ models: Final = sa.Table(
     _identifier("blob_id", sa.ForeignKey("blobs.blob_id"), nullable=False),
     _identifier("optimizer_blob_id", sa.ForeignKey("blobs.blob_id")),
     sa.Column("created_at", Instant, nullable=False),
+    _identifier("control_blob_id", sa.ForeignKey("blobs.blob_id")),
+    sa.Column("control_digest", sa.String(71)),
+    sa.Column("control_num_bytes", sa.BigInteger),
 )
 
 rounds: Final = sa.Table(
@@ -159,6 +162,7 @@ updates: Final = sa.Table(
     sa.Column("max_abs", sa.JSON, nullable=False),
     _identifier("blob_id", sa.ForeignKey("blobs.blob_id"), nullable=False),
     sa.Column("accepted_at", Instant, nullable=False),
+    sa.Column("local_steps", sa.BigInteger),
     sa.UniqueConstraint("round_id", "client_id"),
 )
 

@@ -231,22 +231,20 @@ class Transactions:
         """Runs every body in one transaction; a body that raises is undone alone."""
         # Savepoints are a third of a small body's statements, and bodies that raise are rare.
         try:
-            return self._commit_with(_run_body, _groups(batch))
+            return self._commit_with(_run_body, batch)
         except sa.exc.SQLAlchemyError:
             raise
         except Exception:
             if len(batch) == 1:
                 raise
-            return self._commit_with(_run_body_in_savepoint, [[pending] for pending in batch])
+            return self._commit_with(_run_body_in_savepoint, batch)
 
     def _commit_with(
-        self,
-        run_body: Callable[[WriteTx, list[_Pending[Any, Any]]], None],
-        groups: list[list[_Pending[Any, Any]]],
+        self, run_body: Callable[[WriteTx, list[_Pending[Any, Any]]], None], batch: list[_Pending[Any, Any]]
     ) -> frozenset[str]:
         with self.database.writer.connect() as connection, connection.begin():
             tx = WriteTx(connection, self.database.dialect, self._clock)
-            for group in groups:
+            for group in _groups(batch):
                 run_body(tx, group)
             self._notify(connection, tx.topics)
         return frozenset(tx.topics)
@@ -300,8 +298,11 @@ def _run_body_in_savepoint(tx: WriteTx, group: list[_Pending[Any, Any]]) -> None
         raise
     except Exception as error:  # noqa: BLE001 - passed on to whoever waits; the batch goes on
         savepoint.rollback()
+        if len(group) == 1:
+            group[0].outcome = error
+            return
         for pending in group:
-            pending.outcome = error
+            _run_body_in_savepoint(tx, [pending])
         return
     savepoint.commit()
 

@@ -7,8 +7,9 @@ import sqlalchemy as sa
 
 from aggregator_service.domain.records import EvaluationRecord, UpdateRecord
 from aggregator_service.storage.rows import fields
-from aggregator_service.storage.tables import evaluations, updates
+from aggregator_service.storage.tables import evaluations, rounds, tasks, updates
 from aggregator_service.storage.transactions import ReadTx, WriteTx
+from fl_protocol.rounds import RoundState
 
 _INSERT: Final = sa.insert(updates)
 _OF_TASK: Final = sa.select(updates).where(updates.c.task_id == sa.bindparam("task_id"))
@@ -16,6 +17,20 @@ _OF_CLIENT: Final = sa.select(updates.c.update_id).where(
     updates.c.round_id == sa.bindparam("round_id"), updates.c.client_id == sa.bindparam("client_id")
 )
 _OF_TASKS: Final = sa.select(updates).where(updates.c.task_id.in_(sa.bindparam("task_ids", expanding=True)))
+
+
+# By the client's tasks, which have an index; a client has one for each round that it was asked in.
+_LAST_COUNTED: Final = (
+    sa.select(updates.c.digest)
+    .select_from(tasks.join(updates, updates.c.task_id == tasks.c.task_id).join(rounds))
+    .where(
+        tasks.c.client_id == sa.bindparam("client_id"),
+        tasks.c.run_id == sa.bindparam("run_id"),
+        rounds.c.state == RoundState.COMPLETED.value,
+    )
+    .order_by(rounds.c.number.desc())
+    .limit(1)
+)
 
 
 def _values(table: sa.Table, record: UpdateRecord | EvaluationRecord) -> dict[str, Any]:
@@ -53,6 +68,11 @@ def of_round(tx: ReadTx, round_id: str) -> list[UpdateRecord]:
     """Lists the accepted updates of an attempt in the order of their digests, which is the canonical one."""
     query = sa.select(updates).where(updates.c.round_id == round_id).order_by(updates.c.digest, updates.c.client_id)
     return [UpdateRecord(**fields(row)) for row in tx.connection.execute(query)]
+
+
+def last_counted(tx: ReadTx, *, run_id: str, client_id: str) -> str | None:
+    """Gives the digest of a client's newest update that a published model of the run holds; None if there is none."""
+    return tx.connection.execute(_LAST_COUNTED, {"run_id": run_id, "client_id": client_id}).scalar_one_or_none()
 
 
 def page(tx: ReadTx, round_id: str, *, after_client_id: str, limit: int) -> list[UpdateRecord]:

@@ -134,6 +134,16 @@ class AggregatorClient:
             raise UntrustedAnswerError("the server answered 204 to a request for a model")
         return stored
 
+    async def download_control_variate(
+        self, run_id: str, folder: Path, *, version: int, expected: Content | None = None
+    ) -> StoredModel:
+        """Downloads the server control variate of a SCAFFOLD run's model version, as `download_model` does."""
+        request = endpoints.get_control_variate(run_id, version)
+        stored = await self._connection.download(request, folder, expected=expected)
+        if stored is None:
+            raise UntrustedAnswerError("the server answered 204 to a request for a control variate")
+        return stored
+
     async def wait_for_model(
         self, run_id: str, folder: Path, *, after: int, wait_seconds: float | None = None
     ) -> StoredModel | None:

@@ -133,6 +133,11 @@ def get_model(run_id: str, version: int) -> Request[None]:
     return _stream(path(routes.RUN_MODEL, run_id=run_id, version=version))
 
 
+def get_control_variate(run_id: str, version: int) -> Request[None]:
+    """`GET /v1/runs/{run_id}/models/{version}/control-variate`; the answer is a stream."""
+    return _stream(path(routes.CONTROL_VARIATE, run_id=run_id, version=version))
+
+
 def latest_model(run_id: str, *, after: int | None = None, wait_seconds: float = 0.0) -> Request[None]:
     """`GET /v1/runs/{run_id}/models/latest`; the answer is a stream, or 204 if nothing newer than `after` came."""
     query = {} if after is None else {"after": str(after), "wait": f"{wait_seconds:g}"}

@@ -114,8 +114,8 @@ class FakeAggregator:
             return _json(fake.run)
         if rest == "/models/0" and request.method == "PUT":
             return _json(fake.add_model(content), 201)
-        if found := re.fullmatch(r"/models/(latest|\d+)", rest):
-            return _model(request, fake, which=found[1])
+        if found := re.fullmatch(r"/models/(latest|\d+)(/control-variate)?", rest):
+            return _model(request, fake, which=found[1], is_control=found[2] is not None)
         if rest == "/tasks" and request.method == "POST":
             return await self._claim(request, fake)
         return _read_route(request, fake, rest=rest)
@@ -181,11 +181,13 @@ def _read_route(request: httpx.Request, fake: FakeRun, *, rest: str) -> httpx.Re
     raise ProblemError(ProblemType.NOT_FOUND, f"the fake has no {request.method} {request.url.path}")
 
 
-def _model(request: httpx.Request, fake: FakeRun, *, which: str) -> httpx.Response:
+def _model(request: httpx.Request, fake: FakeRun, *, which: str, is_control: bool) -> httpx.Response:
     version = len(fake.models) - 1 if which == "latest" else int(which)
     if not 0 <= version < len(fake.models):
         raise ProblemError(ProblemType.NOT_FOUND, f"there is no version {version}")
-    content = fake.models[version]
+    content = fake.controls[version] if is_control else fake.models[version]
+    if content is None:
+        raise ProblemError(ProblemType.NOT_FOUND, f"version {version} has no control variate")
     headers = {
         "ETag": f'"{digest_of(content)}"',
         MODEL_VERSION_HEADER: str(version),

@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from client_sdk.testing.averaging import mean_metrics, weighted_mean
+from client_sdk.testing.averaging import fednova_scales, mean_metrics, next_control, weighted_mean
 from fl_protocol.arrays import decode
 from fl_protocol.models import Model
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import Event, EventType, Round, RoundState
 from fl_protocol.runs import FINISHED_RUN_STATES, Run, RunSpec, RunState
-from fl_protocol.tasks import EvaluationReport, Receipt, Task, TaskKind
+from fl_protocol.specs.algorithms import ScaffoldAlgorithm
+from fl_protocol.tasks import ControlVariate, EvaluationReport, Receipt, Task, TaskKind
 from fl_protocol.tensors import LENGTH_BYTES, header_length, parse_header
-from fl_protocol.updates import check_update_structure, update_metadata
+from fl_protocol.updates import check_model, check_update_structure, update_layout, update_metadata
 
 Headers = Mapping[str, str]
 
@@ -50,6 +51,7 @@ class FakeRun:
 
     run: Run
     models: list[bytes] = field(default_factory=list)
+    controls: list[bytes | None] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     tasks: dict[str, FakeTask] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
@@ -75,9 +77,11 @@ class FakeRun:
         self.events.append(Event(event_id=len(self.events) + 1, type=kind.value, created_at=_now(), data=data))
 
     def add_model(self, content: bytes) -> Model:
-        """Adds a model version; raises ProblemError if it is not safetensors."""
+        """Adds a model version; raises ProblemError if it is not safetensors or cannot be trained by the spec."""
         decode(content)
+        check_model(parse_header(_header_bytes(content)), self.run.spec)
         self.models.append(content)
+        self.controls.append(None)
         self.change(latest_version=len(self.models) - 1)
         return self.model(len(self.models) - 1)
 
@@ -119,8 +123,9 @@ class FakeRun:
         if not self._is_open(held.task):
             raise ProblemError(ProblemType.ROUND_CLOSED, f"round {held.task.round} closed without this update")
         header = parse_header(_header_bytes(content))
-        check_update_structure(header, parse_header(_header_bytes(self.models[-1])))
-        update_metadata(header)
+        model = parse_header(_header_bytes(self.models[-1]))
+        check_update_structure(header, update_layout(model, self.run.spec))
+        update_metadata(header, self.run.spec.algorithm)
         decode(content)
         held.update = content
         held.receipt = _receipt(held.task, content)
@@ -160,14 +165,34 @@ class FakeRun:
             model_digest=digest_of(content),
             model_num_bytes=len(content),
             training=self.run.spec.training,
+            parameters=self.run.spec.parameters,
             encoding=self.run.spec.encoding,
             privacy=self.run.spec.privacy,
             secure_aggregation=self.run.spec.secure_aggregation,
             deadline_at=_now() + timedelta(seconds=self.run.spec.round.deadline_seconds),
-            max_num_bytes=2 * len(content) + (1 << 20),
+            max_num_bytes=3 * len(content) + (1 << 20),
+            algorithm=self.run.spec.algorithm,
+            control_variate=self._control_of(version) if kind is TaskKind.TRAIN else None,
+            counted_update=self._counted_update(client),
         )
         self.tasks[task.task_id] = FakeTask(task, client)
         return task
+
+    def _control_of(self, version: int) -> ControlVariate | None:
+        control = self.controls[version]
+        if control is None:
+            return None
+        url = f"/v1/runs/{self.run.run_id}/models/{version}/control-variate"
+        return ControlVariate(url=url, digest=digest_of(control), num_bytes=len(control))
+
+    def _counted_update(self, client: str) -> str | None:
+        completed = {done.number for done in self.rounds if done.state is RoundState.COMPLETED}
+        counted = [
+            (held.task.round, digest_of(held.update))
+            for held in self.tasks.values()
+            if held.client == client and held.update is not None and held.task.round in completed
+        ]
+        return max(counted)[1] if counted else None
 
     def _open_round(self, number: int) -> None:
         spec = self.run.spec.round
@@ -204,9 +229,15 @@ class FakeRun:
         if len(contributed) < self.rounds[-1].quorum:
             return
         updates = [held.update for held in contributed if held.update is not None]
-        facts = [update_metadata(parse_header(_header_bytes(update))) for update in updates]
+        algorithm = self.run.spec.algorithm
+        facts = [update_metadata(parse_header(_header_bytes(update)), algorithm) for update in updates]
         weights = [fact.num_examples for fact in facts]
-        self.add_model(weighted_mean(self.models[-1], updates, weights=weights))
+        steps = [fact.local_steps for fact in facts if fact.local_steps is not None]
+        scales = fednova_scales(weights, steps) if steps else None
+        control = self.controls[-1]
+        self.add_model(weighted_mean(self.models[-1], updates, weights=weights, scales=scales))
+        if isinstance(algorithm, ScaffoldAlgorithm):
+            self.controls[-1] = next_control(control, updates, num_clients=algorithm.num_clients)
         self._change_round(
             number,
             state=RoundState.COMPLETED,

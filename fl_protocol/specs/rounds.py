@@ -86,6 +86,7 @@ AnyRoundSpec = Annotated[
 _WORKS_BUFFERED: Final[Mapping[str, frozenset[str]]] = {
     "selection": frozenset({"open"}),
     "strategy": frozenset({"mean"}),
+    "algorithm": frozenset({"fedavg"}),
     "privacy": frozenset({"none"}),
     "secure_aggregation": frozenset({"none"}),
 }
