@@ -1,17 +1,17 @@
 """RunSpec, which declares a run, and Run, which reports it."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from fl_protocol.messages import Name, RequestMessage, ResponseMessage, Timestamp
 from fl_protocol.specs.evaluation import EvaluationSpec
 from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
 from fl_protocol.specs.rounds import RoundSpec
-from fl_protocol.specs.selection import OpenSelection
+from fl_protocol.specs.selection import OpenSelection, SelectionSpec, check_selection
 from fl_protocol.specs.server_optimizers import SgdServerOptimizer
-from fl_protocol.specs.strategies import MeanStrategy
+from fl_protocol.specs.strategies import MeanStrategy, check_max_share
 from fl_protocol.specs.training import TrainingSpec
 
 
@@ -21,7 +21,7 @@ class RunSpec(RequestMessage):
     name: Name = "mnist"
     num_rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     round: RoundSpec = RoundSpec(quorum=8, cohort_size=10, min_updates=8)
-    selection: OpenSelection = OpenSelection()
+    selection: SelectionSpec = OpenSelection()
     strategy: MeanStrategy = MeanStrategy()
     server_optimizer: SgdServerOptimizer = SgdServerOptimizer()
     training: TrainingSpec = TrainingSpec()
@@ -37,6 +37,12 @@ class RunSpec(RequestMessage):
         if size > 16_384:
             raise ValueError(f"training takes {size} bytes as JSON; at most 16384 are handed to clients")
         return training
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        check_selection(self.selection, self.round)
+        check_max_share(self.strategy, self.round)
+        return self
 
 
 class RunState(StrEnum):

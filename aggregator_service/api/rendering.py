@@ -61,6 +61,7 @@ def render_round(round_: RoundRecord) -> Round:
         completed_at=round_.completed_at,
         metrics=dict(round_.metrics),
         evaluation=None if round_.evaluation is None else dict(round_.evaluation),
+        expected_cohort=round_.expected_cohort,
     )
 
 

@@ -1,18 +1,21 @@
 """Turns a sealed round into a candidate model: a function of the sealed set alone, run on a worker thread."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from aggregator_service import failpoints
+from aggregator_service.domain import weighting
 from aggregator_service.domain.records import ModelRecord, RoundRecord, RunRecord, UpdateRecord
 from aggregator_service.domain.strategies.mean import weighted_metrics
+from aggregator_service.domain.weighting import Weighed
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.fold import RangeReader, SealedUpdate, aggregate
 from aggregator_service.storage import models, rounds, runs, updates
 from aggregator_service.storage.blobs import BlobUpload
 from aggregator_service.storage.transactions import ReadTx
 from fl_protocol.rounds import RoundState
+from fl_protocol.specs.strategies import InverseStratumSizeWeighting
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,7 @@ class SealedRound:
     round: RoundRecord
     base: ModelRecord
     updates: list[UpdateRecord]
+    weights: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,18 @@ def load_sealed(tx: ReadTx, round_id: str) -> SealedRound | None:
     run, base = runs.get(tx, round_.run_id), models.get(tx, round_.run_id, round_.base_version)
     if run is None or base is None:
         raise LookupError(f"round {round_id} lacks its run or base model")
-    return SealedRound(run, round_, base, updates.of_round(tx, round_id))
+    accepted = updates.of_round(tx, round_id)
+    return SealedRound(run, round_, base, accepted, effective_weights(tx, run, accepted))
+
+
+def effective_weights(tx: ReadTx, run: RunRecord, accepted: Sequence[UpdateRecord]) -> list[int]:
+    """Gives what each update of a sealed round weighs, in their order."""
+    strategy, strata = run.spec.strategy, {}
+    if accepted and isinstance(strategy.weighting, InverseStratumSizeWeighting):
+        strata = updates.attributes_of_round(tx, accepted[0].round_id, strategy.weighting.attribute)
+    return weighting.effective_weights(
+        [Weighed(update.num_examples, strata.get(update.update_id)) for update in accepted], strategy
+    )
 
 
 def compute(flow: Flow, sealed: SealedRound) -> Candidate:
@@ -80,7 +95,7 @@ def compute(flow: Flow, sealed: SealedRound) -> Candidate:
     try:
         aggregate(
             _reader(flow, sealed.base.blob_id),
-            [_sealed_update(flow, update) for update in sealed.updates],
+            [_sealed_update(flow, *pair) for pair in zip(sealed.updates, sealed.weights, strict=True)],
             spec=sealed.run.spec,
             optimizer_state=_optional_reader(flow, sealed.base.optimizer_blob_id),
             write_model=write_model,
@@ -99,11 +114,11 @@ def compute(flow: Flow, sealed: SealedRound) -> Candidate:
     )
 
 
-def _sealed_update(flow: Flow, update: UpdateRecord) -> SealedUpdate:
+def _sealed_update(flow: Flow, update: UpdateRecord, weight: int) -> SealedUpdate:
     return SealedUpdate(
         update_id=update.update_id,
         digest=update.digest,
-        weight=update.weight,
+        weight=weight,
         max_abs=update.max_abs,
         read=_reader(flow, update.blob_id),
     )

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from aggregator_service.domain.records import EvaluationRecord, UpdateRecord
 from aggregator_service.storage.rows import fields
-from aggregator_service.storage.tables import evaluations, updates
+from aggregator_service.storage.tables import clients, evaluations, updates
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 
 _INSERT: Final = sa.insert(updates)
@@ -34,6 +34,16 @@ def of_round(tx: ReadTx, round_id: str) -> list[UpdateRecord]:
     """Lists the accepted updates of an attempt in the order of their digests, which is the canonical one."""
     query = sa.select(updates).where(updates.c.round_id == round_id).order_by(updates.c.digest, updates.c.client_id)
     return [UpdateRecord(**fields(row)) for row in tx.connection.execute(query)]
+
+
+def attributes_of_round(tx: ReadTx, round_id: str, name: str) -> dict[str, str | None]:
+    """Gives the value of a client attribute behind each accepted update of an attempt, by the update's id."""
+    query = (
+        sa.select(updates.c.update_id, clients.c.attributes[name].as_string())
+        .join(clients, clients.c.client_id == updates.c.client_id)
+        .where(updates.c.round_id == round_id)
+    )
+    return dict(tx.connection.execute(query).tuples().all())
 
 
 def page(tx: ReadTx, round_id: str, *, after_client_id: str, limit: int) -> list[UpdateRecord]:
