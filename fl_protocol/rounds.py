@@ -35,10 +35,15 @@ class Round(ResponseMessage):
     completed_at: Timestamp | None
     metrics: dict[str, float]
     evaluation: dict[str, float] | None
+    expected_cohort: float | None = None
 
 
 class Contribution(ResponseMessage):
-    """What the operator may know of one update: never a tensor. `local_steps` is told for FedNova only."""
+    """What the operator may know of one update: never a tensor.
+
+    `weight`: what it weighs in the mean, known once the round is sealed; before that, what it would weigh by itself.
+    `local_steps` is told for FedNova only.
+    """
 
     update_id: str
     client_id: str

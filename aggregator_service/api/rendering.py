@@ -5,11 +5,19 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel
 
-from aggregator_service.domain.records import ClientRecord, ModelRecord, RoundRecord, RunRecord, UpdateRecord
+from aggregator_service.domain.records import (
+    AttendanceRecord,
+    ClientRecord,
+    ModelRecord,
+    RoundRecord,
+    RunRecord,
+    UpdateRecord,
+)
 from aggregator_service.domain.tally import Accepted
 from aggregator_service.flow.evaluation import AcceptedEvaluation
 from aggregator_service.flow.selection import Assignment
 from fl_protocol import routes
+from fl_protocol.exclusions import Exclusion
 from fl_protocol.models import Model
 from fl_protocol.rounds import Contribution, Round
 from fl_protocol.runs import Run
@@ -61,6 +69,7 @@ def render_round(round_: RoundRecord) -> Round:
         completed_at=round_.completed_at,
         metrics=dict(round_.metrics),
         evaluation=None if round_.evaluation is None else dict(round_.evaluation),
+        expected_cohort=round_.expected_cohort,
     )
 
 
@@ -86,6 +95,13 @@ def render_client(client: ClientRecord) -> Client:
         last_seen_at=client.last_seen_at,
         revoked_at=client.revoked_at,
     )
+
+
+def render_exclusion(excluded: AttendanceRecord) -> Exclusion:
+    """Renders a client's exclusion from a run."""
+    if excluded.excluded_at is None or excluded.exclusion_reason is None:
+        raise ValueError(f"client {excluded.client_id} is not excluded")
+    return Exclusion(client_id=excluded.client_id, reason=excluded.exclusion_reason, excluded_at=excluded.excluded_at)
 
 
 def render_contribution(update: UpdateRecord) -> Contribution:

@@ -1,7 +1,7 @@
 """Plain values for what the database remembers; a store takes and gives these, never rows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -77,7 +77,10 @@ class EvaluationState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """One attempt at a round, with the evaluation of its result."""
+    """One attempt at a round, with the evaluation of its result.
+
+    `num_awaited` is set where secret coins choose the cohort: how many updates close the round, in place of `quorum`.
+    """
 
     round_id: str
     run_id: str
@@ -100,6 +103,8 @@ class RoundRecord:
     evaluation_state: EvaluationState
     evaluation_deadline_at: datetime | None
     evaluation: Mapping[str, float] | None
+    num_awaited: int | None = None
+    expected_cohort: float | None = None
 
 
 class TaskState(StrEnum):
@@ -171,6 +176,34 @@ class ClientRecord:
     created_at: datetime
     last_seen_at: datetime | None
     revoked_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class AttendanceRecord:
+    """What a run knows of a client: when it last asked the run for a task, and whether it is excluded from the run."""
+
+    run_id: str
+    client_id: str
+    seen_at: datetime | None
+    excluded_at: datetime | None
+    exclusion_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DrawRecord:
+    """The secret key of an attempt's draw, and the places of each stratum once they are known (`""`: no strata)."""
+
+    round_id: str
+    key: bytes = field(repr=False)
+    places: Mapping[str, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A client that may be drawn, with its value of the attribute that tells strata apart (`""`: no strata)."""
+
+    client_id: str
+    stratum: str
 
 
 class TokenKind(StrEnum):

@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from aggregator_service import failpoints
+from aggregator_service.domain import weighting
 from aggregator_service.domain.fednova import normalised_weights
 from aggregator_service.domain.records import ModelRecord, RoundRecord, RunRecord, UpdateRecord
 from aggregator_service.domain.strategies.mean import weighted_metrics
+from aggregator_service.domain.weighting import Weighed
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.controls import fold_controls
 from aggregator_service.flow.fold import RangeReader, SealedUpdate, aggregate
@@ -17,6 +19,7 @@ from aggregator_service.storage.blobs import BlobUpload
 from aggregator_service.storage.transactions import ReadTx
 from fl_protocol.rounds import RoundState
 from fl_protocol.specs.algorithms import FedNovaAlgorithm, ScaffoldAlgorithm
+from fl_protocol.specs.strategies import InverseStratumSizeWeighting
 from fl_protocol.specs.training import local_learning_rate
 from fl_protocol.updates import update_layout
 
@@ -29,6 +32,7 @@ class SealedRound:
     round: RoundRecord
     base: ModelRecord
     updates: list[UpdateRecord]
+    weights: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,18 @@ def load_sealed(tx: ReadTx, round_id: str) -> SealedRound | None:
     run, base = runs.get(tx, round_.run_id), models.get(tx, round_.run_id, round_.base_version)
     if run is None or base is None:
         raise LookupError(f"round {round_id} lacks its run or base model")
-    return SealedRound(run, round_, base, updates.of_round(tx, round_id))
+    accepted = updates.of_round(tx, round_id)
+    return SealedRound(run, round_, base, accepted, effective_weights(tx, run, accepted))
+
+
+def effective_weights(tx: ReadTx, run: RunRecord, accepted: Sequence[UpdateRecord]) -> list[int]:
+    """Gives what each update of a sealed round weighs, in their order."""
+    strategy, strata = run.spec.strategy, {}
+    if accepted and isinstance(strategy.weighting, InverseStratumSizeWeighting):
+        strata = updates.attributes_of_round(tx, accepted[0].round_id, strategy.weighting.attribute)
+    return weighting.effective_weights(
+        [Weighed(update.num_examples, strata.get(update.update_id)) for update in accepted], strategy
+    )
 
 
 def compute(flow: Flow, sealed: SealedRound) -> Candidate:
@@ -117,7 +132,7 @@ def compute(flow: Flow, sealed: SealedRound) -> Candidate:
 def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> None:
     spec, base = sealed.run.spec, _reader(flow, sealed.base.blob_id)
     layout = update_layout(read_header(base), spec)
-    updates = [_sealed_update(flow, update) for update in sealed.updates]
+    updates = [_sealed_update(flow, *pair) for pair in zip(sealed.updates, sealed.weights, strict=True)]
     factored, divisor = _factored(updates, sealed)
 
     def write_model(data: bytes) -> None:
@@ -146,18 +161,19 @@ def _factored(updates: Sequence[SealedUpdate], sealed: SealedRound) -> tuple[Seq
     spec = sealed.run.spec
     if not isinstance(spec.algorithm, FedNovaAlgorithm):
         return updates, None
-    told = [(update.weight, update.local_steps or 1) for update in sealed.updates]
+    pairs = zip(sealed.updates, sealed.weights, strict=True)
+    told = [(weight, update.local_steps or 1) for update, weight in pairs]
     rate = local_learning_rate(spec.training, sealed.round.number)
     weights = normalised_weights(told, shrinkage=rate * spec.training.proximal_mu)
     factored = [replace(one, factor=factor) for one, factor in zip(updates, weights.factors, strict=True)]
     return factored, weights.divisor
 
 
-def _sealed_update(flow: Flow, update: UpdateRecord) -> SealedUpdate:
+def _sealed_update(flow: Flow, update: UpdateRecord, weight: int) -> SealedUpdate:
     return SealedUpdate(
         update_id=update.update_id,
         digest=update.digest,
-        weight=update.weight,
+        weight=weight,
         max_abs=update.max_abs,
         read=_reader(flow, update.blob_id),
     )

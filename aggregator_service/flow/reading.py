@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
@@ -15,12 +16,14 @@ from aggregator_service.domain.records import (
     TensorFile,
     UpdateRecord,
 )
+from aggregator_service.flow.aggregation import effective_weights
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.lifecycle import no_such_run
 from aggregator_service.flow.selection import POLL_SECONDS
 from aggregator_service.storage import clients, events, models, rounds, runs, updates
 from aggregator_service.storage.transactions import ReadTx
 from fl_protocol.problems import ProblemError, ProblemType
+from fl_protocol.rounds import RoundState
 from fl_protocol.runs import FINISHED_RUN_STATES
 
 Position = tuple[datetime, str]
@@ -61,11 +64,17 @@ async def get_round(flow: Flow, run_id: str, number: int) -> RoundRecord:
 async def list_contributions(
     flow: Flow, run_id: str, *, number: int, after_client_id: str, limit: int
 ) -> list[UpdateRecord]:
-    """Lists who contributed to the newest attempt at a round."""
+    """Lists who contributed to the newest attempt at a round; once it is sealed, with the weights in its mean."""
 
     def body(tx: ReadTx) -> list[UpdateRecord]:
-        round_ = _round(tx, run_id, number)
-        return updates.page(tx, round_.round_id, after_client_id=after_client_id, limit=limit)
+        run, round_ = _run(tx, run_id), _round(tx, run_id, number)
+        found = updates.page(tx, round_.round_id, after_client_id=after_client_id, limit=limit)
+        if round_.state not in (RoundState.AGGREGATING, RoundState.COMPLETED):
+            return found
+        accepted = updates.of_round(tx, round_.round_id)
+        weights = effective_weights(tx, run, accepted)
+        weight_of = {update.update_id: weight for update, weight in zip(accepted, weights, strict=True)}
+        return [replace(update, weight=weight_of[update.update_id]) for update in found]
 
     return await flow.transactions.read("list_contributions", body)
 

@@ -32,6 +32,12 @@ _COUNT_TASK: Final = (
     .where(rounds.c.round_id == sa.bindparam("of_round"))
     .values(num_tasks=rounds.c.num_tasks + sa.bindparam("change"))
 )
+_LAST_CLOSED: Final = _NEWEST.where(rounds.c.closed_at.is_not(None))
+_COUNT_AWAITED: Final = (
+    sa.update(rounds)
+    .where(rounds.c.round_id == sa.bindparam("of_round"), rounds.c.num_awaited.is_not(None))
+    .values(num_awaited=rounds.c.num_awaited + sa.bindparam("change"))
+)
 _COUNT_UPDATES: Final = (
     sa.update(rounds)
     .where(rounds.c.round_id == sa.bindparam("of_round"), rounds.c.state == RoundState.COLLECTING.value)
@@ -98,6 +104,11 @@ def newest(tx: ReadTx, run_id: str, number: int | None = None) -> RoundRecord | 
     return _record(tx.connection.execute(query, {"run_id": run_id, "number": number}).one_or_none())
 
 
+def last_closed(tx: ReadTx, run_id: str) -> RoundRecord | None:
+    """Gives the newest attempt of the run that has stopped collecting."""
+    return _record(tx.connection.execute(_LAST_CLOSED, {"run_id": run_id}).one_or_none())
+
+
 def page(tx: ReadTx, run_id: str, *, after: tuple[int, int], limit: int) -> list[RoundRecord]:
     """Lists attempts behind a given (number, attempt)."""
     query = (
@@ -153,6 +164,21 @@ def evaluating(tx: ReadTx) -> list[RoundRecord]:
 def count_task(tx: WriteTx, round_id: str, change: int) -> None:
     """Adjusts how many tasks of a round are out or answered."""
     change_one(tx, _COUNT_TASK, {"of_round": round_id, "change": change})
+
+
+def await_updates(tx: WriteTx, round_id: str, *, num_awaited: int, expected_cohort: float) -> None:
+    """Records that a round waits for those whose coins came up, and how many were expected."""
+    change_one(
+        tx,
+        sa.update(rounds)
+        .where(rounds.c.round_id == round_id)
+        .values(num_awaited=num_awaited, expected_cohort=expected_cohort),
+    )
+
+
+def count_awaited(tx: WriteTx, round_id: str, change: int) -> None:
+    """Adjusts how many updates a round waits for; nothing happens where its quorum is what counts."""
+    tx.connection.execute(_COUNT_AWAITED, {"of_round": round_id, "change": change})
 
 
 def count_updates(tx: WriteTx, round_id: str, *, num_updates: int, num_examples: int) -> RoundRecord:

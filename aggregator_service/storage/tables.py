@@ -113,6 +113,8 @@ rounds: Final = sa.Table(
     sa.Column("evaluation_state", sa.String(16), nullable=False, index=True),
     sa.Column("evaluation_deadline_at", Instant),
     sa.Column("evaluation", sa.JSON(none_as_null=True)),
+    sa.Column("num_awaited", sa.BigInteger),
+    sa.Column("expected_cohort", sa.Double),
     sa.UniqueConstraint("run_id", "number", "attempt"),
 )
 
@@ -125,6 +127,34 @@ clients: Final = sa.Table(
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("last_seen_at", Instant),
     sa.Column("revoked_at", Instant),
+)
+
+run_clients: Final = sa.Table(
+    "run_clients",
+    metadata,
+    _identifier("run_id", sa.ForeignKey("runs.run_id"), primary_key=True),
+    _identifier("client_id", sa.ForeignKey("clients.client_id"), primary_key=True),
+    sa.Column("seen_at", Instant),
+    sa.Column("excluded_at", Instant),
+    sa.Column("exclusion_reason", sa.Text),
+    sa.Index(None, "run_id", "seen_at"),
+)
+
+draws: Final = sa.Table(
+    "draws",
+    metadata,
+    _identifier("round_id", sa.ForeignKey("rounds.round_id"), primary_key=True),
+    sa.Column("key", sa.LargeBinary, nullable=False),
+    sa.Column("places", sa.JSON(none_as_null=True)),
+)
+
+invitations: Final = sa.Table(
+    "invitations",
+    metadata,
+    _identifier("round_id", sa.ForeignKey("draws.round_id"), primary_key=True),
+    _identifier("client_id", sa.ForeignKey("clients.client_id"), primary_key=True),
+    sa.Column("stratum", sa.String(256), nullable=False),
+    sa.Column("withdrawn", sa.Boolean(name="withdrawn"), nullable=False),
 )
 
 tasks: Final = sa.Table(
@@ -158,6 +188,7 @@ updates: Final = sa.Table(
     sa.Column("accepted_at", Instant, nullable=False),
     sa.Column("local_steps", sa.BigInteger),
     sa.UniqueConstraint("round_id", "client_id"),
+    sa.Index(None, "run_id", "client_id"),
 )
 
 evaluations: Final = sa.Table(

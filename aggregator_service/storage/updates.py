@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from aggregator_service.domain.records import EvaluationRecord, UpdateRecord
 from aggregator_service.storage.rows import fields
-from aggregator_service.storage.tables import evaluations, rounds, tasks, updates
+from aggregator_service.storage.tables import clients, evaluations, rounds, tasks, updates
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.rounds import RoundState
 
@@ -64,6 +64,16 @@ def of_round(tx: ReadTx, round_id: str) -> list[UpdateRecord]:
 def last_counted(tx: ReadTx, *, run_id: str, client_id: str) -> str | None:
     """Gives the digest of a client's newest update that a published model of the run holds; None if there is none."""
     return tx.connection.execute(_LAST_COUNTED, {"run_id": run_id, "client_id": client_id}).scalar_one_or_none()
+
+
+def attributes_of_round(tx: ReadTx, round_id: str, name: str) -> dict[str, str | None]:
+    """Gives the value of a client attribute behind each accepted update of an attempt, by the update's id."""
+    query = (
+        sa.select(updates.c.update_id, clients.c.attributes[name].as_string())
+        .join(clients, clients.c.client_id == updates.c.client_id)
+        .where(updates.c.round_id == round_id)
+    )
+    return dict(tx.connection.execute(query).tuples().all())
 
 
 def page(tx: ReadTx, round_id: str, *, after_client_id: str, limit: int) -> list[UpdateRecord]:
