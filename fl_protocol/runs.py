@@ -1,18 +1,24 @@
 """RunSpec, which declares a run, and Run, which reports it."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from fl_protocol.messages import Name, RequestMessage, ResponseMessage, Timestamp
-from fl_protocol.specs.evaluation import EvaluationSpec
+from fl_protocol.messages import Name, RequestMessage, ResponseMessage, Timestamp, kind_or
+from fl_protocol.specs.evaluation import EvaluationSpec, check_evaluation
+from fl_protocol.specs.initial_model import PreviousModel, UploadedModel
 from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
 from fl_protocol.specs.rounds import RoundSpec
 from fl_protocol.specs.selection import OpenSelection
 from fl_protocol.specs.server_optimizers import SgdServerOptimizer
 from fl_protocol.specs.strategies import MeanStrategy
 from fl_protocol.specs.training import TrainingSpec
+
+InitialModel = Annotated[
+    Annotated[UploadedModel, Tag("upload")] | Annotated[PreviousModel, Tag("version")],
+    Discriminator(kind_or("upload")),
+]
 
 
 class RunSpec(RequestMessage):
@@ -29,6 +35,7 @@ class RunSpec(RequestMessage):
     encoding: DenseEncoding = DenseEncoding()
     privacy: NoPrivacy = NoPrivacy()
     secure_aggregation: NoSecureAggregation = NoSecureAggregation()
+    initial_model: InitialModel = UploadedModel()
 
     @field_validator("training")
     @classmethod
@@ -37,6 +44,11 @@ class RunSpec(RequestMessage):
         if size > 16_384:
             raise ValueError(f"training takes {size} bytes as JSON; at most 16384 are handed to clients")
         return training
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        check_evaluation(self.evaluation, self.round, num_rounds=self.num_rounds)
+        return self
 
 
 class RunState(StrEnum):
@@ -54,7 +66,7 @@ FINISHED_RUN_STATES = frozenset({RunState.COMPLETED, RunState.STOPPED, RunState.
 
 
 class Run(ResponseMessage):
-    """One model being trained over many rounds."""
+    """One model being trained over many rounds; `best_version` by the metric that its evaluation watches."""
 
     run_id: str
     name: str
@@ -64,6 +76,7 @@ class Run(ResponseMessage):
     num_rounds: int
     current_round: int
     latest_version: int | None
+    best_version: int | None = None
     created_at: Timestamp
     started_at: Timestamp | None
     finished_at: Timestamp | None

@@ -21,6 +21,7 @@ from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import RoundState
 from fl_protocol.runs import FINISHED_RUN_STATES, RunState
+from fl_protocol.specs.evaluation import evaluation_terms
 from fl_protocol.tasks import TaskKind
 from fl_protocol.updates import max_update_bytes
 
@@ -142,7 +143,7 @@ def _choose(tx: ReadTx, run: RunRecord, client_id: str) -> _Offer | None:
     """Takes what the client holds already, else the first offer that is free."""
     offers = _offers(tx, run, client_id)
     held = next((offer for offer in offers if offer.is_held), None)
-    return held or next((offer for offer in offers if _is_free(tx, offer)), None)
+    return held or next((offer for offer in offers if _is_free(tx, run, offer)), None)
 
 
 def _offers(tx: ReadTx, run: RunRecord, client_id: str) -> list[_Offer]:
@@ -157,12 +158,13 @@ def _offers(tx: ReadTx, run: RunRecord, client_id: str) -> list[_Offer]:
     ]
 
 
-def _is_free(tx: ReadTx, offer: _Offer) -> bool:
+def _is_free(tx: ReadTx, run: RunRecord, offer: _Offer) -> bool:
     if offer.task is not None:
         return False
     if offer.kind is TaskKind.TRAIN:
         return cohort.has_place(offer.round)
-    return tasks.count(tx, round_id=offer.round.round_id, kind=offer.kind) < offer.round.cohort_size
+    terms = evaluation_terms(run.spec.evaluation, run.spec.round)
+    return tasks.count(tx, round_id=offer.round.round_id, kind=offer.kind) < terms.cohort_size
 
 
 def _assign(tx: WriteTx, run: RunRecord, offer: _Offer, *, client_id: str, task_id: str) -> TaskRecord:
