@@ -16,8 +16,19 @@ class RoundState(StrEnum):
     ABANDONED = "abandoned"
 
 
+class StratumEvaluation(ResponseMessage):
+    """What the clients of one stratum reported of a round's model: example-weighted means."""
+
+    num_examples: int
+    num_reports: int
+    metrics: dict[str, float]
+
+
 class Round(ResponseMessage):
-    """One attempt at one round; metrics are example-weighted means of what clients reported."""
+    """One attempt at one round; metrics are example-weighted means of what clients reported.
+
+    `evaluation_by_stratum` has an entry for each value of the attribute that the RunSpec's `evaluation.strata` names.
+    """
 
     number: int
     attempt: int
@@ -36,6 +47,7 @@ class Round(ResponseMessage):
     metrics: dict[str, float]
     evaluation: dict[str, float] | None
     expected_cohort: float | None = None
+    evaluation_by_stratum: dict[str, StratumEvaluation] | None = None
 
 
 class Contribution(ResponseMessage):

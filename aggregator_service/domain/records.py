@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from aggregator_service.domain.standing import Standing
 from fl_protocol.rounds import RoundState
 from fl_protocol.runs import RunSpec, RunState
 from fl_protocol.tasks import TaskKind
@@ -12,7 +13,7 @@ from fl_protocol.tasks import TaskKind
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run; `paused_at` is set while it is paused."""
+    """A run; `paused_at` is set while it is paused, `standing` is what its evaluations have come to."""
 
     run_id: str
     name: str
@@ -25,6 +26,7 @@ class RunRecord:
     started_at: datetime | None
     finished_at: datetime | None
     paused_at: datetime | None
+    standing: Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class TensorFile:
 class ModelRecord:
     """One published model version; `optimizer_blob_id` is the server optimizer's state after it, if it has any.
 
+    A version that a rollback or a quarantine published again names the same bytes as `restored_from`, its parent.
     The three `control_...` are set together: SCAFFOLD's server control variate after it, none while that is zero.
     """
 
@@ -51,6 +54,9 @@ class ModelRecord:
     num_parameters: int
     blob_id: str
     optimizer_blob_id: str | None
+    parent_version: int | None
+    restored_from: int | None
+    quarantined: bool
     created_at: datetime
     control_blob_id: str | None = None
     control_digest: str | None = None
@@ -65,6 +71,15 @@ class ModelRecord:
         if self.control_blob_id is None or self.control_digest is None or self.control_num_bytes is None:
             return None
         return TensorFile(self.control_blob_id, self.control_digest, self.control_num_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class StratumRecord:
+    """What the clients of one stratum reported of a round's model."""
+
+    num_examples: int
+    num_reports: int
+    metrics: Mapping[str, float]
 
 
 class EvaluationState(StrEnum):
@@ -103,6 +118,7 @@ class RoundRecord:
     evaluation_state: EvaluationState
     evaluation_deadline_at: datetime | None
     evaluation: Mapping[str, float] | None
+    evaluation_by_stratum: Mapping[str, StratumRecord] | None
     num_awaited: int | None = None
     expected_cohort: float | None = None
 

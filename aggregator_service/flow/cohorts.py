@@ -22,7 +22,7 @@ class CohortTooLargeError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Prospect:
     """Where a client without a task stands in a collecting round.
 
     `may_claim`: a claim may end in a task. `draw_at`: until then a draw waits for more clients.
@@ -50,26 +50,26 @@ def open_cohort(flow: Flow, tx: WriteTx, run: RunRecord, round_: RoundRecord) ->
         draw_if_due(tx, run, round_)
 
 
-def standing(tx: ReadTx, run: RunRecord, round_: RoundRecord, client_id: str) -> Standing:
+def prospect(tx: ReadTx, run: RunRecord, round_: RoundRecord, client_id: str) -> Prospect:
     """Tells whether a client without a task may get one in a collecting round."""
     selection = run.spec.selection
     if isinstance(selection, OpenSelection):
         is_open = cohort.has_place(round_) and (
             selection == _ANYONE or candidates.find(tx, round_, selection, client_id) is not None
         )
-        return Standing(is_open)
+        return Prospect(is_open)
     is_invited = invitations.find(tx, round_.round_id, client_id)
     if is_invited is not None:
-        return Standing(is_invited)
+        return Prospect(is_invited)
     if isinstance(selection, PoissonSelection):
-        return Standing(_come_up_late(tx, selection, round_, client_id) is not None)
-    return _standing_undrawn(tx, selection, round_, client_id)
+        return Prospect(_come_up_late(tx, selection, round_, client_id) is not None)
+    return _prospect_undrawn(tx, selection, round_, client_id)
 
 
 def take_place(tx: WriteTx, run: RunRecord, round_: RoundRecord, client_id: str) -> bool:
     """Makes the choice that waits for a client's claim, if any does, and tells whether the client has a place.
 
-    The client's `standing` in this transaction was that it may claim.
+    The client's `prospect` in this transaction was that it may claim.
     """
     selection = run.spec.selection
     if isinstance(selection, OpenSelection):
@@ -109,16 +109,16 @@ def draw_if_due(tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
         tx.wake(topics.tasks_of(run.run_id))
 
 
-def _standing_undrawn(tx: ReadTx, selection: DrawnSelection, round_: RoundRecord, client_id: str) -> Standing:
+def _prospect_undrawn(tx: ReadTx, selection: DrawnSelection, round_: RoundRecord, client_id: str) -> Prospect:
     candidate, drawing = candidates.find(tx, round_, selection, client_id), invitations.get_draw(tx, round_.round_id)
     if candidate is None or drawing is None:
-        return Standing(may_claim=False)
+        return Prospect(may_claim=False)
     if drawing.places is not None:
-        return Standing(_vacancies(tx, round_, drawing.places).get(candidate.stratum, 0) > 0)
+        return Prospect(_vacancies(tx, round_, drawing.places).get(candidate.stratum, 0) > 0)
     num_candidates = candidates.count_seen(tx, round_, selection, since=_since(tx, selection))
     if cohort.may_draw(round_, num_candidates=num_candidates, now=tx.now()):
-        return Standing(may_claim=True)
-    return Standing(may_claim=False, draw_at=cohort.gathering_ends(round_))
+        return Prospect(may_claim=True)
+    return Prospect(may_claim=False, draw_at=cohort.gathering_ends(round_))
 
 
 def _toss_all(tx: WriteTx, selection: PoissonSelection, round_: RoundRecord, key: bytes) -> None:

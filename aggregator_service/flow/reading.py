@@ -79,14 +79,21 @@ async def list_contributions(
     return await flow.transactions.read("list_contributions", body)
 
 
-async def list_models(flow: Flow, run_id: str, *, after_version: int, limit: int) -> list[ModelRecord]:
-    """Lists model versions newer than a given one."""
+async def list_models(
+    flow: Flow, run_id: str, *, after_version: int, limit: int
+) -> tuple[RunRecord, list[ModelRecord]]:
+    """Lists model versions newer than a given one, with the run that says which of them stand out."""
 
-    def body(tx: ReadTx) -> list[ModelRecord]:
-        _run(tx, run_id)
-        return models.page(tx, run_id, after_version=after_version, limit=limit)
+    def body(tx: ReadTx) -> tuple[RunRecord, list[ModelRecord]]:
+        return _run(tx, run_id), models.page(tx, run_id, after_version=after_version, limit=limit)
 
     return await flow.transactions.read("list_models", body)
+
+
+def no_such_version(run: RunRecord, version: int) -> ProblemError:
+    """Gives the problem of a model version that a run does not have."""
+    newest = "it has none yet" if run.latest_version is None else f"the newest is {run.latest_version}"
+    return ProblemError(ProblemType.NOT_FOUND, f"the run has no model version {version}; {newest}")
 
 
 async def get_model(flow: Flow, run_id: str, version: int) -> ModelRecord:
@@ -96,8 +103,7 @@ async def get_model(flow: Flow, run_id: str, version: int) -> ModelRecord:
         run = _run(tx, run_id)
         model = models.get(tx, run_id, version)
         if model is None:
-            newest = "none yet" if run.latest_version is None else f"the newest is {run.latest_version}"
-            raise ProblemError(ProblemType.NOT_FOUND, f"the run has no model version {version}; {newest}")
+            raise no_such_version(run, version)
         return model
 
     return await flow.transactions.read("get_model", body)
@@ -112,6 +118,21 @@ async def get_control(flow: Flow, run_id: str, version: int) -> TensorFile:
             f"model version {version} has no control variate; versions of a SCAFFOLD run have one, from version 1 on",
         )
     return model.control
+
+
+async def get_best_model(flow: Flow, run_id: str) -> ModelRecord:
+    """Gives the best evaluated version; raises `not-found` where none is known."""
+
+    def body(tx: ReadTx) -> ModelRecord:
+        run = _run(tx, run_id)
+        best = None if run.standing.best is None else models.get(tx, run_id, run.standing.best.version)
+        if best is None:
+            watched = run.spec.evaluation.watched
+            missing = "its evaluation names no metric" if watched is None else f"nobody reported {watched.metric!r} yet"
+            raise ProblemError(ProblemType.NOT_FOUND, f"the run has no best model version: {missing}")
+        return best
+
+    return await flow.transactions.read("get_best_model", body)
 
 
 async def wait_for_model(flow: Flow, run_id: str, *, after_version: int, wait_seconds: float) -> ModelRecord | None:

@@ -17,7 +17,7 @@ from aggregator_service.domain.records import (
 )
 from aggregator_service.flow import cohorts
 from aggregator_service.flow import rounds as round_steps
-from aggregator_service.flow.cohorts import Standing
+from aggregator_service.flow.cohorts import Prospect
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.layouts import layout_of
 from aggregator_service.flow.lifecycle import no_such_run
@@ -27,6 +27,7 @@ from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import RoundState
 from fl_protocol.runs import FINISHED_RUN_STATES, RunState
 from fl_protocol.specs.algorithms import ScaffoldAlgorithm
+from fl_protocol.specs.evaluation import evaluation_terms
 from fl_protocol.specs.selection import OpenSelection
 from fl_protocol.tasks import TaskKind
 from fl_protocol.updates import max_update_bytes, update_layout
@@ -230,12 +231,12 @@ def _choose(tx: ReadTx, run: RunRecord, client_id: str) -> tuple[_Offer | None, 
     held = next((offer for offer in offers if offer.is_held), None)
     if held is not None:
         return held, None
-    standing = Standing(may_claim=False)
+    prospect = Prospect(may_claim=False)
     for offer in offers:
-        standing = _standing(tx, run, offer, client_id)
-        if standing.may_claim:
+        prospect = _prospect(tx, run, offer, client_id)
+        if prospect.may_claim:
             return offer, None
-    return None, standing.draw_at
+    return None, prospect.draw_at
 
 
 def _offers(tx: ReadTx, run: RunRecord, client_id: str) -> list[_Offer]:
@@ -252,12 +253,13 @@ def _offers(tx: ReadTx, run: RunRecord, client_id: str) -> list[_Offer]:
     ]
 
 
-def _standing(tx: ReadTx, run: RunRecord, offer: _Offer, client_id: str) -> Standing:
+def _prospect(tx: ReadTx, run: RunRecord, offer: _Offer, client_id: str) -> Prospect:
     if offer.task is not None:
-        return Standing(may_claim=False)
+        return Prospect(may_claim=False)
     if offer.kind is TaskKind.TRAIN:
-        return cohorts.standing(tx, run, offer.round, client_id)
-    return Standing(tasks.count(tx, round_id=offer.round.round_id, kind=offer.kind) < offer.round.cohort_size)
+        return cohorts.prospect(tx, run, offer.round, client_id)
+    terms = evaluation_terms(run.spec.evaluation, run.spec.round)
+    return Prospect(tasks.count(tx, round_id=offer.round.round_id, kind=offer.kind) < terms.cohort_size)
 
 
 def _has_place(tx: WriteTx, run: RunRecord, offer: _Offer, client_id: str) -> bool:

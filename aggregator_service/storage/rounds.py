@@ -1,12 +1,13 @@
 """The rounds table: one row an attempt; a state changes only from the state that was read."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from aggregator_service.domain.records import EvaluationState, RoundRecord
+from aggregator_service.domain.records import EvaluationState, RoundRecord, StratumRecord
 from aggregator_service.storage.rows import StaleRowError, change_one, changes_one, fields, is_behind
 from aggregator_service.storage.tables import rounds, runs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
@@ -51,11 +52,13 @@ _COUNT_UPDATES: Final = (
 
 def record(values: dict[str, Any]) -> RoundRecord:
     """Makes an attempt of its columns by name."""
+    strata = values["evaluation_by_stratum"]
     return RoundRecord(
         **values
         | {
             "state": RoundState(values["state"]),
             "evaluation_state": EvaluationState(values["evaluation_state"]),
+            "evaluation_by_stratum": strata and {name: StratumRecord(**entry) for name, entry in strata.items()},
         }
     )
 
@@ -76,13 +79,14 @@ def insert(tx: WriteTx, round_: RoundRecord) -> None:
             {
                 column.name: getattr(round_, column.name)
                 for column in rounds.columns
-                if column.name not in ("state", "evaluation_state", "metrics", "evaluation")
+                if column.name not in ("state", "evaluation_state", "metrics", "evaluation", "evaluation_by_stratum")
             }
             | {
                 "state": round_.state.value,
                 "evaluation_state": round_.evaluation_state.value,
                 "metrics": dict(round_.metrics),
                 "evaluation": None,
+                "evaluation_by_stratum": None,
             }
         )
     )
@@ -107,6 +111,15 @@ def newest(tx: ReadTx, run_id: str, number: int | None = None) -> RoundRecord | 
 def last_closed(tx: ReadTx, run_id: str) -> RoundRecord | None:
     """Gives the newest attempt of the run that has stopped collecting."""
     return _record(tx.connection.execute(_LAST_CLOSED, {"run_id": run_id}).one_or_none())
+
+
+def count_attempts(tx: ReadTx, run_id: str, *, number: int, base_version: int) -> int:
+    """Counts the attempts at a round that began from one version of the model."""
+    query = sa.select(sa.func.count()).where(
+        rounds.c.run_id == run_id, rounds.c.number == number, rounds.c.base_version == base_version
+    )
+    total: int = tx.connection.execute(query).scalar_one()
+    return total
 
 
 def page(tx: ReadTx, run_id: str, *, after: tuple[int, int], limit: int) -> list[RoundRecord]:
@@ -225,8 +238,15 @@ def complete(
     )
 
 
-def complete_evaluation(tx: WriteTx, round_id: str, metrics: Mapping[str, float] | None) -> bool:
+def complete_evaluation(
+    tx: WriteTx,
+    round_id: str,
+    metrics: Mapping[str, float] | None,
+    *,
+    by_stratum: Mapping[str, StratumRecord] | None = None,
+) -> bool:
     """Ends a round's evaluation; False if it had ended."""
+    strata = None if by_stratum is None else {name: asdict(entry) for name, entry in by_stratum.items()}
     return changes_one(
         tx,
         sa.update(rounds)
@@ -234,6 +254,7 @@ def complete_evaluation(tx: WriteTx, round_id: str, metrics: Mapping[str, float]
         .values(
             evaluation_state=EvaluationState.COMPLETED.value,
             evaluation=None if metrics is None else dict(metrics),
+            evaluation_by_stratum=strata,
         ),
     )
 

@@ -51,6 +51,7 @@ runs: Final = sa.Table(
     sa.Column("started_at", Instant),
     sa.Column("finished_at", Instant),
     sa.Column("paused_at", Instant),
+    sa.Column("standing", sa.JSON(none_as_null=True)),
 )
 
 blobs: Final = sa.Table(
@@ -83,6 +84,9 @@ models: Final = sa.Table(
     sa.Column("num_parameters", sa.BigInteger, nullable=False),
     _identifier("blob_id", sa.ForeignKey("blobs.blob_id"), nullable=False),
     _identifier("optimizer_blob_id", sa.ForeignKey("blobs.blob_id")),
+    sa.Column("parent_version", sa.BigInteger),
+    sa.Column("restored_from", sa.BigInteger),
+    sa.Column("quarantined", sa.Boolean(name="quarantined"), nullable=False, server_default=sa.false()),
     sa.Column("created_at", Instant, nullable=False),
     _identifier("control_blob_id", sa.ForeignKey("blobs.blob_id")),
     sa.Column("control_digest", sa.String(71)),
@@ -115,6 +119,7 @@ rounds: Final = sa.Table(
     sa.Column("evaluation", sa.JSON(none_as_null=True)),
     sa.Column("num_awaited", sa.BigInteger),
     sa.Column("expected_cohort", sa.Double),
+    sa.Column("evaluation_by_stratum", sa.JSON(none_as_null=True)),
     sa.UniqueConstraint("run_id", "number", "attempt"),
 )
 

@@ -99,6 +99,23 @@ def evaluation_of_task(tx: ReadTx, task_id: str) -> EvaluationRecord | None:
     return None if row is None else EvaluationRecord(**fields(row))
 
 
+def count_evaluations(tx: ReadTx, round_id: str) -> int:
+    """Counts the accepted evaluation reports of a round."""
+    query = sa.select(sa.func.count()).where(evaluations.c.round_id == round_id)
+    total: int = tx.connection.execute(query).scalar_one()
+    return total
+
+
+def strata_of_round(tx: ReadTx, round_id: str, *, attribute: str) -> dict[str, str]:
+    """Gives the value of an attribute of each client that reported on a round's model; empty where it has none."""
+    query = (
+        sa.select(clients.c.client_id, clients.c.attributes)
+        .join(evaluations, evaluations.c.client_id == clients.c.client_id)
+        .where(evaluations.c.round_id == round_id)
+    )
+    return {row.client_id: row.attributes.get(attribute, "") for row in tx.connection.execute(query)}
+
+
 def evaluations_of_round(tx: ReadTx, round_id: str) -> list[EvaluationRecord]:
     """Lists the accepted evaluation reports of a round by client."""
     query = sa.select(evaluations).where(evaluations.c.round_id == round_id).order_by(evaluations.c.client_id)

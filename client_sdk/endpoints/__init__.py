@@ -22,7 +22,7 @@ from client_sdk.endpoints.exchange import (
 from fl_protocol import routes
 from fl_protocol.exclusions import Exclusion, ExclusionRequest
 from fl_protocol.messages import RequestMessage
-from fl_protocol.models import TENSOR_MEDIA_TYPE, Model
+from fl_protocol.models import TENSOR_MEDIA_TYPE, Model, RollbackRequest
 from fl_protocol.rounds import Contribution, Round
 from fl_protocol.runs import Run, RunSpec
 from fl_protocol.tasks import (
@@ -117,6 +117,11 @@ def stop_run(run_id: str) -> Request[Run]:
     return _post(Run, path(routes.RUN_STOP, run_id=run_id), run_id=run_id)
 
 
+def roll_back(run_id: str, request: RollbackRequest, *, idempotency_key: str) -> Request[Model]:
+    """`POST /v1/runs/{run_id}/rollback`."""
+    return _post(Model, path(routes.RUN_ROLLBACK, run_id=run_id), body=request, idempotency_key=idempotency_key)
+
+
 def list_rounds(run_id: str, *, limit: int | None = None, cursor: str | None = None) -> Request[Page[Round]]:
     """`GET /v1/runs/{run_id}/rounds`."""
     return _list(Round, path(routes.RUN_ROUNDS, run_id=run_id), limit=limit, cursor=cursor)
@@ -154,6 +159,16 @@ def latest_model(run_id: str, *, after: int | None = None, wait_seconds: float =
     """`GET /v1/runs/{run_id}/models/latest`; the answer is a stream, or 204 if nothing newer than `after` came."""
     query = {} if after is None else {"after": str(after), "wait": f"{wait_seconds:g}"}
     return _stream(path(routes.LATEST_MODEL, run_id=run_id), query=query, wait_seconds=wait_seconds)
+
+
+def best_model(run_id: str) -> Request[None]:
+    """`GET /v1/runs/{run_id}/models/best`; the answer is a stream."""
+    return _stream(path(routes.BEST_MODEL, run_id=run_id))
+
+
+def export_model(run_id: str, version: int) -> Request[None]:
+    """`GET /v1/runs/{run_id}/models/{version}/export`; the answer is a stream."""
+    return _stream(path(routes.MODEL_EXPORT, run_id=run_id, version=version))
 
 
 def _stream(where: str, *, query: Mapping[str, str] | None = None, wait_seconds: float = 0.0) -> Request[None]:
