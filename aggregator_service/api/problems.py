@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from aggregator_service.api.ranges import UnsatisfiableRangeError
 from aggregator_service.telemetry import Telemetry
+from fl_protocol.faults import describe_fault
 from fl_protocol.problems import PROBLEM_MEDIA_TYPE, RETRYABLE, Problem, ProblemError, ProblemType, problem_uri
 
 STATUS: Final[Mapping[ProblemType, int]] = {
@@ -147,10 +148,12 @@ def _from_validation(error: Exception) -> ProblemError:
     if any(entry["type"] == "json_invalid" for entry in errors):
         reason = errors[0].get("ctx", {}).get("error", "not JSON")
         return ProblemError(ProblemType.MALFORMED_REQUEST, f"the body is not JSON: {reason}")
-    parts = [f"{_field(entry['loc'])}: {entry['msg']}" for entry in errors[:_MAX_FIELDS_NAMED]]
+    parts = [_fault(entry, error.body) for entry in errors[:_MAX_FIELDS_NAMED]]
     return ProblemError(ProblemType.INVALID_REQUEST, "; ".join(parts)[:2000])
 
 
-def _field(location: Sequence[str | int]) -> str:
-    named = [str(part)[:64] for part in location if part != "body"]
-    return ".".join(named) or "body"
+def _fault(entry: Mapping[str, Any], body: object) -> str:
+    place, *inner = entry["loc"]
+    if place == "body" and (inner or entry["type"] == "value_error"):
+        return describe_fault({**entry, "loc": inner}, body)
+    return f"{'.'.join(str(part)[:64] for part in entry['loc'])}: {entry['msg']}"

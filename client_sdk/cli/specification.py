@@ -21,6 +21,7 @@ def read_spec(file: Path | None, changes: "Mapping[tuple[str, ...], object]") ->
     """
     from pydantic import ValidationError
 
+    from fl_protocol.faults import describe_fault
     from fl_protocol.runs import RunSpec
 
     document = {} if file is None else _read(file)
@@ -31,8 +32,7 @@ def read_spec(file: Path | None, changes: "Mapping[tuple[str, ...], object]") ->
         return RunSpec.model_validate_json(json.dumps(document))
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise UsageError(f"the specification's {printable(where)}: {printable(fault['msg'])}") from None
+        raise UsageError(f"the specification: {printable(describe_fault(fault, document))}") from None
 
 
 def _read(file: Path) -> dict[str, Any]:
