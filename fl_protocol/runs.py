@@ -1,9 +1,9 @@
 """RunSpec, which declares a run, and Run, which reports it."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from fl_protocol.messages import Name, RequestMessage, ResponseMessage, Timestamp
 from fl_protocol.specs.evaluation import EvaluationSpec
@@ -11,7 +11,7 @@ from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggre
 from fl_protocol.specs.rounds import RoundSpec
 from fl_protocol.specs.selection import OpenSelection
 from fl_protocol.specs.server_optimizers import SgdServerOptimizer
-from fl_protocol.specs.strategies import MeanStrategy
+from fl_protocol.specs.strategies import MeanStrategy, Strategy, check_strategy
 from fl_protocol.specs.training import TrainingSpec
 
 
@@ -22,7 +22,7 @@ class RunSpec(RequestMessage):
     num_rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     round: RoundSpec = RoundSpec(quorum=8, cohort_size=10, min_updates=8)
     selection: OpenSelection = OpenSelection()
-    strategy: MeanStrategy = MeanStrategy()
+    strategy: Strategy = MeanStrategy()
     server_optimizer: SgdServerOptimizer = SgdServerOptimizer()
     training: TrainingSpec = TrainingSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
@@ -37,6 +37,11 @@ class RunSpec(RequestMessage):
         if size > 16_384:
             raise ValueError(f"training takes {size} bytes as JSON; at most 16384 are handed to clients")
         return training
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        check_strategy(self.strategy, min_updates=self.round.min_updates, max_updates=self.round.quorum)
+        return self
 
 
 class RunState(StrEnum):
