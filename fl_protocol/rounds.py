@@ -23,8 +23,18 @@ class RoundState(StrEnum):
     ABANDONED = "abandoned"
 
 
+class StratumEvaluation(ResponseMessage):
+    """What the clients of one stratum reported of a round's model: example-weighted means."""
+
+    num_examples: int
+    num_reports: int
+    metrics: dict[str, float]
+
+
 class Round(ResponseMessage):
     """One attempt at one round; metrics are example-weighted means of what clients reported.
+
+    `evaluation_by_stratum` has an entry for each value of the attribute that the RunSpec's `evaluation.strata` names.
 
     A buffered round is one buffer: `quorum` is its size, `cohort_size` the run's concurrency, `base_version` the model
     that it is applied to. At `deadline_at` tasks handed out at its opening are given up; it goes on until it is full.
@@ -47,12 +57,15 @@ class Round(ResponseMessage):
     completed_at: Timestamp | None
     metrics: dict[str, float]
     evaluation: dict[str, float] | None
+    expected_cohort: float | None = None
+    evaluation_by_stratum: dict[str, StratumEvaluation] | None = None
 
 
 class Contribution(ResponseMessage):
     """What the operator may know of one update: never a tensor.
 
-    It was made from the model `staleness` versions before the round's base version; `weight` is not yet discounted, and
+    It was made from the model `staleness` versions before the round's base version. `weight`: what it weighs in the
+    mean, known once the round is sealed; before that, what it would weigh by itself; never discounted by staleness.
     `local_steps` is told for FedNova only.
     """
 

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from aggregator_service import failpoints
-from aggregator_service.domain import staleness
+from aggregator_service.domain import staleness, weighting
 from aggregator_service.domain.fednova import normalised_weights
 from aggregator_service.domain.records import ModelRecord, RoundRecord, RunRecord, UpdateRecord
 from aggregator_service.domain.strategies.mean import weighted_metrics
+from aggregator_service.domain.weighting import Weighed
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.controls import fold_controls
 from aggregator_service.flow.fold import RangeReader, SealedUpdate, aggregate
@@ -19,6 +20,8 @@ from aggregator_service.storage.transactions import ReadTx
 from fl_protocol.rounds import RoundState
 from fl_protocol.specs.algorithms import FedNovaAlgorithm, ScaffoldAlgorithm
 from fl_protocol.specs.rounds import BufferedRoundSpec
+from fl_protocol.specs.selection import fixed_denominator
+from fl_protocol.specs.strategies import InverseStratumSizeWeighting, MeanStrategy
 from fl_protocol.specs.training import local_learning_rate
 from fl_protocol.updates import update_layout
 
@@ -31,6 +34,7 @@ class SealedRound:
     round: RoundRecord
     base: ModelRecord
     updates: list[UpdateRecord]
+    weights: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,19 @@ def load_sealed(tx: ReadTx, round_id: str) -> SealedRound | None:
         return None
     if run is None or base is None:
         raise LookupError(f"round {round_id} lacks its run or base model")
-    return SealedRound(run, round_, base, updates.of_round(tx, round_id))
+    accepted = updates.of_round(tx, round_id)
+    return SealedRound(run, round_, base, accepted, effective_weights(tx, run, accepted))
+
+
+def effective_weights(tx: ReadTx, run: RunRecord, accepted: Sequence[UpdateRecord]) -> list[int]:
+    """Gives what each update of a sealed round weighs, in their order."""
+    strategy, strata = run.spec.strategy, {}
+    weighs = strategy.weighting if isinstance(strategy, MeanStrategy) else None
+    if accepted and isinstance(weighs, InverseStratumSizeWeighting):
+        strata = updates.attributes_of_round(tx, accepted[0].round_id, weighs.attribute)
+    return weighting.effective_weights(
+        [Weighed(update.num_examples, strata.get(update.update_id)) for update in accepted], strategy
+    )
 
 
 def compute(flow: Flow, sealed: SealedRound) -> Candidate:
@@ -121,7 +137,7 @@ def compute(flow: Flow, sealed: SealedRound) -> Candidate:
 def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> None:
     spec, base = sealed.run.spec, _reader(flow, sealed.base.blob_id)
     layout = update_layout(read_header(base), spec)
-    updates = [_sealed_update(flow, update) for update in sealed.updates]
+    updates = [_sealed_update(flow, *pair) for pair in zip(sealed.updates, sealed.weights, strict=True)]
     factored, divisor = _factored(updates, sealed)
 
     def write_model(data: bytes) -> None:
@@ -146,29 +162,29 @@ def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> None:
 
 
 def _factored(updates: Sequence[SealedUpdate], sealed: SealedRound) -> tuple[Sequence[SealedUpdate], float | None]:
-    """Gives the updates with the factors of FedNova or of their staleness, and the divisor of their sum."""
+    """Gives the updates with the factors of FedNova or of staleness, and the divisor of a sum that has its own."""
     spec = sealed.run.spec
     if isinstance(spec.round, BufferedRoundSpec):
-        aged = [(update.weight, update.staleness) for update in sealed.updates]
-        factors = staleness.discounted(aged, spec.round.staleness)
-        return _with_factors(updates, factors), sum(update.weight for update in updates)
+        aged = zip(sealed.weights, (update.staleness for update in sealed.updates), strict=True)
+        return _with_factors(updates, staleness.discounted(list(aged), spec.round.staleness)), sum(sealed.weights)
     if not isinstance(spec.algorithm, FedNovaAlgorithm):
-        return updates, None
-    told = [(update.weight, update.local_steps or 1) for update in sealed.updates]
+        return updates, fixed_denominator(spec.selection)
+    pairs = zip(sealed.updates, sealed.weights, strict=True)
+    told = [(weight, update.local_steps or 1) for update, weight in pairs]
     rate = local_learning_rate(spec.training, sealed.round.number)
     weights = normalised_weights(told, shrinkage=rate * spec.training.proximal_mu)
     return _with_factors(updates, weights.factors), weights.divisor
 
 
 def _with_factors(updates: Sequence[SealedUpdate], factors: Sequence[float]) -> Sequence[SealedUpdate]:
-    return [replace(one, factor=factor) for one, factor in zip(updates, factors, strict=True)]
+    return [replace(one, delta_weight=factor) for one, factor in zip(updates, factors, strict=True)]
 
 
-def _sealed_update(flow: Flow, update: UpdateRecord) -> SealedUpdate:
+def _sealed_update(flow: Flow, update: UpdateRecord, weight: int) -> SealedUpdate:
     return SealedUpdate(
         update_id=update.update_id,
         digest=update.digest,
-        weight=update.weight,
+        weight=weight,
         max_abs=update.max_abs,
         read=_reader(flow, update.blob_id),
     )

@@ -21,7 +21,7 @@ def is_free(tx: ReadTx, run: RunRecord, spec: BufferedRoundSpec, *, round_: Roun
     return has_room and not updates.has_one_of(tx, client_id, round_id=round_.round_id)
 
 
-def release(tx: WriteTx, task: TaskRecord) -> None:
+def take_back(tx: WriteTx, task: TaskRecord) -> None:
     """Takes an open task back, whether its client gave it up or its time is over, and offers its place."""
     tasks.set_state(tx, task, TaskState.GIVEN_UP)
     if task.kind is TaskKind.TRAIN:
@@ -29,15 +29,20 @@ def release(tx: WriteTx, task: TaskRecord) -> None:
     tx.wake(topics.tasks_of(task.run_id))
 
 
+def release_all(tx: WriteTx, run_id: str) -> None:
+    """Takes back every task to train: after a rollback none comes from a model that the run goes on from."""
+    _take_back_all(tx, tasks.out(tx, run_id))
+
+
 def release_stale(tx: WriteTx, run_id: str, *, oldest_version: int) -> None:
     """Takes back every task made from an older model than an update may come from: nobody waits for it any more."""
-    _release_all(tx, (task for task in tasks.out(tx, run_id) if task.base_version < oldest_version))
+    _take_back_all(tx, (task for task in tasks.out(tx, run_id) if task.base_version < oldest_version))
 
 
 def release_overdue(tx: WriteTx, run_id: str) -> None:
     """Takes back every task that took longer than its deadline."""
     now = tx.now()
-    _release_all(tx, (task for task in tasks.out(tx, run_id) if task.deadline_at and task.deadline_at <= now))
+    _take_back_all(tx, (task for task in tasks.out(tx, run_id) if task.deadline_at and task.deadline_at <= now))
 
 
 def offer_freed_places(tx: WriteTx, run: RunRecord, *, num_answered: int) -> None:
@@ -46,6 +51,6 @@ def offer_freed_places(tx: WriteTx, run: RunRecord, *, num_answered: int) -> Non
         tx.wake(topics.tasks_of(run.run_id))
 
 
-def _release_all(tx: WriteTx, released: Iterable[TaskRecord]) -> None:
-    for task in released:
-        release(tx, task)
+def _take_back_all(tx: WriteTx, taken: Iterable[TaskRecord]) -> None:
+    for task in taken:
+        take_back(tx, task)

@@ -23,11 +23,11 @@ from aggregator_service.flow import buffers
 from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.layouts import layout_of_run
+from aggregator_service.flow.measures import UpdateMeasure
 from aggregator_service.flow.reception import Body, Received, digest_of, receive
 from aggregator_service.storage import asks, events, rounds, runs, tasks, updates
 from aggregator_service.storage.asks import AskRecord
 from aggregator_service.storage.transactions import ReadTx, WriteTx
-from fl_protocol.encodings.dense import DenseMeasure
 from fl_protocol.problems import ProblemError
 from fl_protocol.rounds import EventType, RoundKind
 from fl_protocol.specs.rounds import BufferedRoundSpec
@@ -78,7 +78,9 @@ async def look_up(flow: Flow, *, task_id: str, client_id: str) -> Ask:
         raise no_such_task(task_id)
     check_owner(found.task, task_id=task_id, client_id=client_id)
     check_kind(found.task, TaskKind.TRAIN)
-    accepted, round_ = await flow.transactions.read("look_up_round", lambda tx: _counting(tx, found))
+    accepted, round_ = None, found.round
+    if found.task.state is TaskState.DONE or isinstance(found.run.spec.round, BufferedRoundSpec):
+        accepted, round_ = await flow.transactions.read("look_up_round", lambda tx: _counting(tx, found))
     if accepted is None:
         check_not_stale(found.task, found.run, round_)
         if found.task.state is TaskState.GIVEN_UP:
@@ -92,12 +94,7 @@ async def look_up(flow: Flow, *, task_id: str, client_id: str) -> Ask:
 def _counting(tx: ReadTx, found: AskRecord) -> tuple[UpdateRecord | None, RoundRecord]:
     """Gives what was accepted for a task, and the round that counts it or would count it now."""
     accepted = updates.of_task(tx, found.task.task_id) if found.task.state is TaskState.DONE else None
-    if accepted is not None:
-        round_ = rounds.get(tx, accepted.round_id)
-    elif isinstance(found.run.spec.round, BufferedRoundSpec):
-        round_ = rounds.newest(tx, found.run.run_id)
-    else:
-        round_ = found.round
+    round_ = rounds.newest(tx, found.run.run_id) if accepted is None else rounds.get(tx, accepted.round_id)
     return accepted, round_ or found.round
 
 
@@ -108,7 +105,7 @@ async def take_update(flow: Flow, ask: Ask, body: Body) -> Accepted:
         digest = await digest_of(body, max_num_bytes=ask.max_num_bytes)
         judge(digest=digest, accepted_digest=ask.accepted.digest, task=ask.task, collecting=False, round_=ask.round)
         return Accepted(ask.accepted, ask.round, is_new=False)
-    measure = DenseMeasure(layout, ask.run.spec.strategy.max_abs_delta)
+    measure = UpdateMeasure(layout, ask.run.spec.strategy)
     decoder = StreamDecoder(
         max_header_bytes=update_header_limit(layout),
         max_num_bytes=ask.max_num_bytes,

@@ -7,10 +7,11 @@ from aggregator_service.domain.records import ModelRecord
 from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.aggregation import Candidate, SealedRound
 from aggregator_service.flow.context import Flow
-from aggregator_service.flow.lifecycle import add_model
+from aggregator_service.flow.versions import add_model
 from aggregator_service.storage import rounds, runs
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.runs import FINISHED_RUN_STATES, RunState
+from fl_protocol.specs.evaluation import evaluation_terms
 
 
 async def publish(flow: Flow, sealed: SealedRound, candidate: Candidate) -> bool:
@@ -37,7 +38,8 @@ def _publish(flow: Flow, tx: WriteTx, sealed: SealedRound, candidate: Candidate)
     every = run.spec.evaluation.every
     deadline = None
     if every and sealed.round.number % every == 0:
-        deadline = tx.now() + timedelta(seconds=run.spec.round.deadline_seconds)
+        terms = evaluation_terms(run.spec.evaluation, run.spec.round)
+        deadline = tx.now() + timedelta(seconds=terms.deadline_seconds)
     version = (run.latest_version or 0) + 1
     won = rounds.complete(
         tx,
@@ -74,6 +76,9 @@ def _store(
             num_parameters=sealed.base.num_parameters,
             blob_id=candidate.model.blob_id,
             optimizer_blob_id=optimizer.blob_id if optimizer.num_bytes else None,
+            parent_version=sealed.base.version,
+            restored_from=None,
+            quarantined=False,
             created_at=tx.now(),
             control_blob_id=control.blob_id if control.num_bytes else None,
             control_digest=candidate.control_digest if control.num_bytes else None,

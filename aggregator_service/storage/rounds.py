@@ -1,12 +1,13 @@
 """The rounds table: one row an attempt; a state changes only from the state that was read."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from aggregator_service.domain.records import EvaluationState, RoundRecord
+from aggregator_service.domain.records import EvaluationState, RoundRecord, StratumRecord
 from aggregator_service.storage.rows import StaleRowError, change_one, changes_one, fields, is_behind
 from aggregator_service.storage.tables import rounds, runs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
@@ -40,6 +41,12 @@ _COUNT_TASK: Final = (
     .where(rounds.c.round_id == sa.bindparam("of_round"))
     .values(num_tasks=rounds.c.num_tasks + sa.bindparam("change"))
 )
+_LAST_CLOSED: Final = _NEWEST.where(rounds.c.closed_at.is_not(None))
+_COUNT_AWAITED: Final = (
+    sa.update(rounds)
+    .where(rounds.c.round_id == sa.bindparam("of_round"), rounds.c.num_awaited.is_not(None))
+    .values(num_awaited=rounds.c.num_awaited + sa.bindparam("change"))
+)
 _COUNT_UPDATES: Final = (
     sa.update(rounds)
     .where(rounds.c.round_id == sa.bindparam("of_round"), rounds.c.state == RoundState.COLLECTING.value)
@@ -53,12 +60,14 @@ _COUNT_UPDATES: Final = (
 
 def record(values: dict[str, Any]) -> RoundRecord:
     """Makes an attempt of its columns by name."""
+    strata = values["evaluation_by_stratum"]
     return RoundRecord(
         **values
         | {
             "kind": RoundKind(values["kind"]),
             "state": RoundState(values["state"]),
             "evaluation_state": EvaluationState(values["evaluation_state"]),
+            "evaluation_by_stratum": strata and {name: StratumRecord(**entry) for name, entry in strata.items()},
         }
     )
 
@@ -79,7 +88,8 @@ def insert(tx: WriteTx, round_: RoundRecord) -> None:
             {
                 column.name: getattr(round_, column.name)
                 for column in rounds.columns
-                if column.name not in ("kind", "state", "evaluation_state", "metrics", "evaluation")
+                if column.name
+                not in ("kind", "state", "evaluation_state", "metrics", "evaluation", "evaluation_by_stratum")
             }
             | {
                 "kind": round_.kind.value,
@@ -87,6 +97,7 @@ def insert(tx: WriteTx, round_: RoundRecord) -> None:
                 "evaluation_state": round_.evaluation_state.value,
                 "metrics": dict(round_.metrics),
                 "evaluation": None,
+                "evaluation_by_stratum": None,
             }
         )
     )
@@ -106,6 +117,20 @@ def newest(tx: ReadTx, run_id: str, number: int | None = None) -> RoundRecord | 
     """Gives the newest attempt of the run, or of one round of it."""
     query = _NEWEST if number is None else _NEWEST_OF_NUMBER
     return _record(tx.connection.execute(query, {"run_id": run_id, "number": number}).one_or_none())
+
+
+def last_closed(tx: ReadTx, run_id: str) -> RoundRecord | None:
+    """Gives the newest attempt of the run that has stopped collecting."""
+    return _record(tx.connection.execute(_LAST_CLOSED, {"run_id": run_id}).one_or_none())
+
+
+def count_attempts(tx: ReadTx, run_id: str, *, number: int, base_version: int) -> int:
+    """Counts the attempts at a round that began from one version of the model."""
+    query = sa.select(sa.func.count()).where(
+        rounds.c.run_id == run_id, rounds.c.number == number, rounds.c.base_version == base_version
+    )
+    total: int = tx.connection.execute(query).scalar_one()
+    return total
 
 
 def page(tx: ReadTx, run_id: str, *, after: tuple[int, int], limit: int) -> list[RoundRecord]:
@@ -174,6 +199,21 @@ def count_task(tx: WriteTx, round_id: str, change: int) -> None:
     change_one(tx, _COUNT_TASK, {"of_round": round_id, "change": change})
 
 
+def await_updates(tx: WriteTx, round_id: str, *, num_awaited: int, expected_cohort: float) -> None:
+    """Records that a round waits for those whose coins came up, and how many were expected."""
+    change_one(
+        tx,
+        sa.update(rounds)
+        .where(rounds.c.round_id == round_id)
+        .values(num_awaited=num_awaited, expected_cohort=expected_cohort),
+    )
+
+
+def count_awaited(tx: WriteTx, round_id: str, change: int) -> None:
+    """Adjusts how many updates a round waits for; nothing happens where its quorum is what counts."""
+    tx.connection.execute(_COUNT_AWAITED, {"of_round": round_id, "change": change})
+
+
 def count_updates(tx: WriteTx, round_id: str, *, num_updates: int, num_examples: int) -> RoundRecord:
     """Counts accepted updates and gives the attempt after them; raises StaleRowError if it no longer collects."""
     parameters = {"of_round": round_id, "more_updates": num_updates, "more_examples": num_examples}
@@ -218,8 +258,15 @@ def complete(
     )
 
 
-def complete_evaluation(tx: WriteTx, round_id: str, metrics: Mapping[str, float] | None) -> bool:
+def complete_evaluation(
+    tx: WriteTx,
+    round_id: str,
+    metrics: Mapping[str, float] | None,
+    *,
+    by_stratum: Mapping[str, StratumRecord] | None = None,
+) -> bool:
     """Ends a round's evaluation; False if it had ended."""
+    strata = None if by_stratum is None else {name: asdict(entry) for name, entry in by_stratum.items()}
     return changes_one(
         tx,
         sa.update(rounds)
@@ -227,6 +274,7 @@ def complete_evaluation(tx: WriteTx, round_id: str, metrics: Mapping[str, float]
         .values(
             evaluation_state=EvaluationState.COMPLETED.value,
             evaluation=None if metrics is None else dict(metrics),
+            evaluation_by_stratum=strata,
         ),
     )
 

@@ -141,6 +141,16 @@ def count(tx: ReadTx, *, round_id: str, kind: TaskKind) -> int:
     return total
 
 
+def open_of_client(tx: ReadTx, run_id: str, client_id: str) -> list[TaskRecord]:
+    """Lists what a client holds in a run and has not answered."""
+    query = (
+        sa.select(tasks)
+        .where(tasks.c.client_id == client_id, tasks.c.run_id == run_id, tasks.c.state == TaskState.OPEN.value)
+        .order_by(tasks.c.task_id)
+    )
+    return [record(fields(row)) for row in tx.connection.execute(query)]
+
+
 def set_state(tx: WriteTx, task: TaskRecord, state: TaskState) -> None:
     """Moves a task from the state that was read to another; raises StaleRowError."""
     change_one(tx, _SET_STATE, {"of_task": task.task_id, "from_state": task.state.value, "to_state": state.value})

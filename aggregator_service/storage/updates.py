@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from aggregator_service.domain.records import EvaluationRecord, UpdateRecord
 from aggregator_service.storage.rows import fields
-from aggregator_service.storage.tables import evaluations, rounds, tasks, updates
+from aggregator_service.storage.tables import clients, evaluations, rounds, tasks, updates
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.rounds import RoundState
 
@@ -75,6 +75,16 @@ def last_counted(tx: ReadTx, *, run_id: str, client_id: str) -> str | None:
     return tx.connection.execute(_LAST_COUNTED, {"run_id": run_id, "client_id": client_id}).scalar_one_or_none()
 
 
+def attributes_of_round(tx: ReadTx, round_id: str, name: str) -> dict[str, str | None]:
+    """Gives the value of a client attribute behind each accepted update of an attempt, by the update's id."""
+    query = (
+        sa.select(updates.c.update_id, clients.c.attributes[name].as_string())
+        .join(clients, clients.c.client_id == updates.c.client_id)
+        .where(updates.c.round_id == round_id)
+    )
+    return dict(tx.connection.execute(query).tuples().all())
+
+
 def page(tx: ReadTx, round_id: str, *, after_client_id: str, limit: int) -> list[UpdateRecord]:
     """Lists the accepted updates of an attempt by client, from behind a given one."""
     query = (
@@ -96,6 +106,23 @@ def evaluation_of_task(tx: ReadTx, task_id: str) -> EvaluationRecord | None:
     """Gives the evaluation report that was accepted for a task."""
     row = tx.connection.execute(sa.select(evaluations).where(evaluations.c.task_id == task_id)).one_or_none()
     return None if row is None else EvaluationRecord(**fields(row))
+
+
+def count_evaluations(tx: ReadTx, round_id: str) -> int:
+    """Counts the accepted evaluation reports of a round."""
+    query = sa.select(sa.func.count()).where(evaluations.c.round_id == round_id)
+    total: int = tx.connection.execute(query).scalar_one()
+    return total
+
+
+def strata_of_round(tx: ReadTx, round_id: str, *, attribute: str) -> dict[str, str]:
+    """Gives the value of an attribute of each client that reported on a round's model; empty where it has none."""
+    query = (
+        sa.select(clients.c.client_id, clients.c.attributes)
+        .join(evaluations, evaluations.c.client_id == clients.c.client_id)
+        .where(evaluations.c.round_id == round_id)
+    )
+    return {row.client_id: row.attributes.get(attribute, "") for row in tx.connection.execute(query)}
 
 
 def evaluations_of_round(tx: ReadTx, round_id: str) -> list[EvaluationRecord]:

@@ -1,7 +1,6 @@
 """How updates become models: in synchronous rounds, or in buffers that take them whenever they come."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -82,25 +81,3 @@ AnyRoundSpec = Annotated[
     Discriminator(kind_or("synchronous")),
 ]
 """Synchronous rounds or buffered ones."""
-
-_WORKS_BUFFERED: Final[Mapping[str, frozenset[str]]] = {
-    "selection": frozenset({"open"}),
-    "strategy": frozenset({"mean"}),
-    "algorithm": frozenset({"fedavg"}),
-    "privacy": frozenset({"none"}),
-    "secure_aggregation": frozenset({"none"}),
-}
-"""The kinds of each other field of a RunSpec that work without a cohort which starts together from one model."""
-
-
-def check_works_buffered(round_: RoundSpec | BufferedRoundSpec, fields: Mapping[str, object]) -> None:
-    """Raises ValueError naming the first of a RunSpec's fields whose kind needs synchronous rounds."""
-    if isinstance(round_, RoundSpec):
-        return
-    for name, kinds in _WORKS_BUFFERED.items():
-        kind = getattr(fields.get(name), "kind", None)
-        if kind is not None and kind not in kinds:
-            raise ValueError(
-                f"{name}.kind {kind!r} needs synchronous rounds; with round.kind 'buffered' it can be "
-                + " or ".join(repr(able) for able in sorted(kinds))
-            )
