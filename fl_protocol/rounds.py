@@ -46,11 +46,16 @@ class Round(ResponseMessage):
     completed_at: Timestamp | None
     metrics: dict[str, float]
     evaluation: dict[str, float] | None
+    expected_cohort: float | None = None
     evaluation_by_stratum: dict[str, StratumEvaluation] | None = None
 
 
 class Contribution(ResponseMessage):
-    """What the operator may know of one update: never a tensor."""
+    """What the operator may know of one update: never a tensor.
+
+    `weight`: what it weighs in the mean, known once the round is sealed; before that, what it would weigh by itself.
+    `local_steps` is told for FedNova only.
+    """
 
     update_id: str
     client_id: str
@@ -60,6 +65,7 @@ class Contribution(ResponseMessage):
     metrics: dict[str, float]
     num_bytes: int
     accepted_at: Timestamp
+    local_steps: int | None = None
 
 
 class EventType(StrEnum):

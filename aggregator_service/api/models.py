@@ -35,7 +35,7 @@ router = APIRouter(tags=["models"])
 
 _TENSORS = {TENSOR_MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
 _DOWNLOADED: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The model's safetensors bytes; ETag is their digest", "content": _TENSORS},
+    200: {"description": "The safetensors bytes; ETag is their digest", "content": _TENSORS},
     206: {"description": "The part that Range asked for", "content": _TENSORS},
     304: {"description": "If-None-Match names this very version"},
     **describe(ProblemType.NOT_FOUND, ProblemType.RANGE_NOT_SATISFIABLE),
@@ -43,6 +43,7 @@ _DOWNLOADED: dict[int | str, dict[str, Any]] = {
 _STORED: dict[int | str, dict[str, Any]] = {200: {"model": Model, "description": "The same bytes were stored before"}}
 _NOTHING_NEWER: dict[int | str, dict[str, Any]] = {204: {"description": "No version newer than `after` yet"}}
 
+_FOR_EVER = "private, max-age=31536000, immutable"
 _MAY_CHANGE = "private, no-cache"
 
 IfNoneMatch = Annotated[str | None, Header(alias="If-None-Match", max_length=8192)]
@@ -120,7 +121,12 @@ async def download_latest(
     if model is None:
         return Response(status_code=204, headers={"Retry-After": "1"})
     answer = _download(
-        request, flow, content_of(model), if_none_match=if_none_match, if_range=if_range, byte_range=byte_range
+        request,
+        flow,
+        content_of(model.file, version=model.version),
+        if_none_match=if_none_match,
+        if_range=if_range,
+        byte_range=byte_range,
     )
     answer.headers["Cache-Control"] = _MAY_CHANGE
     return answer
@@ -143,7 +149,8 @@ async def download_best(
     byte_range: Range = None,
 ) -> Response:
     """Gives the version that is best by the metric that the run's evaluation watches."""
-    content = content_of(await reading.get_best_model(flow, run_id))
+    model = await reading.get_best_model(flow, run_id)
+    content = content_of(model.file, version=model.version)
     answer = _download(request, flow, content, if_none_match=if_none_match, if_range=if_range, byte_range=byte_range)
     answer.headers["Cache-Control"] = _MAY_CHANGE
     return answer
@@ -189,9 +196,47 @@ async def download_model(
     byte_range: Range = None,
 ) -> Response:
     """Gives one version; it never changes, so it may be cached for ever."""
-    content = content_of(await reading.get_model(flow, run_id, version))
-    answer = _download(request, flow, content, if_none_match=if_none_match, if_range=if_range, byte_range=byte_range)
-    answer.headers["Cache-Control"] = "private, max-age=31536000, immutable"
+    model = await reading.get_model(flow, run_id, version)
+    answer = _download(
+        request,
+        flow,
+        content_of(model.file, version=model.version),
+        if_none_match=if_none_match,
+        if_range=if_range,
+        byte_range=byte_range,
+    )
+    answer.headers["Cache-Control"] = _FOR_EVER
+    return answer
+
+
+@router.get(
+    routes.CONTROL_VARIATE,
+    summary="Download a version's control variate",
+    response_class=StreamingResponse,
+    responses=_DOWNLOADED,
+)
+@allow(TokenKind.OPERATOR, TokenKind.CLIENT)
+async def download_control_variate(
+    request: Request,
+    flow: FlowDependency,
+    _caller: Caller,
+    run_id: Identifier,
+    version: PathInteger,
+    if_none_match: IfNoneMatch = None,
+    if_range: IfRange = None,
+    byte_range: Range = None,
+) -> Response:
+    """Gives SCAFFOLD's server control variate that belongs to a version; it never changes."""
+    control = await reading.get_control(flow, run_id, version)
+    answer = _download(
+        request,
+        flow,
+        content_of(control, version=version),
+        if_none_match=if_none_match,
+        if_range=if_range,
+        byte_range=byte_range,
+    )
+    answer.headers["Cache-Control"] = _FOR_EVER
     return answer
 
 

@@ -1,4 +1,4 @@
-"""Streams a stored model in pieces of 1 MiB, as it is or compressed."""
+"""Streams stored tensors in pieces of 1 MiB, as it is or compressed."""
 
 import asyncio
 import sys
@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from aggregator_service.domain.records import ModelRecord
+from aggregator_service.domain.records import TensorFile
 from aggregator_service.flow.context import Flow
 
 if sys.version_info >= (3, 14):
@@ -34,9 +34,9 @@ class Content:
         return replace(self, digest=digest)
 
 
-def content_of(model: ModelRecord) -> Content:
-    """Gives a model's bytes as they were stored."""
-    return Content(model.version, model.digest, b"", model.blob_id, blob_begin=0, num_bytes=model.num_bytes)
+def content_of(file: TensorFile, *, version: int) -> Content:
+    """Gives a file's bytes as they were stored; it belongs to a model version."""
+    return Content(version, file.digest, b"", file.blob_id, blob_begin=0, num_bytes=file.num_bytes)
 
 
 async def plain(flow: Flow, content: Content, *, begin: int, end: int) -> AsyncIterator[bytes]:

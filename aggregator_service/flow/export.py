@@ -5,6 +5,7 @@ import hashlib
 
 from aggregator_service.domain.records import ModelRecord, RunRecord
 from aggregator_service.flow import downloads
+from aggregator_service.flow.aggregation import effective_weights
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.downloads import Content
 from aggregator_service.flow.lifecycle import no_such_run
@@ -77,7 +78,7 @@ def _lineage(tx: ReadTx, run_id: str, version: int) -> tuple[ModelRecord, Lineag
     if model is None:
         raise no_such_version(run, version)
     parent = None if model.parent_version is None else models.get(tx, run_id, model.parent_version)
-    contributed = _updates(tx, model)
+    contributed = _updates(tx, run, model)
     return model, Lineage(
         run_id=run_id,
         run_name=run.name,
@@ -104,13 +105,14 @@ def _origin(tx: ReadTx, run: RunRecord) -> LineageOrigin:
     return LineageOrigin(kind="version", digest=initial.digest, run_id=declared.run_id, version=declared.version)
 
 
-def _updates(tx: ReadTx, model: ModelRecord) -> list[LineageUpdate]:
+def _updates(tx: ReadTx, run: RunRecord, model: ModelRecord) -> list[LineageUpdate]:
     if model.version == 0 or model.restored_from is not None:
         return []
     made_by = rounds.newest(tx, model.run_id, model.round)
     if made_by is None or made_by.result_version != model.version:
         raise LookupError(f"run {model.run_id} has no round that made version {model.version}")
+    counted = updates.of_round(tx, made_by.round_id)
     return [
-        LineageUpdate(digest=update.digest, num_examples=update.num_examples, weight=update.weight)
-        for update in updates.of_round(tx, made_by.round_id)[:MAX_COHORT_SIZE]
-    ]
+        LineageUpdate(digest=update.digest, num_examples=update.num_examples, weight=weight)
+        for update, weight in zip(counted, effective_weights(tx, run, counted), strict=True)
+    ][:MAX_COHORT_SIZE]

@@ -10,6 +10,7 @@ from aggregator_service.flow import idempotency
 from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.idempotency import IdempotentCreate
+from aggregator_service.flow.layouts import layout_of
 from aggregator_service.flow.versions import take_over
 from aggregator_service.storage import events, models, rounds, runs
 from aggregator_service.storage.transactions import WriteTx
@@ -17,6 +18,7 @@ from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import EventType, RoundState
 from fl_protocol.runs import RunSpec, RunState
 from fl_protocol.specs.initial_model import PreviousModel
+from fl_protocol.updates import check_model
 
 
 def no_such_run(run_id: str) -> ProblemError:
@@ -26,6 +28,7 @@ def no_such_run(run_id: str) -> ProblemError:
 
 async def create_run(flow: Flow, spec: RunSpec, create: IdempotentCreate | None) -> RunRecord:
     """Makes a draft of a run, with its model if that is another run's; the same key and spec give the same run."""
+    await _check_previous(flow, spec)
     run_id = flow.new_id("run")
 
     def body(tx: WriteTx) -> RunRecord:
@@ -55,6 +58,18 @@ async def create_run(flow: Flow, spec: RunSpec, create: IdempotentCreate | None)
         return replace(run, latest_version=0)
 
     return await flow.transactions.write("create_run", body)
+
+
+async def _check_previous(flow: Flow, spec: RunSpec) -> None:
+    """Refuses another run's model that cannot be trained by the spec; that there is none is told by `take_over`."""
+    previous = spec.initial_model
+    if not isinstance(previous, PreviousModel):
+        return
+    model = await flow.transactions.read_one(
+        "look_up_model", lambda tx: models.get(tx, previous.run_id, previous.version)
+    )
+    if model is not None:
+        check_model(await layout_of(flow, model), spec)
 
 
 async def start_run(flow: Flow, run_id: str) -> RunRecord:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
@@ -12,14 +13,17 @@ from aggregator_service.domain.records import (
     ModelRecord,
     RoundRecord,
     RunRecord,
+    TensorFile,
     UpdateRecord,
 )
+from aggregator_service.flow.aggregation import effective_weights
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.lifecycle import no_such_run
 from aggregator_service.flow.selection import POLL_SECONDS
 from aggregator_service.storage import clients, events, models, rounds, runs, updates
 from aggregator_service.storage.transactions import ReadTx
 from fl_protocol.problems import ProblemError, ProblemType
+from fl_protocol.rounds import RoundState
 from fl_protocol.runs import FINISHED_RUN_STATES
 
 Position = tuple[datetime, str]
@@ -60,11 +64,17 @@ async def get_round(flow: Flow, run_id: str, number: int) -> RoundRecord:
 async def list_contributions(
     flow: Flow, run_id: str, *, number: int, after_client_id: str, limit: int
 ) -> list[UpdateRecord]:
-    """Lists who contributed to the newest attempt at a round."""
+    """Lists who contributed to the newest attempt at a round; once it is sealed, with the weights in its mean."""
 
     def body(tx: ReadTx) -> list[UpdateRecord]:
-        round_ = _round(tx, run_id, number)
-        return updates.page(tx, round_.round_id, after_client_id=after_client_id, limit=limit)
+        run, round_ = _run(tx, run_id), _round(tx, run_id, number)
+        found = updates.page(tx, round_.round_id, after_client_id=after_client_id, limit=limit)
+        if round_.state not in (RoundState.AGGREGATING, RoundState.COMPLETED):
+            return found
+        accepted = updates.of_round(tx, round_.round_id)
+        weights = effective_weights(tx, run, accepted)
+        weight_of = {update.update_id: weight for update, weight in zip(accepted, weights, strict=True)}
+        return [replace(update, weight=weight_of[update.update_id]) for update in found]
 
     return await flow.transactions.read("list_contributions", body)
 
@@ -97,6 +107,17 @@ async def get_model(flow: Flow, run_id: str, version: int) -> ModelRecord:
         return model
 
     return await flow.transactions.read("get_model", body)
+
+
+async def get_control(flow: Flow, run_id: str, version: int) -> TensorFile:
+    """Gives the server control variate of a model version; raises `not-found` where there is none."""
+    model = await get_model(flow, run_id, version)
+    if model.control is None:
+        raise ProblemError(
+            ProblemType.NOT_FOUND,
+            f"model version {version} has no control variate; versions of a SCAFFOLD run have one, from version 1 on",
+        )
+    return model.control
 
 
 async def get_best_model(flow: Flow, run_id: str) -> ModelRecord:

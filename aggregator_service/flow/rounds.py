@@ -5,6 +5,7 @@ from datetime import timedelta
 from aggregator_service.domain import quorum
 from aggregator_service.domain.quorum import QuorumDecision
 from aggregator_service.domain.records import EvaluationState, RoundRecord, RunRecord
+from aggregator_service.flow import cohorts
 from aggregator_service.flow.context import Flow
 from aggregator_service.storage import events, rounds, runs
 from aggregator_service.storage.transactions import WriteTx
@@ -103,6 +104,11 @@ def _open(flow: Flow, tx: WriteTx, run: RunRecord, *, number: int, attempt: int)
         EventType.ROUND_OPENED,
         _named(round_) | {"base_version": base_version, "quorum": spec.quorum, "cohort_size": spec.cohort_size},
     )
+    try:
+        cohorts.open_cohort(flow, tx, run, round_)
+    except cohorts.CohortTooLargeError as error:
+        abandon_open(flow, tx, run)
+        finish(tx, run, RunState.FAILED, reason=str(error))
 
 
 def _seal(tx: WriteTx, round_: RoundRecord) -> None:

@@ -35,6 +35,9 @@ def insert(tx: WriteTx, model: ModelRecord) -> None:
             restored_from=model.restored_from,
             quarantined=model.quarantined,
             created_at=model.created_at,
+            control_blob_id=model.control_blob_id,
+            control_digest=model.control_digest,
+            control_num_bytes=model.control_num_bytes,
         )
     )
 

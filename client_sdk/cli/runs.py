@@ -11,6 +11,7 @@ import typer
 from client_sdk.cli.options import DEFAULT_SERVER, Insecure, Json, Server, TokenFile, with_client
 from client_sdk.cli.output import console, print_fields, print_json, print_messages, print_model
 from client_sdk.cli.specification import read_spec
+from client_sdk.errors import UsageError
 
 if TYPE_CHECKING:
     from client_sdk.client import AggregatorClient
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 app: Final = typer.Typer(no_args_is_help=True)
 
 RunId = Annotated[str, typer.Argument(help="The run, as `run list` shows it.")]
+ClientId = Annotated[str, typer.Argument(help="The client, as `clients list` shows it.")]
 
 _RUN_COLUMNS: Final = (
     "run_id",
@@ -31,6 +33,7 @@ _RUN_COLUMNS: Final = (
     "best_version",
     "created_at",
 )
+_EXCLUSION_COLUMNS: Final = ("client_id", "reason", "excluded_at")
 _ROUND_COLUMNS: Final = ("number", "attempt", "state", "num_updates", "quorum", "num_examples", "metrics", "evaluation")
 
 
@@ -167,6 +170,74 @@ def rollback(
         allow_insecure_http=allow_insecure_http,
     )
     print_model(made, as_json=as_json)
+
+
+@app.command("exclude")
+def exclude(
+    run_id: RunId,
+    client_id: ClientId,
+    reason: Annotated[str, typer.Option(help="Why; the client is told.")],
+    server: Server = DEFAULT_SERVER,
+    token_file: TokenFile = None,
+    allow_insecure_http: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Give a client no more tasks in a run; what it has sent stays counted."""
+    from pydantic import ValidationError
+
+    from fl_protocol.exclusions import ExclusionRequest
+
+    try:
+        request = ExclusionRequest(reason=reason)
+    except ValidationError as error:
+        raise UsageError(f"--reason: {error.errors()[0]['msg']}") from None
+    excluded = with_client(
+        lambda client: client.exclude_client(run_id, client_id, request),
+        server=server,
+        token_file=token_file,
+        allow_insecure_http=allow_insecure_http,
+    )
+    print_fields(excluded.model_dump(mode="json"), as_json=as_json)
+
+
+@app.command("readmit")
+def readmit(
+    run_id: RunId,
+    client_id: ClientId,
+    server: Server = DEFAULT_SERVER,
+    token_file: TokenFile = None,
+    allow_insecure_http: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Let an excluded client take part in a run again."""
+    with_client(
+        lambda client: client.readmit_client(run_id, client_id),
+        server=server,
+        token_file=token_file,
+        allow_insecure_http=allow_insecure_http,
+    )
+    if as_json:
+        print_json({"client_id": client_id, "excluded": False})
+    else:
+        typer.echo(f"{client_id} may take part")
+
+
+@app.command("exclusions")
+def exclusions(
+    run_id: RunId,
+    server: Server = DEFAULT_SERVER,
+    token_file: TokenFile = None,
+    allow_insecure_http: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """List who is excluded from a run."""
+    found = with_client(
+        lambda client: client.list_exclusions(run_id),
+        server=server,
+        token_file=token_file,
+        allow_insecure_http=allow_insecure_http,
+    )
+    print_messages(found, columns=_EXCLUSION_COLUMNS, as_json=as_json)
 
 
 @app.command("list")

@@ -16,6 +16,7 @@ from client_sdk.errors import FedQuorumError, TransportError, UntrustedAnswerErr
 from client_sdk.retries import pause_seconds
 from client_sdk.transfer import Body, Content, OnBytes, StoredModel, body_of_bytes, body_of_tensors
 from fl_protocol.arrays import Tensor
+from fl_protocol.exclusions import Exclusion, ExclusionRequest
 from fl_protocol.models import Model, RollbackRequest
 from fl_protocol.rounds import Contribution, Event, Round
 from fl_protocol.runs import Run, RunSpec
@@ -159,6 +160,16 @@ class AggregatorClient:
             raise UntrustedAnswerError("the server answered 204 to a request for a model")
         return stored
 
+    async def download_control_variate(
+        self, run_id: str, folder: Path, *, version: int, expected: Content | None = None
+    ) -> StoredModel:
+        """Downloads the server control variate of a SCAFFOLD run's model version, as `download_model` does."""
+        request = endpoints.get_control_variate(run_id, version)
+        stored = await self._connection.download(request, folder, expected=expected)
+        if stored is None:
+            raise UntrustedAnswerError("the server answered 204 to a request for a control variate")
+        return stored
+
     async def wait_for_model(
         self, run_id: str, folder: Path, *, after: int, wait_seconds: float | None = None
     ) -> StoredModel | None:
@@ -195,6 +206,17 @@ class AggregatorClient:
                     raise
                 pause = asked
             await self.sleep(pause)
+
+    async def list_exclusions(self, run_id: str) -> list[Exclusion]:
+        return await self._gather(lambda cursor: endpoints.list_exclusions(run_id, cursor=cursor))
+
+    async def exclude_client(self, run_id: str, client_id: str, request: ExclusionRequest) -> Exclusion:
+        """Gives a client no more tasks in a run; its accepted updates stay counted."""
+        return await self._connection.call(endpoints.exclude_client(run_id, client_id, request))
+
+    async def readmit_client(self, run_id: str, client_id: str) -> None:
+        """Lets an excluded client take part in a run again."""
+        await self._connection.call(endpoints.readmit_client(run_id, client_id))
 
     async def create_enrolment_token(self, request: EnrolmentTokenRequest) -> EnrolmentToken:
         return await self._connection.call(endpoints.create_enrolment_token(request, idempotency_key=_new_key()))

@@ -20,6 +20,7 @@ from client_sdk.endpoints.exchange import (
     retry_after_seconds,
 )
 from fl_protocol import routes
+from fl_protocol.exclusions import Exclusion, ExclusionRequest
 from fl_protocol.messages import RequestMessage
 from fl_protocol.models import TENSOR_MEDIA_TYPE, Model, RollbackRequest
 from fl_protocol.rounds import Contribution, Round
@@ -61,6 +62,17 @@ def _post(
         path=where,
         headers=headers,
         body=b"" if body is None else body.model_dump_json().encode(),
+        statuses=frozenset({200, 201}),
+        parse=lambda answer: message_of(kind, answer, asked),
+    )
+
+
+def _put(kind: type[Message], where: str, *, body: RequestMessage, **asked: str) -> Request[Message]:
+    return Request(
+        method="PUT",
+        path=where,
+        headers={"Content-Type": "application/json"},
+        body=body.model_dump_json().encode(),
         statuses=frozenset({200, 201}),
         parse=lambda answer: message_of(kind, answer, asked),
     )
@@ -138,6 +150,11 @@ def get_model(run_id: str, version: int) -> Request[None]:
     return _stream(path(routes.RUN_MODEL, run_id=run_id, version=version))
 
 
+def get_control_variate(run_id: str, version: int) -> Request[None]:
+    """`GET /v1/runs/{run_id}/models/{version}/control-variate`; the answer is a stream."""
+    return _stream(path(routes.CONTROL_VARIATE, run_id=run_id, version=version))
+
+
 def latest_model(run_id: str, *, after: int | None = None, wait_seconds: float = 0.0) -> Request[None]:
     """`GET /v1/runs/{run_id}/models/latest`; the answer is a stream, or 204 if nothing newer than `after` came."""
     query = {} if after is None else {"after": str(after), "wait": f"{wait_seconds:g}"}
@@ -187,14 +204,7 @@ def _put_tensors(kind: type[Message], where: str, **asked: str) -> Request[Messa
 
 def put_evaluation(task_id: str, report: EvaluationReport) -> Request[Receipt]:
     """`PUT /v1/tasks/{task_id}/evaluation`."""
-    return Request(
-        method="PUT",
-        path=path(routes.TASK_EVALUATION, task_id=task_id),
-        headers={"Content-Type": "application/json"},
-        body=report.model_dump_json().encode(),
-        statuses=frozenset({200, 201}),
-        parse=lambda answer: message_of(Receipt, answer, {"task_id": task_id}),
-    )
+    return _put(Receipt, path(routes.TASK_EVALUATION, task_id=task_id), body=report, task_id=task_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +235,22 @@ def _parse_claim(answer: Answer) -> Task | NothingToDo:
 def give_up_task(task_id: str) -> Request[None]:
     """`DELETE /v1/tasks/{task_id}`."""
     return _delete(path(routes.TASK, task_id=task_id))
+
+
+def list_exclusions(run_id: str, *, limit: int | None = None, cursor: str | None = None) -> Request[Page[Exclusion]]:
+    """`GET /v1/runs/{run_id}/exclusions`."""
+    return _list(Exclusion, path(routes.RUN_EXCLUSIONS, run_id=run_id), limit=limit, cursor=cursor)
+
+
+def exclude_client(run_id: str, client_id: str, request: ExclusionRequest) -> Request[Exclusion]:
+    """`PUT /v1/runs/{run_id}/exclusions/{client_id}`."""
+    where = path(routes.RUN_EXCLUSION, run_id=run_id, client_id=client_id)
+    return _put(Exclusion, where, body=request, client_id=client_id)
+
+
+def readmit_client(run_id: str, client_id: str) -> Request[None]:
+    """`DELETE /v1/runs/{run_id}/exclusions/{client_id}`."""
+    return _delete(path(routes.RUN_EXCLUSION, run_id=run_id, client_id=client_id))
 
 
 def create_enrolment_token(request: EnrolmentTokenRequest, *, idempotency_key: str) -> Request[EnrolmentToken]:

@@ -125,8 +125,8 @@ class FakeAggregator:
             return _json(fake.add_model(content), 201)
         if rest == "/rollback" and request.method == "POST":
             return _json(fake.roll_back(RollbackRequest.model_validate_json(content).version), 201)
-        if found := re.fullmatch(r"/models/(latest|best|\d+)(/export)?", rest):
-            return _model(request, fake, which=found[1], with_lineage=found[2] is not None)
+        if found := re.fullmatch(r"/models/(latest|best|\d+)(/export|/control-variate)?", rest):
+            return _model(request, fake, which=found[1], part=found[2])
         if rest == "/tasks" and request.method == "POST":
             return await self._claim(request, fake)
         return _read_route(request, fake, rest=rest)
@@ -192,12 +192,21 @@ def _read_route(request: httpx.Request, fake: FakeRun, *, rest: str) -> httpx.Re
     raise ProblemError(ProblemType.NOT_FOUND, f"the fake has no {request.method} {request.url.path}")
 
 
-def _model(request: httpx.Request, fake: FakeRun, *, which: str, with_lineage: bool) -> httpx.Response:
+def _part(fake: FakeRun, version: int, part: str | None) -> bytes:
+    if part is None:
+        return fake.models[version]
+    content = fake.with_lineage(version) if part == "/export" else fake.controls[version]
+    if content is None:
+        raise ProblemError(ProblemType.NOT_FOUND, f"version {version} has no control variate")
+    return content
+
+
+def _model(request: httpx.Request, fake: FakeRun, *, which: str, part: str | None) -> httpx.Response:
     named = {"latest": fake.run.latest_version, "best": fake.run.best_version}
     version = named[which] if which in named else int(which)
     if version is None or not 0 <= version < len(fake.models):
         raise ProblemError(ProblemType.NOT_FOUND, f"there is no version {which}")
-    content = fake.with_lineage(version) if with_lineage else fake.models[version]
+    content = _part(fake, version, part)
     headers = {
         "ETag": f'"{digest_of(content)}"',
         MODEL_VERSION_HEADER: str(version),

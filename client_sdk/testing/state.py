@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from client_sdk.testing.averaging import mean_metrics, weighted_mean
+from client_sdk.testing.averaging import fednova_scales, mean_metrics, next_control, weighted_mean
 from fl_protocol.arrays import decode, encode
 from fl_protocol.lineage import LINEAGE_KEY, Lineage, LineageOrigin, spec_digest
 from fl_protocol.models import Model
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import Event, EventType, Round, RoundState
 from fl_protocol.runs import FINISHED_RUN_STATES, Run, RunSpec, RunState
-from fl_protocol.tasks import EvaluationReport, Receipt, Task, TaskKind
+from fl_protocol.specs.algorithms import ScaffoldAlgorithm
+from fl_protocol.tasks import ControlVariate, EvaluationReport, Receipt, Task, TaskKind
 from fl_protocol.tensors import LENGTH_BYTES, header_length, parse_header
-from fl_protocol.updates import check_update_structure, update_metadata
+from fl_protocol.updates import check_model, check_update_structure, update_layout, update_metadata
 
 Headers = Mapping[str, str]
 
@@ -51,6 +52,7 @@ class FakeRun:
 
     run: Run
     models: list[bytes] = field(default_factory=list)
+    controls: list[bytes | None] = field(default_factory=list)
     described: list[Model] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     tasks: dict[str, FakeTask] = field(default_factory=dict)
@@ -77,12 +79,20 @@ class FakeRun:
         self.events.append(Event(event_id=len(self.events) + 1, type=kind.value, created_at=_now(), data=data))
 
     def add_model(
-        self, content: bytes, *, number: int = 0, parent: int | None = None, restored_from: int | None = None
+        self,
+        content: bytes,
+        *,
+        number: int = 0,
+        parent: int | None = None,
+        restored_from: int | None = None,
+        control: bytes | None = None,
     ) -> Model:
-        """Adds a model version that a round made; raises ProblemError if it is not safetensors."""
+        """Adds a model version that a round made; raises ProblemError if it cannot be trained by the spec."""
         num_parameters = sum(int(np.prod(tensor.shape)) for tensor in decode(content).values())
+        check_model(parse_header(_header_bytes(content)), self.run.spec)
         version = len(self.models)
         self.models.append(content)
+        self.controls.append(control)
         self.described.append(
             Model(
                 version=version,
@@ -113,7 +123,11 @@ class FakeRun:
         number, attempt = self.rounds[-1].number, self.rounds[-1].attempt
         self.tell(EventType.ROUND_ABANDONED, round=number, attempt=attempt)
         made = self.add_model(
-            self.models[version], number=self.described[version].round, parent=version, restored_from=version
+            self.models[version],
+            number=self.described[version].round,
+            parent=version,
+            restored_from=version,
+            control=self.controls[version],
         )
         self.tell(EventType.MODEL_PUBLISHED, version=made.version, round=made.round, rolled_back_to=version)
         self.rounds.pop()
@@ -163,8 +177,9 @@ class FakeRun:
         if not self._is_open(held.task):
             raise ProblemError(ProblemType.ROUND_CLOSED, f"round {held.task.round} closed without this update")
         header = parse_header(_header_bytes(content))
-        check_update_structure(header, parse_header(_header_bytes(self.models[-1])))
-        update_metadata(header)
+        model = parse_header(_header_bytes(self.models[-1]))
+        check_update_structure(header, update_layout(model, self.run.spec))
+        update_metadata(header, self.run.spec.algorithm)
         decode(content)
         held.update = content
         held.receipt = _receipt(held.task, content)
@@ -218,14 +233,34 @@ class FakeRun:
             model_digest=digest_of(content),
             model_num_bytes=len(content),
             training=self.run.spec.training,
+            parameters=self.run.spec.parameters,
             encoding=self.run.spec.encoding,
             privacy=self.run.spec.privacy,
             secure_aggregation=self.run.spec.secure_aggregation,
             deadline_at=_now() + timedelta(seconds=self.run.spec.round.deadline_seconds),
-            max_num_bytes=2 * len(content) + (1 << 20),
+            max_num_bytes=3 * len(content) + (1 << 20),
+            algorithm=self.run.spec.algorithm,
+            control_variate=self._control_of(version) if kind is TaskKind.TRAIN else None,
+            counted_update=self._counted_update(client),
         )
         self.tasks[task.task_id] = FakeTask(task, client)
         return task
+
+    def _control_of(self, version: int) -> ControlVariate | None:
+        control = self.controls[version]
+        if control is None:
+            return None
+        url = f"/v1/runs/{self.run.run_id}/models/{version}/control-variate"
+        return ControlVariate(url=url, digest=digest_of(control), num_bytes=len(control))
+
+    def _counted_update(self, client: str) -> str | None:
+        completed = {done.number for done in self.rounds if done.state is RoundState.COMPLETED}
+        counted = [
+            (held.task.round, digest_of(held.update))
+            for held in self.tasks.values()
+            if held.client == client and held.update is not None and held.task.round in completed
+        ]
+        return max(counted)[1] if counted else None
 
     def _open_round(self, number: int, *, attempt: int = 1) -> None:
         spec = self.run.spec.round
@@ -262,10 +297,16 @@ class FakeRun:
         if len(contributed) < self.rounds[-1].quorum:
             return
         updates = [held.update for held in contributed if held.update is not None]
-        facts = [update_metadata(parse_header(_header_bytes(update))) for update in updates]
+        algorithm = self.run.spec.algorithm
+        facts = [update_metadata(parse_header(_header_bytes(update)), algorithm) for update in updates]
         weights = [fact.num_examples for fact in facts]
-        base = len(self.models) - 1
-        self.add_model(weighted_mean(self.models[-1], updates, weights=weights), number=number, parent=base)
+        steps = [fact.local_steps for fact in facts if fact.local_steps is not None]
+        scales = fednova_scales(weights, steps) if steps else None
+        control = self.controls[-1]
+        if isinstance(algorithm, ScaffoldAlgorithm):
+            control = next_control(control, updates, num_clients=algorithm.num_clients)
+        made = weighted_mean(self.models[-1], updates, weights=weights, scales=scales)
+        self.add_model(made, number=number, parent=len(self.models) - 1, control=control)
         self._change_round(
             number,
             state=RoundState.COMPLETED,

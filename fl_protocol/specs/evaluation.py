@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fl_protocol.attributes import AttributeName
 from fl_protocol.messages import MetricName, RequestMessage
 from fl_protocol.specs.rounds import MAX_COHORT_SIZE, RoundSpec
-from fl_protocol.tasks import AttributeName
 
 Mode = Literal["max", "min"]
 """Whether more of a metric is better, or less."""

@@ -29,7 +29,18 @@ IDENTITIES = ("none", "unknown", "revoked", "expired", "spent", "enrolment", "ot
 
 NOBODY = ("none", "unknown", "revoked", "expired")
 
-SECRET_TABLES = ("runs", "models", "rounds", "clients", "tasks", "updates", "evaluations", "tokens", "idempotency_keys")
+SECRET_TABLES = (
+    "runs",
+    "models",
+    "rounds",
+    "clients",
+    "run_clients",
+    "tasks",
+    "updates",
+    "evaluations",
+    "tokens",
+    "idempotency_keys",
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,13 @@ TABLE: dict[tuple[str, str], Row] = {
     ),
     ("GET", "/v1/runs/{run_id}/events"): Row("/v1/runs/{run_id}/events", READERS),
     ("POST", "/v1/runs/{run_id}/tasks"): Row("/v1/runs/{run_id}/tasks", _may(200, "client") | _may(201, "other")),
+    ("GET", "/v1/runs/{run_id}/exclusions"): Row("/v1/runs/{run_id}/exclusions", OPERATOR),
+    ("PUT", "/v1/runs/{run_id}/exclusions/{client_id}"): Row(
+        "/v1/runs/{run_id}/exclusions/{client_id}", _may(201, "operator"), json={"reason": "sends noise"}
+    ),
+    ("DELETE", "/v1/runs/{run_id}/exclusions/{client_id}"): Row(
+        "/v1/runs/{run_id}/exclusions/{client_id}", _may(204, "operator")
+    ),
     ("POST", "/v1/enrolment-tokens"): Row("/v1/enrolment-tokens", _may(201, "operator"), json={}),
     ("POST", "/v1/clients"): Row("/v1/clients", _may(201, "operator", "enrolment"), json={"name": "new"}),
     ("GET", "/v1/clients"): Row("/v1/clients", OPERATOR),

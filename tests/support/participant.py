@@ -130,9 +130,9 @@ def create_run(http: httpx.Client, model: Mapping[str, NDArray[Any]], *, start: 
     return run_id
 
 
-def enrol(http: httpx.Client, name: str = "client-1", *, attributes: Mapping[str, str] | None = None) -> Participant:
+def enrol(http: httpx.Client, name: str = "client-1", **attributes: str) -> Participant:
     """Enrols a client through the operator's connection and opens a connection of its own."""
-    made = http.post("/v1/clients", json={"name": name, "attributes": dict(attributes or {})})
+    made = http.post("/v1/clients", json={"name": name, "attributes": attributes})
     assert made.status_code == 201, made.text
     fields = made.json()
     own = httpx.Client(
