@@ -100,11 +100,5 @@ def begin(
     spec = {"round": {"quorum": 1, "deadline_seconds": LONG}, "num_rounds": 20} | spec
     run_id = create_run(operator, flat_model(), **spec)
     own = [*attributes, *[{}] * (num_clients - len(attributes))]
-    clients = [enrol(operator, f"client-{number}", attributes=held) for number, held in enumerate(own)]
+    clients = [enrol(operator, f"client-{number}", **held) for number, held in enumerate(own)]
     return Course(operator, run_id, clients)
-
-
-def refusal(answer: httpx.Response) -> tuple[int, str]:
-    """Gives the status and the slug of a refusal."""
-    kind: str = answer.json()["type"]
-    return answer.status_code, kind.removeprefix("/problems/")
