@@ -1,4 +1,4 @@
-"""What a run does with its evaluations: their own cohort, strata, the target, patience, quarantine, the best version."""
+"""What a run does with its evaluations: their cohort, strata, the target, patience, quarantine, the best version."""
 
 import httpx
 
