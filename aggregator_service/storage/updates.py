@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from aggregator_service.domain.records import EvaluationRecord, UpdateRecord
 from aggregator_service.storage.rows import fields
-from aggregator_service.storage.tables import clients, evaluations, rounds, tasks, updates
+from aggregator_service.storage.tables import clients, evaluations, models, rounds, tasks, updates
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.rounds import RoundState
 
@@ -19,6 +19,12 @@ _OF_CLIENT: Final = sa.select(updates.c.update_id).where(
 _OF_TASKS: Final = sa.select(updates).where(updates.c.task_id.in_(sa.bindparam("task_ids", expanding=True)))
 
 
+# With a version that is published again SCAFFOLD's control variates begin anew, so that older rounds do not count.
+_BEGAN_ANEW: Final = (
+    sa.select(sa.func.coalesce(sa.func.max(models.c.version), 0))
+    .where(models.c.run_id == sa.bindparam("run_id"), models.c.restored_from.is_not(None))
+    .scalar_subquery()
+)
 # By the client's tasks, which have an index; a client has one for each round that it was asked in.
 _LAST_COUNTED: Final = (
     sa.select(updates.c.digest)
@@ -27,6 +33,7 @@ _LAST_COUNTED: Final = (
         tasks.c.client_id == sa.bindparam("client_id"),
         tasks.c.run_id == sa.bindparam("run_id"),
         rounds.c.state == RoundState.COMPLETED.value,
+        rounds.c.base_version >= _BEGAN_ANEW,
     )
     .order_by(rounds.c.number.desc())
     .limit(1)
@@ -71,7 +78,7 @@ def of_round(tx: ReadTx, round_id: str) -> list[UpdateRecord]:
 
 
 def last_counted(tx: ReadTx, *, run_id: str, client_id: str) -> str | None:
-    """Gives the digest of a client's newest update that a published model of the run holds; None if there is none."""
+    """Gives the digest of a client's newest update that counts for its control variate; None if there is none."""
     return tx.connection.execute(_LAST_COUNTED, {"run_id": run_id, "client_id": client_id}).scalar_one_or_none()
 
 
