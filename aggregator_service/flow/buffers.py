@@ -13,14 +13,16 @@ from fl_protocol.tasks import TaskKind
 
 
 def is_free(tx: ReadTx, run: RunRecord, spec: BufferedRoundSpec, *, round_: RoundRecord, client_id: str) -> bool:
-    """Tells whether a client that holds no task may be given one: once for each buffer, while there are places."""
+    """Tells whether a client that holds no task may be given one: at any time, while there are places."""
     has_room = cohort.has_room(
         round_,
         num_out=tasks.count_out(tx, run.run_id),
         latest_version=run.latest_version or 0,
         max_staleness=spec.max_staleness,
     )
-    return has_room and not updates.has_one_of(tx, client_id, round_id=round_.round_id)
+    if not has_room or not cohort.counts_once(run.spec):
+        return has_room
+    return not updates.has_one_of(tx, client_id, round_id=round_.round_id)
 
 
 def timed(tx: WriteTx, run: RunRecord, spec: BufferedRoundSpec, task: TaskRecord) -> TaskRecord:

@@ -94,16 +94,43 @@ def test_a_task_that_outlasts_its_deadline_makes_room_for_another(shared_operato
     late = claim(silent, run_id)
     assert waiting.claim(run_id).status_code == 204
     assert claim(waiting, run_id, wait=20)["task_id"] != late["task_id"]
-    assert_refused(send(silent, late, 1.0), "round-closed", "taken back, by its deadline")
+    assert_refused(send(silent, late, 1.0), "round-closed", "taken back (its deadline")
 
 
-def test_a_client_counts_once_in_a_buffer_and_places_are_few(shared_operator: httpx.Client) -> None:
+def test_one_client_may_fill_a_buffer_by_itself(shared_operator: httpx.Client) -> None:
+    alone = enrol(shared_operator)
+    run_id = create_run(shared_operator, model_of(), num_rounds=2, round=buffered(3))
+    for _ in range(2):
+        for value in (1.0, 2.0, 6.0):
+            answer(alone, run_id, value)
+    wait_for_run(shared_operator, run_id, version=2)
+    listed = shared_operator.get(f"/v1/runs/{run_id}/rounds/1/updates", params={"limit": 2}).json()
+    rest = {"limit": 2, "cursor": listed["next_cursor"]}
+    others = shared_operator.get(f"/v1/runs/{run_id}/rounds/1/updates", params=rest).json()["items"]
+    assert {one["client_id"] for one in listed["items"] + others} == {alone.client_id}
+    assert len({one["update_id"] for one in listed["items"] + others}) == 3
+    assert value_of(shared_operator, run_id, 1) == 3.0
+
+
+def test_where_a_client_could_outvote_others_it_counts_once_in_a_buffer(shared_operator: httpx.Client) -> None:
+    first, second = enrol(shared_operator), enrol(shared_operator)
+    rounds = buffered(2, staleness={"kind": "constant"})
+    run_id = create_run(shared_operator, model_of(), num_rounds=2, round=rounds, strategy={"kind": "median"})
+    answer(first, run_id, 1.0)
+    assert first.claim(run_id).status_code == 204
+    answer(second, run_id, 3.0)
+    assert claim(first, run_id)["round"] == 2
+    wait_for_run(shared_operator, run_id, version=1)
+    assert value_of(shared_operator, run_id, 1) == 2.0
+
+
+def test_places_are_few_and_one_that_is_given_up_is_offered_again(shared_operator: httpx.Client) -> None:
     first, second, third = (enrol(shared_operator) for _ in range(3))
     run_id = create_run(shared_operator, model_of(), num_rounds=2, round=buffered(2, concurrency=2))
     answer(first, run_id, 1.0)
-    assert first.claim(run_id).status_code == 204
     given_up = claim(second, run_id)
     claim(third, run_id)
+    assert first.claim(run_id).status_code == 204
     assert second.http.delete(f"/v1/tasks/{given_up['task_id']}").status_code == 204
     assert_refused(send(second, given_up, 1.0), "round-closed", "was given up")
     again = claim(second, run_id)
@@ -125,7 +152,7 @@ def test_a_rollback_leaves_what_was_under_way_behind(shared_operator: httpx.Clie
     answer(fast, run_id, 8.0)
     back = shared_operator.post(f"/v1/runs/{run_id}/rollback", json={"version": 1})
     assert (back.status_code, back.json()["version"]) == (201, 3), back.text
-    assert_refused(send(slow, late, 1.0), "round-closed", "taken back, by its deadline or by a rollback")
+    assert_refused(send(slow, late, 1.0), "round-closed", "taken back (its deadline, a rollback")
     assert [answer(client, run_id, 1.0)["base_version"] for client in (slow, fast)] == [3, 3]
     wait_for_run(shared_operator, run_id, version=4)
     assert value_of(shared_operator, run_id, 4) == 2.0
@@ -177,7 +204,8 @@ def test_who_may_take_part_is_a_matter_of_attributes_rest_and_exclusion(shared_o
     held = claim(north[2], run_id)
     path = f"/v1/runs/{run_id}/exclusions/{north[2].client_id}"
     assert shared_operator.put(path, json={"reason": "sends noise"}).status_code in (200, 201)
-    assert_refused(send(north[2], held, 1.0), "forbidden", "sends noise")
+    assert_refused(send(north[2], held, 1.0), "round-closed", "taken back")
+    assert_refused(north[2].claim(run_id), "forbidden", "sends noise")
 
 
 def test_while_a_run_is_paused_updates_under_way_still_fill_its_buffers(shared_operator: httpx.Client) -> None:
