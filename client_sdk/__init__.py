@@ -1,7 +1,8 @@
 """FedQuorum's client SDK: take part in federated training over HTTP, or run it.
 
 `participate` and a trainer are what a client needs, `Operator` is what runs the training; `client_sdk.torch` has both
-ends for PyTorch and `client_sdk.testing` a server for tests. A name is imported when it is first used.
+ends for PyTorch and `client_sdk.testing` a server for tests. `simulate` runs a whole federation on one machine, over
+data that `client_sdk.partitioning` splits. A name is imported when it is first used.
 """
 
 import importlib
@@ -32,16 +33,18 @@ if TYPE_CHECKING:
         TrainingResult,
         TrainingTask,
     )
+    from client_sdk.simulation import SimulatedRound, Simulation, simulate
     from client_sdk.transfer import StoredModel
     from fl_protocol.arrays import RawTensor, Tensor
     from fl_protocol.runs import Run, RunSpec
-    from fl_protocol.specs.rounds import RoundSpec
+    from fl_protocol.specs.rounds import BufferedRoundSpec, RoundSpec
     from fl_protocol.specs.training import TrainingSpec
     from fl_protocol.tasks import EvaluationReport
 
 __all__ = [
     "AggregatorClient",
     "BlockingOperator",
+    "BufferedRoundSpec",
     "Enrolment",
     "EvaluationReport",
     "Evaluator",
@@ -57,6 +60,8 @@ __all__ = [
     "RunFailedError",
     "RunSpec",
     "ServerError",
+    "SimulatedRound",
+    "Simulation",
     "StoredModel",
     "Tensor",
     "TrainedDelta",
@@ -71,6 +76,7 @@ __all__ = [
     "UsageError",
     "participate",
     "participate_blocking",
+    "simulate",
 ]
 
 _HOMES: Final = {
@@ -98,10 +104,11 @@ _HOMES: Final = {
         "TrainingResult",
         "TrainingTask",
     ),
+    "client_sdk.simulation": ("SimulatedRound", "Simulation", "simulate"),
     "client_sdk.transfer": ("StoredModel",),
     "fl_protocol.arrays": ("RawTensor", "Tensor"),
     "fl_protocol.runs": ("Run", "RunSpec"),
-    "fl_protocol.specs.rounds": ("RoundSpec",),
+    "fl_protocol.specs.rounds": ("BufferedRoundSpec", "RoundSpec"),
     "fl_protocol.specs.training": ("TrainingSpec",),
     "fl_protocol.tasks": ("EvaluationReport",),
 }

@@ -68,6 +68,8 @@ class BlockingOperator:
     start_run = _blocking(Operator.start_run)
     wait = _blocking(Operator.wait)
     rounds = _blocking(Operator.rounds)
+    models = _blocking(Operator.models)
+    rollback = _blocking(Operator.rollback)
     download = _blocking(Operator.download)
     result = _blocking(Operator.result)
     create_enrolment = _blocking(Operator.create_enrolment)
@@ -95,6 +97,7 @@ def participate_blocking(
     token: str,
     evaluator: Evaluator | None = None,
     cache_dir: Path | None = None,
+    state_dir: Path | None = None,
     on_event: OnEvent | None = None,
     allow_insecure_http: bool = False,
     limits: Limits = DEFAULT_LIMITS,
@@ -106,7 +109,13 @@ def participate_blocking(
             server, token=token, allow_insecure_http=allow_insecure_http, limits=limits
         ) as client:
             return await participate(
-                client, run_id, trainer, evaluator=evaluator, cache_dir=cache_dir, on_event=on_event
+                client,
+                run_id,
+                trainer,
+                evaluator=evaluator,
+                cache_dir=cache_dir,
+                state_dir=state_dir,
+                on_event=on_event,
             )
 
     with start_blocking_portal() as portal:

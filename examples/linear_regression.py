@@ -23,10 +23,10 @@ targets = inputs @ TRUE_WEIGHTS + TRUE_BIAS + _random.normal(scale=0.1, size=200
 def trainer(task: TrainingTask) -> TrainedModel:
     """Descends the mean squared error on this participant's data, from the round's global model."""
     weights, bias = np.array(task.model["weights"]), np.array(task.model["bias"])
-    for _ in range(task.training.local_epochs):
+    for _ in range(task.local_epochs):
         error = inputs @ weights + bias - targets
-        weights -= task.training.learning_rate * 2 * (inputs.T @ error) / len(inputs)
-        bias -= task.training.learning_rate * 2 * error.mean()
+        weights -= task.learning_rate * 2 * (inputs.T @ error) / len(inputs)
+        bias -= task.learning_rate * 2 * error.mean()
     loss = float(np.square(inputs @ weights + bias - targets).mean())
     return TrainedModel(tensors={"weights": weights, "bias": bias}, num_examples=len(inputs), metrics={"loss": loss})
 

@@ -3,16 +3,25 @@
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from fl_protocol.messages import Name, RequestMessage, ResponseMessage, Timestamp
-from fl_protocol.specs.evaluation import EvaluationSpec
+from fl_protocol.messages import Name, RequestMessage, ResponseMessage, Timestamp, kind_or
+from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm, check_algorithm
+from fl_protocol.specs.buffering import check_buffering
+from fl_protocol.specs.evaluation import EvaluationSpec, check_evaluation
+from fl_protocol.specs.initial_model import PreviousModel, UploadedModel
+from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
-from fl_protocol.specs.rounds import RoundSpec
-from fl_protocol.specs.selection import OpenSelection
-from fl_protocol.specs.server_optimizers import SgdServerOptimizer
+from fl_protocol.specs.rounds import AnyRoundSpec, RoundSpec
+from fl_protocol.specs.selection import OpenSelection, SelectionSpec, check_selection, most_updates
+from fl_protocol.specs.server_optimizers import ServerOptimizer, SgdServerOptimizer, check_server_optimizer
 from fl_protocol.specs.strategies import MeanStrategy, Strategy, check_strategy
-from fl_protocol.specs.training import TrainingSpec
+from fl_protocol.specs.training import TrainingSpec, check_training
+
+InitialModel = Annotated[
+    Annotated[UploadedModel, Tag("upload")] | Annotated[PreviousModel, Tag("version")],
+    Discriminator(kind_or("upload")),
+]
 
 
 class RunSpec(RequestMessage):
@@ -20,15 +29,18 @@ class RunSpec(RequestMessage):
 
     name: Name = "mnist"
     num_rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 10
-    round: RoundSpec = RoundSpec(quorum=8, cohort_size=10, min_updates=8)
-    selection: OpenSelection = OpenSelection()
+    round: AnyRoundSpec = RoundSpec(quorum=8, cohort_size=10, min_updates=8)
+    selection: SelectionSpec = OpenSelection()
     strategy: Strategy = MeanStrategy()
-    server_optimizer: SgdServerOptimizer = SgdServerOptimizer()
+    server_optimizer: ServerOptimizer = SgdServerOptimizer()
     training: TrainingSpec = TrainingSpec()
+    parameters: ParametersSpec = ParametersSpec()
+    algorithm: Algorithm = FedAvgAlgorithm()
     evaluation: EvaluationSpec = EvaluationSpec()
     encoding: DenseEncoding = DenseEncoding()
     privacy: NoPrivacy = NoPrivacy()
     secure_aggregation: NoSecureAggregation = NoSecureAggregation()
+    initial_model: InitialModel = UploadedModel()
 
     @field_validator("training")
     @classmethod
@@ -40,7 +52,13 @@ class RunSpec(RequestMessage):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        check_strategy(self.strategy, min_updates=self.round.min_updates, max_updates=self.round.quorum)
+        check_buffering(self)
+        check_server_optimizer(self.server_optimizer, num_rounds=self.num_rounds)
+        check_training(self.training, num_rounds=self.num_rounds)
+        check_algorithm(self.algorithm, round_=self.round, strategy=self.strategy, training=self.training)
+        check_selection(self.selection, self.round, strategy=self.strategy, algorithm=self.algorithm)
+        check_strategy(self.strategy, self.round, max_updates=most_updates(self.selection, self.round))
+        check_evaluation(self.evaluation, self.round, num_rounds=self.num_rounds)
         return self
 
 
@@ -59,7 +77,7 @@ FINISHED_RUN_STATES = frozenset({RunState.COMPLETED, RunState.STOPPED, RunState.
 
 
 class Run(ResponseMessage):
-    """One model being trained over many rounds."""
+    """One model being trained over many rounds; `best_version` by the metric that its evaluation watches."""
 
     run_id: str
     name: str
@@ -69,6 +87,7 @@ class Run(ResponseMessage):
     num_rounds: int
     current_round: int
     latest_version: int | None
+    best_version: int | None = None
     created_at: Timestamp
     started_at: Timestamp | None
     finished_at: Timestamp | None

@@ -3,9 +3,12 @@
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
+from fl_protocol.attributes import AttributeName, AttributeValue
 from fl_protocol.messages import MAX_EXACT_INTEGER, Metrics, Name, RequestMessage, ResponseMessage, Timestamp
+from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm
+from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
 from fl_protocol.specs.training import TrainingSpec
 
@@ -17,8 +20,21 @@ class TaskKind(StrEnum):
     EVALUATE = "evaluate"
 
 
+class ControlVariate(ResponseMessage):
+    """Where SCAFFOLD's server control variate of a model version is, and what its bytes must be."""
+
+    url: str
+    digest: str
+    num_bytes: int
+
+
 class Task(ResponseMessage):
-    """What one client is asked to do in one round."""
+    """What one client is asked to do in one round.
+
+    For SCAFFOLD `control_variate` is null while the server's is zero (version 0 and one that is published again), and
+    `counted_update` is the digest of this client's newest update that a model published since then holds, null if
+    there is none: the client's own control variate is the one that it computed with that update, or zero.
+    """
 
     task_id: str
     run_id: str
@@ -35,6 +51,10 @@ class Task(ResponseMessage):
     secure_aggregation: NoSecureAggregation
     deadline_at: Timestamp
     max_num_bytes: int
+    parameters: ParametersSpec = ParametersSpec()
+    algorithm: Algorithm = FedAvgAlgorithm()
+    control_variate: ControlVariate | None = None
+    counted_update: str | None = None
 
 
 class Receipt(ResponseMessage):
@@ -69,10 +89,6 @@ class EnrolmentToken(ResponseMessage):
     token: str
     max_uses: int
     expires_at: Timestamp
-
-
-AttributeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,63}$")]
-AttributeValue = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class ClientRequest(RequestMessage):

@@ -1,19 +1,42 @@
 """What an update must hold, given the base model: the same tensors, and how many examples stand behind them."""
 
+import functools
 import json
 import re
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
 from fl_protocol.messages import MAX_EXACT_INTEGER, Metrics
 from fl_protocol.problems import ProblemError, ProblemType
-from fl_protocol.tensors import LENGTH_BYTES, Header, TensorSpec, header_limit, refuse_constant, strict_object
+from fl_protocol.specs.algorithms import (
+    MAX_LOCAL_STEPS,
+    Algorithm,
+    FedAvgAlgorithm,
+    FedNovaAlgorithm,
+    ScaffoldAlgorithm,
+)
+from fl_protocol.specs.parameters import ParametersSpec, matches
+from fl_protocol.tensors import (
+    LENGTH_BYTES,
+    MAX_NAME_LENGTH,
+    Header,
+    TensorSpec,
+    header_limit,
+    refuse_constant,
+    strict_object,
+)
 
 NUM_EXAMPLES_KEY: Final = "num_examples"
 METRICS_KEY: Final = "metrics"
+LOCAL_STEPS_KEY: Final = "local_steps"
 
+CONTROL_PREFIX: Final = "control:"
+"""What a control variate's tensor is called: this and the name of the model's tensor that it belongs to."""
+
+_NAMES_SHOWN: Final = 12
+_FEDAVG: Final = FedAvgAlgorithm()
 _METADATA_ROOM: Final = 64 << 10
 _DIGITS: Final = re.compile(r"[0-9]{1,16}", re.ASCII)
 _METRICS: Final = TypeAdapter(Metrics)
@@ -25,6 +48,108 @@ class UpdateMetadata:
 
     num_examples: int
     metrics: dict[str, float] = field(default_factory=dict)
+    local_steps: int | None = None
+
+
+class UpdateRules(Protocol):
+    """The parts of a run's spec that decide what its updates hold; a RunSpec and a Task have them."""
+
+    @property
+    def algorithm(self) -> Algorithm: ...
+
+    @property
+    def parameters(self) -> ParametersSpec: ...
+
+
+def travelling_part(model: Header, rules: UpdateRules) -> Header:
+    """Gives the model's tensors that travel in updates, in the model's order, in a header as long as the model's."""
+    parameters = rules.parameters
+    if parameters.is_everything:
+        return model
+    names = tuple(spec.name for spec in model.tensors)
+    travelling = _travelling(names, tuple(parameters.trainable), tuple(parameters.personal))
+    tensors, end = [], 0
+    for spec in model.tensors:
+        if spec.name in travelling:
+            tensors.append(replace(spec, begin=end, end=end + spec.num_bytes))
+            end += spec.num_bytes
+    return Header(tuple(tensors), {}, model.data_start, model.data_start + end)
+
+
+@functools.lru_cache(maxsize=32)
+def _travelling(names: tuple[str, ...], trainable: tuple[str, ...], personal: tuple[str, ...]) -> frozenset[str]:
+    # Asked for each claim and each update of a run: up to 10,000 names by 256 patterns are matched once.
+    parameters = ParametersSpec(trainable=list(trainable), personal=list(personal))
+    return frozenset(name for name in names if parameters.travels(name))
+
+
+def check_model(model: Header, rules: UpdateRules) -> None:
+    """Checks that a model can be trained by a run's rules.
+
+    Raises ProblemError (structure-mismatch) naming the field and the pattern that matches no tensor, or the tensor that
+    cannot be trained, or saying that nothing would travel.
+    """
+    for field_name in () if rules.parameters.is_everything else ("trainable", "personal"):
+        for index, pattern in enumerate(getattr(rules.parameters, field_name)):
+            if not any(matches(pattern, spec.name) for spec in model.tensors):
+                raise _mismatch(
+                    f"parameters.{field_name}[{index}] {pattern!r} matches no tensor of the model; "
+                    f"it has: {_some_names(model)}"
+                )
+    if not any(spec.is_float and spec.num_elements for spec in update_layout(model, rules).tensors):
+        whose = "" if rules.parameters.is_everything else " that travels by the run's parameters"
+        raise _mismatch(f"the model holds no floating-point tensor to train{whose}; it has: {_some_names(model)}")
+
+
+def _some_names(model: Header) -> str:
+    names = ", ".join(repr(spec.name[:64]) for spec in model.tensors[:_NAMES_SHOWN])
+    more = len(model.tensors) - _NAMES_SHOWN
+    return f"{names}, and {more} more" if more > 0 else names
+
+
+def update_layout(model: Header, rules: UpdateRules) -> Header:
+    """Gives the tensors that an update of this model may hold, in a header that the other functions here take.
+
+    These are the tensors that travel by the run's `parameters`. For SCAFFOLD each floating-point one is joined by its
+    control variate, in float32 (float64 where the model's is): a gradient has another range than a weight, and what is
+    added up must not be rounded to 8 bits. Raises ProblemError (structure-mismatch) for a model that cannot be trained
+    by these rules, naming the tensor.
+    """
+    model = travelling_part(model, rules)
+    if not isinstance(rules.algorithm, ScaffoldAlgorithm):
+        return model
+    tensors, end = list(model.tensors), model.num_bytes - model.data_start
+    for spec in model.tensors:
+        _check_has_room_for_control(spec)
+        if spec.is_float:
+            control = _control_of(spec, begin=end)
+            tensors.append(control)
+            end = control.end
+    # Each control has its tensor's entry over again, with the prefix and longer offsets.
+    data_start = 2 * model.data_start + 32 * len(model.tensors)
+    return Header(tuple(tensors), model.metadata, data_start, data_start + end)
+
+
+def control_tensors(layout: Header) -> list[TensorSpec]:
+    """Lists the control variates of an update's layout."""
+    return [spec for spec in layout.tensors if spec.name.startswith(CONTROL_PREFIX)]
+
+
+def _control_of(spec: TensorSpec, *, begin: int) -> TensorSpec:
+    dtype, size = ("F64", 8) if spec.dtype == "F64" else ("F32", 4)
+    return TensorSpec(CONTROL_PREFIX + spec.name, dtype, spec.shape, begin, begin + size * spec.num_elements)
+
+
+def _check_has_room_for_control(spec: TensorSpec) -> None:
+    if spec.name.startswith(CONTROL_PREFIX):
+        raise _mismatch(
+            f"tensor {spec.name!r} begins with {CONTROL_PREFIX!r}, which SCAFFOLD's own tensors do; rename it"
+        )
+    if len(CONTROL_PREFIX + spec.name) > MAX_NAME_LENGTH:
+        raise _mismatch(
+            f"tensor {spec.name[:64]!r}... has a name of {len(spec.name)} characters; with SCAFFOLD's prefix "
+            f"{CONTROL_PREFIX!r} at most {MAX_NAME_LENGTH} may travel"
+        )
 
 
 def update_header_limit(model: Header) -> int:
@@ -50,24 +175,33 @@ def check_update_structure(header: Header, model: Header) -> None:
             raise _mismatch(f"tensor {expected.name!r} is missing; {_describe(expected)} is expected")
 
 
-def update_metadata(header: Header) -> UpdateMetadata:
-    """Reads num_examples and metrics from an update's metadata; other keys are ignored.
+def update_metadata(header: Header, algorithm: Algorithm = _FEDAVG) -> UpdateMetadata:
+    """Reads num_examples, metrics and what the run's algorithm needs from an update's metadata; other keys are ignored.
 
     Raises ProblemError (invalid-metadata).
     """
-    text = header.metadata.get(NUM_EXAMPLES_KEY)
-    if text is None:
-        raise _invalid("num_examples is missing from the safetensors metadata")
-    num_examples = int(text) if _DIGITS.fullmatch(text) else 0
-    if not 1 <= num_examples <= MAX_EXACT_INTEGER:
-        raise _invalid(f"num_examples {text[:32]!r} must be ASCII decimal digits for 1 to {MAX_EXACT_INTEGER}")
     metrics = header.metadata.get(METRICS_KEY)
-    return UpdateMetadata(num_examples=num_examples, metrics={} if metrics is None else _parse_metrics(metrics))
+    counts_steps = isinstance(algorithm, FedNovaAlgorithm)
+    return UpdateMetadata(
+        num_examples=_count(header, NUM_EXAMPLES_KEY, maximum=MAX_EXACT_INTEGER),
+        metrics={} if metrics is None else _parse_metrics(metrics),
+        local_steps=_count(header, LOCAL_STEPS_KEY, maximum=MAX_LOCAL_STEPS) if counts_steps else None,
+    )
+
+
+def _count(header: Header, key: str, *, maximum: int) -> int:
+    text = header.metadata.get(key)
+    if text is None:
+        raise _invalid(f"{key} is missing from the safetensors metadata")
+    value = int(text) if _DIGITS.fullmatch(text) else 0
+    if not 1 <= value <= maximum:
+        raise _invalid(f"{key} {text[:32]!r} must be ASCII decimal digits for 1 to {maximum}")
+    return value
 
 
 def _check_known(spec: TensorSpec, expected: TensorSpec | None) -> None:
     if expected is None:
-        raise _mismatch(f"tensor {spec.name!r} is not in the base model; leave it out")
+        raise _mismatch(f"tensor {spec.name!r} is not in the base model or does not travel; leave it out")
     if expected.dtype == "BOOL":
         raise _mismatch(f"tensor {spec.name!r} is BOOL, which has no difference; leave it out")
     if (spec.dtype, spec.shape) != (expected.dtype, expected.shape):

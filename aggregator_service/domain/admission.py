@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from aggregator_service.domain.records import RoundRecord, TaskRecord, TaskState
+from aggregator_service.domain.records import AttendanceRecord, RoundRecord, RunRecord, TaskRecord, TaskState
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import RoundState
+from fl_protocol.specs.rounds import BufferedRoundSpec
 from fl_protocol.tasks import TaskKind
 
 
@@ -21,6 +22,15 @@ class Replay:
 def no_such_task(task_id: str) -> ProblemError:
     """Gives the problem of an answer to a task that does not exist."""
     return ProblemError(ProblemType.NOT_FOUND, f"there is no task {task_id!r}")
+
+
+def check_not_excluded(attendance: AttendanceRecord | None) -> AttendanceRecord | None:
+    """Gives what a run knows of a client; raises `forbidden` with the operator's reason if it is excluded."""
+    if attendance is not None and attendance.excluded_at is not None:
+        raise ProblemError(
+            ProblemType.FORBIDDEN, f"the operator has excluded this client from the run: {attendance.exclusion_reason}"
+        )
+    return attendance
 
 
 def check_owner(task: TaskRecord | None, *, task_id: str, client_id: str) -> TaskRecord:
@@ -51,8 +61,21 @@ def round_closed(round_: RoundRecord) -> ProblemError:
 
 
 def given_up(task: TaskRecord) -> ProblemError:
-    """Gives the problem of an answer to a task that its client gave up."""
-    return ProblemError(ProblemType.ROUND_CLOSED, f"task {task.task_id} was given up; ask for a new task")
+    """Gives the problem of an answer to a task that was taken back; one with a deadline may be by the server itself."""
+    late = " or taken back, by its deadline or by a rollback" if task.deadline_at is not None else ""
+    return ProblemError(ProblemType.ROUND_CLOSED, f"task {task.task_id} was given up{late}; ask for a new task")
+
+
+def check_not_stale(task: TaskRecord, run: RunRecord, round_: RoundRecord) -> None:
+    """Raises `round-closed` for a task of a buffered run whose model is too old for the buffer that collects now."""
+    spec, staleness = run.spec.round, round_.base_version - task.base_version
+    if isinstance(spec, BufferedRoundSpec) and staleness > spec.max_staleness:
+        raise ProblemError(
+            ProblemType.ROUND_CLOSED,
+            f"the update is {staleness} versions stale and round.max_staleness is {spec.max_staleness}: it comes from "
+            f"version {task.base_version} and round {round_.number} is applied to version {round_.base_version}; "
+            "ask for a new task",
+        )
 
 
 def judge(

@@ -29,14 +29,14 @@ def _norm(contribution: Contribution, model: Header) -> float:
     return norm.result()
 
 
-def inner_products(contributions: Sequence[Contribution], model: Header) -> Float64Array:
-    """Gives the matrix of the contributions' inner products around one of them, over all floating-point tensors."""
-    names = [spec.name for spec in model.tensors if spec.is_float]
+def inner_products(contributions: Sequence[Contribution], model: Header, *, moving: Header) -> Float64Array:
+    """Gives the matrix of the contributions' inner products around one of them, over the floats that travel."""
+    names = {spec.name for spec in moving.tensors if spec.is_float}
     largest = [max((one.magnitude(name) for name in names), default=0.0) for one in contributions]
     products = InnerProducts(len(contributions), centre=centre_of(largest), dtype=row_type(contributions, model))
     for window, block in blocks(contributions, model):
         for segment in window:
-            if not segment.spec.is_float:
+            if segment.spec.name not in names:
                 continue
             if segment.first == 0:
                 magnitudes = [one.magnitude(segment.spec.name) for one in contributions]

@@ -19,13 +19,17 @@ _MIN_BLOCK_ELEMENTS: Final = 1 << 10
 
 @dataclass(frozen=True, slots=True)
 class SealedUpdate:
-    """One update of a sealed round: its weight, each tensor's largest |delta|, and how to read its bytes."""
+    """One update of a sealed round: its weight, each tensor's largest |delta|, and how to read its bytes.
+
+    `delta_weight` replaces the weight in a mean's floating-point tensors, where it cannot be an integer.
+    """
 
     update_id: str
     digest: str
     weight: int
     max_abs: Mapping[str, float]
     read: RangeReader
+    delta_weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +51,22 @@ class Block:
     """A window of several updates at once, a row an update.
 
     `floats` [n, elements] has the window's floating-point values at their segments' offsets, as float32 or float64 and
-    without negative zeros; `integers` has, by a segment's offset, the int64 values of the updates that hold it.
+    without negative zeros; where a tensor does not travel it means nothing. `integers` has, by a segment's offset, the
+    int64 values of the updates that hold it.
     """
 
     floats: NDArray[Any]
     integers: Mapping[int, Sequence[NDArray[np.int64]]]
 
 
-def open_contributions(updates: Sequence[SealedUpdate], model: Header) -> list[Contribution]:
-    """Reads the headers of the updates and puts them into the order of their digests."""
+def open_contributions(updates: Sequence[SealedUpdate], model: Header, *, holds: Header) -> list[Contribution]:
+    """Reads the headers of the updates and puts them into the order of their digests; `holds` is what each has."""
     # Most updates come from the same kind of client: equal layouts are kept once, whole headers not at all.
     known: dict[bytes, Layout] = {}
     opened = []
     for update in sorted(updates, key=lambda update: update.digest):
         header = read_header(update.read)
-        check_update_structure(header, model)
+        check_update_structure(header, holds)
         layout = layout_of(header, model)
         opened.append(Contribution(update, known.setdefault(layout.tobytes(), layout), header.num_bytes))
     return opened

@@ -30,11 +30,19 @@ class Deltas(Protocol):
 
 
 def combine(
-    decision: Decision, contributions: Sequence[Contribution], model: Header
+    decision: Decision,
+    contributions: Sequence[Contribution],
+    model: Header,
+    *,
+    moving: Header,
+    divisor: float | None = None,
 ) -> Iterator[tuple[Sequence[Segment], Deltas]]:
-    """Yields the model window by window with its deltas, each valid until the next one is asked for."""
+    """Yields the model window by window with its deltas, each valid until the next one is asked for.
+
+    Only what is `moving` has deltas. `divisor` replaces the sum of the weights in a weighted mean.
+    """
     if isinstance(decision, WeightedMean):
-        return _sums(decision, contributions, model=model)
+        return _sums(decision, contributions, model=model, moving=moving, divisor=divisor)
     return _coordinate_wise(decision, [contributions[number] for number in decision.chosen], model=model)
 
 
@@ -67,28 +75,38 @@ class _Coordinates:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """The updates that count, with their integer weights, and each tensor's grid."""
+    """The updates that count, with their integer weights, each tensor's grid, and what a sum is divided by."""
 
     weighted: Sequence[tuple[Contribution, int]]
     shifts: Mapping[int, int]
-    total_weight: int
+    divisor: float
 
 
 def _sums(
-    decision: WeightedMean, contributions: Sequence[Contribution], *, model: Header
+    decision: WeightedMean,
+    contributions: Sequence[Contribution],
+    *,
+    model: Header,
+    moving: Header,
+    divisor: float | None,
 ) -> Iterator[tuple[Sequence[Segment], Deltas]]:
     weighted = [(one, weight) for one, weight in zip(contributions, decision.weights, strict=True) if weight]
     shifts = {
-        tensor: exact_sum.shift((one.update.max_abs[spec.name], weight * one.factor) for one, weight in weighted)
+        tensor: exact_sum.shift((one.update.max_abs[spec.name], _delta_weight(one, weight)) for one, weight in weighted)
         for tensor, spec in enumerate(model.tensors)
-        if spec.is_float
+        if spec.is_float and spec.name in moving.by_name
     }
-    plan = _Plan(weighted, shifts, sum(weight for _, weight in weighted))
+    plan = _Plan(weighted, shifts, sum(weight for _, weight in weighted) if divisor is None else divisor)
     floats, scratch = np.empty(WINDOW_ELEMENTS, dtype=np.int64), np.empty(exact_sum.SCRATCH_ELEMENTS)
     for window in windows(model):
         sums = _Sums(plan, floats[: window[-1].offset + window[-1].num_elements])
         sums.fold(window, scratch=scratch)
         yield window, sums
+
+
+def _delta_weight(contribution: Contribution, weight: int) -> float:
+    own = contribution.update.delta_weight
+    return (weight if own is None else own) * contribution.factor
 
 
 @dataclass(slots=True)
@@ -107,16 +125,16 @@ class _Sums:
             for segment, values in read_window(one.update.read, window, layout=one.layout):
                 if segment.spec.is_float:
                     native = as_native_float(values, segment.spec.dtype)
-                    shift = self.plan.shifts[segment.tensor]
-                    exact_sum.fold(self._of(segment), native, weight=weight * one.factor, shift=shift, scratch=scratch)
+                    shift, by = self.plan.shifts[segment.tensor], _delta_weight(one, weight)
+                    exact_sum.fold(self._of(segment), native, weight=by, shift=shift, scratch=scratch)
                 else:
                     self._fold_integers(segment, values, weight=weight)
-        # Every update holds every floating-point tensor; the biases of integer segments do no harm.
+        # Every update holds every floating-point tensor that travels; what other segments have is never asked for.
         exact_sum.settle(self.totals, len(self.plan.weighted))
 
     def floats(self, segment: Segment, tile: slice) -> Float64Array:
         total = self._of(segment)[tile]
-        return exact_sum.mean(total, total_weight=self.plan.total_weight, shift=self.plan.shifts[segment.tensor])
+        return exact_sum.mean(total, total_weight=self.plan.divisor, shift=self.plan.shifts[segment.tensor])
 
     def integers(self, segment: Segment) -> IntegerArray | None:
         total = self.integer_totals.get(segment.offset)

@@ -1,20 +1,22 @@
-"""Takes the initial global model in: any safetensors with finite tensors, at least one of them floating-point."""
+"""Takes the initial global model in: safetensors with finite tensors that can be trained by the run's spec."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from aggregator_service.domain.records import ModelRecord
+from aggregator_service.domain.records import ModelRecord, RunRecord
 from aggregator_service.flow.context import Flow
-from aggregator_service.flow.lifecycle import add_model, no_such_run
+from aggregator_service.flow.lifecycle import no_such_run
 from aggregator_service.flow.reception import Body, Received, digest_of, receive
+from aggregator_service.flow.versions import add_model
 from aggregator_service.storage import models, runs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.encodings.dense import DenseMeasure
 from fl_protocol.problems import ProblemError, ProblemType
-from fl_protocol.runs import RunState
+from fl_protocol.runs import RunSpec, RunState
 from fl_protocol.streaming import Piece, StreamDecoder
 from fl_protocol.tensors import MAX_HEADER_BYTES, Header
+from fl_protocol.updates import check_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,26 +29,26 @@ class StoredModel:
 
 async def store_initial_model(flow: Flow, run_id: str, body: Body) -> StoredModel:
     """Stores version 0 of a draft run's model; raises `state-conflict` if other bytes were stored before."""
-    earlier = await flow.transactions.read("look_up_initial_model", lambda tx: _check_draft(tx, run_id))
+    run, earlier = await flow.transactions.read("look_up_initial_model", lambda tx: _check_draft(tx, run_id))
     limit = flow.limits.max_model_bytes
     if earlier is not None:
         _check_same(earlier, await digest_of(body, max_num_bytes=limit))
         return StoredModel(earlier, is_new=False)
-    checker = _FiniteCheck()
+    checker = _ModelCheck(run.spec)
     decoder = StreamDecoder(max_header_bytes=MAX_HEADER_BYTES, max_num_bytes=limit, check_header=checker.begin)
     received = await receive(flow, body, decoder=decoder, on_piece=checker)
     return await _commit(flow, run_id, received)
 
 
-class _FiniteCheck:
-    """Refuses a model with a NaN or an infinity, or with nothing to train."""
+class _ModelCheck:
+    """Refuses a model with a NaN or an infinity, or that cannot be trained by the run's spec."""
 
-    def __init__(self) -> None:
+    def __init__(self, spec: RunSpec) -> None:
+        self._spec = spec
         self._measure: DenseMeasure | None = None
 
     def begin(self, header: Header) -> None:
-        if not any(spec.is_float and spec.num_elements for spec in header.tensors):
-            raise ProblemError(ProblemType.STRUCTURE_MISMATCH, "the model holds no floating-point tensor to train")
+        check_model(header, self._spec)
         self._measure = DenseMeasure(header, float(np.finfo(np.float64).max))
 
     def __call__(self, piece: Piece) -> None:
@@ -54,14 +56,14 @@ class _FiniteCheck:
             self._measure(piece)
 
 
-def _check_draft(tx: ReadTx, run_id: str) -> ModelRecord | None:
+def _check_draft(tx: ReadTx, run_id: str) -> tuple[RunRecord, ModelRecord | None]:
     run = runs.get(tx, run_id)
     if run is None:
         raise no_such_run(run_id)
     earlier = models.get(tx, run_id, 0)
     if earlier is None and run.state is not RunState.DRAFT:
         raise ProblemError(ProblemType.STATE_CONFLICT, f"the run is {run.state.value}; only a draft takes a model")
-    return earlier
+    return run, earlier
 
 
 def _check_same(earlier: ModelRecord, digest: str) -> None:
@@ -75,7 +77,7 @@ def _check_same(earlier: ModelRecord, digest: str) -> None:
 async def _commit(flow: Flow, run_id: str, received: Received) -> StoredModel:
     def body(tx: WriteTx) -> StoredModel:
         runs.lock(tx, run_id)
-        earlier = _check_draft(tx, run_id)
+        _, earlier = _check_draft(tx, run_id)
         if earlier is not None:
             _check_same(earlier, received.digest)
             return StoredModel(earlier, is_new=False)
@@ -88,6 +90,9 @@ async def _commit(flow: Flow, run_id: str, received: Received) -> StoredModel:
             num_parameters=received.header.num_parameters,
             blob_id=received.upload.blob_id,
             optimizer_blob_id=None,
+            parent_version=None,
+            restored_from=None,
+            quarantined=False,
             created_at=tx.now(),
         )
         flow.blobs.seal(tx, received.upload)

@@ -51,6 +51,7 @@ runs: Final = sa.Table(
     sa.Column("started_at", Instant),
     sa.Column("finished_at", Instant),
     sa.Column("paused_at", Instant),
+    sa.Column("standing", sa.JSON(none_as_null=True)),
 )
 
 blobs: Final = sa.Table(
@@ -83,7 +84,13 @@ models: Final = sa.Table(
     sa.Column("num_parameters", sa.BigInteger, nullable=False),
     _identifier("blob_id", sa.ForeignKey("blobs.blob_id"), nullable=False),
     _identifier("optimizer_blob_id", sa.ForeignKey("blobs.blob_id")),
+    sa.Column("parent_version", sa.BigInteger),
+    sa.Column("restored_from", sa.BigInteger),
+    sa.Column("quarantined", sa.Boolean(name="quarantined"), nullable=False, server_default=sa.false()),
     sa.Column("created_at", Instant, nullable=False),
+    _identifier("control_blob_id", sa.ForeignKey("blobs.blob_id")),
+    sa.Column("control_digest", sa.String(71)),
+    sa.Column("control_num_bytes", sa.BigInteger),
 )
 
 rounds: Final = sa.Table(
@@ -91,6 +98,7 @@ rounds: Final = sa.Table(
     metadata,
     _identifier("round_id", primary_key=True),
     _identifier("run_id", sa.ForeignKey("runs.run_id"), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False, server_default="synchronous"),
     sa.Column("number", sa.BigInteger, nullable=False),
     sa.Column("attempt", sa.BigInteger, nullable=False),
     sa.Column("state", sa.String(16), nullable=False, index=True),
@@ -110,6 +118,9 @@ rounds: Final = sa.Table(
     sa.Column("evaluation_state", sa.String(16), nullable=False, index=True),
     sa.Column("evaluation_deadline_at", Instant),
     sa.Column("evaluation", sa.JSON(none_as_null=True)),
+    sa.Column("num_awaited", sa.BigInteger),
+    sa.Column("expected_cohort", sa.Double),
+    sa.Column("evaluation_by_stratum", sa.JSON(none_as_null=True)),
     sa.UniqueConstraint("run_id", "number", "attempt"),
 )
 
@@ -124,6 +135,34 @@ clients: Final = sa.Table(
     sa.Column("revoked_at", Instant),
 )
 
+run_clients: Final = sa.Table(
+    "run_clients",
+    metadata,
+    _identifier("run_id", sa.ForeignKey("runs.run_id"), primary_key=True),
+    _identifier("client_id", sa.ForeignKey("clients.client_id"), primary_key=True),
+    sa.Column("seen_at", Instant),
+    sa.Column("excluded_at", Instant),
+    sa.Column("exclusion_reason", sa.Text),
+    sa.Index(None, "run_id", "seen_at"),
+)
+
+draws: Final = sa.Table(
+    "draws",
+    metadata,
+    _identifier("round_id", sa.ForeignKey("rounds.round_id"), primary_key=True),
+    sa.Column("key", sa.LargeBinary, nullable=False),
+    sa.Column("places", sa.JSON(none_as_null=True)),
+)
+
+invitations: Final = sa.Table(
+    "invitations",
+    metadata,
+    _identifier("round_id", sa.ForeignKey("draws.round_id"), primary_key=True),
+    _identifier("client_id", sa.ForeignKey("clients.client_id"), primary_key=True),
+    sa.Column("stratum", sa.String(256), nullable=False),
+    sa.Column("withdrawn", sa.Boolean(name="withdrawn"), nullable=False),
+)
+
 tasks: Final = sa.Table(
     "tasks",
     metadata,
@@ -133,8 +172,12 @@ tasks: Final = sa.Table(
     _identifier("client_id", sa.ForeignKey("clients.client_id"), nullable=False, index=True),
     sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("base_version", sa.BigInteger, nullable=False),
     sa.Column("assigned_at", Instant, nullable=False),
-    sa.UniqueConstraint("round_id", "client_id", "kind"),
+    sa.Column("deadline_at", Instant),
+    sa.Column("turn", sa.BigInteger, nullable=False, server_default="1"),
+    sa.UniqueConstraint("round_id", "client_id", "kind", "turn"),
+    sa.Index("ix_tasks_run_id", "run_id", "kind", "state", "deadline_at"),
 )
 
 updates: Final = sa.Table(
@@ -149,11 +192,14 @@ updates: Final = sa.Table(
     sa.Column("num_bytes", sa.BigInteger, nullable=False),
     sa.Column("num_examples", sa.BigInteger, nullable=False),
     sa.Column("weight", sa.BigInteger, nullable=False),
+    sa.Column("staleness", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("metrics", sa.JSON, nullable=False),
     sa.Column("max_abs", sa.JSON, nullable=False),
     _identifier("blob_id", sa.ForeignKey("blobs.blob_id"), nullable=False),
     sa.Column("accepted_at", Instant, nullable=False),
+    sa.Column("local_steps", sa.BigInteger),
     sa.UniqueConstraint("round_id", "client_id"),
+    sa.Index(None, "run_id", "client_id"),
 )
 
 evaluations: Final = sa.Table(

@@ -24,6 +24,9 @@ def participate(
     trainer: Annotated[str, typer.Argument(help="MODULE:NAME of the trainer.")],
     evaluator: Annotated[str | None, typer.Option(help="MODULE:NAME of an evaluator.")] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Keeps the model over restarts; a new folder if not.")] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="A folder of this client's own for what it keeps from round to round.")
+    ] = None,
     server: Server = DEFAULT_SERVER,
     token_file: TokenFile = None,
     allow_insecure_http: Insecure = False,
@@ -47,7 +50,7 @@ def participate(
     show = _print_json_line if as_json else _print_line
     done = with_client(
         lambda client: participant.participate(
-            client, run_id, train, evaluator=evaluate, cache_dir=cache_dir, on_event=show
+            client, run_id, train, evaluator=evaluate, cache_dir=cache_dir, state_dir=state_dir, on_event=show
         ),
         server=server,
         token_file=token_file,

@@ -19,8 +19,8 @@ from client_sdk.client import AggregatorClient
 from client_sdk.demo.folder import prepare_folder
 from client_sdk.demo.mnist import MnistSubset, load
 from client_sdk.demo.report import DemoResult, RoundResult, Screen, Traffic, show_result
-from client_sdk.demo.server import running_server
 from client_sdk.errors import RunFailedError
+from client_sdk.local_server import running_server
 from client_sdk.operator import Operator
 from client_sdk.participant import participate
 from client_sdk.session.deltas import Structure

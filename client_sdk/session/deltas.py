@@ -3,17 +3,18 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from client_sdk.errors import TrainerError
+from client_sdk.errors import TrainerError, UsageError
 from client_sdk.session.work import TrainedModel, TrainingResult
 from fl_protocol.arrays import RawTensor, Tensor, dtype_of
 from fl_protocol.dtypes import CARRIERS, FLOAT_FORMATS, as_float64, from_float64, is_finite
+from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.tasks import EvaluationReport
 from fl_protocol.tensors import LENGTH_BYTES, header_limit
 from fl_protocol.updates import METRICS_KEY, NUM_EXAMPLES_KEY
@@ -23,14 +24,17 @@ Structure = Mapping[str, tuple[str, tuple[int, ...]]]
 
 _COUNTERS: Final = frozenset({"I64", "I32", "I16", "I8"})
 _MAX_COUNT: Final = 2**53
+_ALL: Final = ParametersSpec()
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What is sent back: the delta and the metadata of its safetensors file."""
+    """What is sent back: the tensors and the metadata of its file; `personal` and `control` are kept here instead."""
 
     delta: Mapping[str, Tensor]
     metadata: Mapping[str, str]
+    personal: Mapping[str, Tensor] = field(default_factory=dict)
+    control: Mapping[str, Tensor] | None = None
 
 
 def structure_of(model: Mapping[str, Tensor]) -> Structure:
@@ -56,19 +60,20 @@ def max_file_bytes(structure: Structure) -> int:
     return LENGTH_BYTES + header_limit(len(structure)) + tensors
 
 
-def update_of(result: TrainingResult, base: Mapping[str, Tensor]) -> Update:
+def update_of(result: TrainingResult, base: Mapping[str, Tensor], *, parameters: ParametersSpec = _ALL) -> Update:
     """Makes the update of a training result; raises TrainerError naming the tensor or metric that cannot be sent."""
     report = _checked_report(result)
     if isinstance(result, TrainedModel):
-        delta = _difference(result.tensors, base)
+        delta = _difference(result.tensors, base, parameters=parameters)
+        personal = {name: _copy(result.tensors[name]) for name in base if parameters.is_personal(name)}
     else:
-        delta = dict(result.tensors)
-        _check_delta(delta, base)
-    _check_finite(delta)
+        delta, personal = dict(result.tensors), {}
+        _check_delta(delta, base, parameters=parameters)
+    _check_finite({**delta, **personal})
     metadata = {NUM_EXAMPLES_KEY: str(report.num_examples)}
     if report.metrics:
         metadata[METRICS_KEY] = json.dumps(dict(report.metrics), allow_nan=False)
-    return Update(delta, metadata)
+    return Update(delta, metadata, personal)
 
 
 def _checked_report(result: TrainingResult) -> EvaluationReport:
@@ -83,14 +88,18 @@ def _checked_report(result: TrainingResult) -> EvaluationReport:
         raise TrainerError(f"the trainer's num_examples or metrics are not numbers: {error}") from None
 
 
-def _difference(local: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    difference = first_difference(_structure_of_result(local), structure_of(base))
+def _difference(
+    local: Mapping[str, Tensor], base: Mapping[str, Tensor], *, parameters: ParametersSpec
+) -> dict[str, Tensor]:
+    expected = structure_of(base)
+    needed = {name: spec for name, spec in expected.items() if name in local or not parameters.is_frozen(name)}
+    difference = first_difference(_structure_of_result(local), needed)
     if difference is not None:
         raise TrainerError(f"the trainer's model is not the round's: {difference}")
     return {
         name: _subtract(name, local=local[name], base=tensor)
         for name, tensor in base.items()
-        if _has_difference(dtype_of(tensor))
+        if parameters.travels(name) and _has_difference(dtype_of(tensor))
     }
 
 
@@ -125,8 +134,10 @@ def _subtract_counters(name: str, *, local: NDArray[Any], base: NDArray[Any]) ->
     return np.asarray(np.subtract(local, base))
 
 
-def _check_delta(delta: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
-    expected = structure_of(base)
+def _check_delta(delta: Mapping[str, Tensor], base: Mapping[str, Tensor], *, parameters: ParametersSpec) -> None:
+    if parameters.personal:
+        raise TrainerError("the run has personal tensors: return a TrainedModel, whose own values of them can be kept")
+    expected = {name: spec for name, spec in structure_of(base).items() if parameters.travels(name)}
     needed = {name: spec for name, spec in expected.items() if spec[0] in FLOAT_FORMATS or name in delta}
     difference = first_difference(_structure_of_result(delta), needed)
     if difference is not None:
@@ -146,6 +157,23 @@ def first_non_finite(model: Mapping[str, Tensor]) -> str | None:
         if dtype in FLOAT_FORMATS and not is_finite(_contiguous(tensor), dtype):
             return name
     return None
+
+
+def with_personal(
+    model: Mapping[str, Tensor], kept: Mapping[str, Tensor], *, parameters: ParametersSpec
+) -> Mapping[str, Tensor]:
+    """Puts a client's personal tensors into the global model; raises UsageError naming one that does not fit it."""
+    if not kept:
+        return model
+    personal = {name: spec for name, spec in structure_of(model).items() if parameters.is_personal(name)}
+    difference = first_difference(structure_of(kept), personal)
+    if difference is not None:
+        raise UsageError(f"the personal tensors that were kept for this run do not fit its model: {difference}")
+    return {**model, **kept}
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return RawTensor(tensor.dtype, np.array(tensor.data)) if isinstance(tensor, RawTensor) else np.array(tensor)
 
 
 def _values(tensor: Tensor) -> NDArray[Any]:

@@ -1,6 +1,6 @@
 """A module's state as tensors by name, and back: checked whole before the first value is copied."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -30,12 +30,13 @@ def module_structure(module: nn.Module) -> Structure:
     return {name: (_DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in _state(module).items()}
 
 
-def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+def tensors_of(module: nn.Module, *, where: Callable[[str], bool] | None = None) -> dict[str, Tensor]:
     """Copies a module's parameters and buffers into arrays by name, tied ones under each of their names.
 
-    Raises UsageError naming an entry that is no dense tensor of a type that can travel.
+    With `where` only those whose name it accepts. Raises UsageError naming an entry that is no dense tensor of a type
+    that can travel.
     """
-    return {name: _to_array(tensor) for name, tensor in _state(module).items()}
+    return {name: _to_array(tensor) for name, tensor in _state(module).items() if where is None or where(name)}
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

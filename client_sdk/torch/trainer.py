@@ -10,7 +10,10 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset
 
 from client_sdk.session.work import TrainedModel, TrainingTask
+from client_sdk.torch.freezing import frozen
+from client_sdk.torch.objective import Gradient, Patience
 from client_sdk.torch.parameters import load_into, module_structure, tensors_of
+from client_sdk.torch.scaffold import LocalSteps
 from fl_protocol.tasks import EvaluationReport
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -26,14 +29,14 @@ def sgd(*, momentum: float = 0.0) -> OptimizerFactory:
 
 
 class TorchTrainer:
-    """Trains a module on local data as a task's `training` says: local_epochs, batch_size, learning_rate, proximal_mu.
+    """Trains a module on local data as a task's `training` says, with all that TrainingSpec knows.
 
     `data` is a Dataset of (input, target) pairs, shuffled and batched here, or a DataLoader, which then decides both.
-    `optimizer` (plain SGD by default) is called for each task with the parameters and the task's learning rate. What is
-    drawn here depends on `seed`, `client` and the round alone, so a repeated round gives the same bits; give a
-    DataLoader a `generator` and it is seeded likewise. Dropout draws from PyTorch's process-wide generator, which is
-    left alone. Metrics: mean `loss` of the last epoch (without the proximal term), and `accuracy` if the output is
-    [N, classes] and the target [N] integers.
+    `optimizer` (plain SGD by default) is called for each task with the trained parameters and the round's learning
+    rate. What is drawn here depends on `seed`, `client` and the round alone, so a repeated round gives the same bits;
+    give a DataLoader a `generator` and it is seeded likewise. Dropout draws from PyTorch's process-wide generator,
+    which is left alone. Metrics: mean `loss` of the last epoch (without the proximal term), and `accuracy` if the
+    output is [N, classes] and the target [N] integers.
     """
 
     def __init__(
@@ -57,28 +60,47 @@ class TorchTrainer:
         self._device: Final = device
 
     def __call__(self, task: TrainingTask) -> TrainedModel:
-        """Trains from the task's model; raises UntrustedAnswerError, the module unchanged, if that does not fit."""
+        """Trains from the task's model; raises UntrustedAnswerError, the module unchanged, if that does not fit.
+
+        What the task's `parameters` freezes has no gradient meanwhile and is not part of the result.
+        """
         load_into(self.module, task.model)
+        with frozen(self.module, task.parameters):
+            tally, steps = self._train(task)
+        return TrainedModel(
+            tensors=tensors_of(self.module, where=lambda name: not task.parameters.is_frozen(name)),
+            num_examples=tally.num_examples,
+            metrics=tally.metrics(),
+            local_steps=steps.count,
+            control=steps.control(),
+        )
+
+    def _train(self, task: TrainingTask) -> "tuple[Tally, LocalSteps]":
         training = task.training
         generator = torch.Generator().manual_seed(round_seed(self._seed, client=self._client, round_number=task.round))
         batches = _shuffled(self._data, batch_size=training.batch_size, generator=generator)
-        optimizer = self._optimizer(self.module.parameters(), training.learning_rate)
-        anchor = Anchor.of(self.module, training.proximal_mu)
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        optimizer = self._optimizer(trained, task.learning_rate)
+        gradient, patience = Gradient.of(trained, training), Patience(training.early_stop)
+        steps = LocalSteps(self.module, task, optimizer)
         self.module.train()
         tally = Tally()
-        for _ in range(training.local_epochs):
+        for _ in range(task.local_epochs):
             tally = Tally()
             for inputs, targets in batches:
                 batch = (inputs.to(self._device), targets.to(self._device))
-                self._step(batch, optimizer, anchor=anchor, tally=tally)
-        return TrainedModel(tensors=tensors_of(self.module), num_examples=tally.num_examples, metrics=tally.metrics())
+                self._step(batch, optimizer, gradient=gradient, steps=steps, tally=tally)
+            if patience.is_over(tally.mean_loss):
+                break
+        return tally, steps
 
     def _step(
         self,
         batch: Batch,
         optimizer: torch.optim.Optimizer,
         *,
-        anchor: "Anchor",
+        gradient: Gradient,
+        steps: LocalSteps,
         tally: "Tally",
     ) -> None:
         inputs, targets = batch
@@ -86,7 +108,8 @@ class TorchTrainer:
         outputs = self.module(inputs)
         loss = self._loss_fn(outputs, targets)
         loss.backward()
-        anchor.pull()
+        gradient.change()
+        steps.correct()
         optimizer.step()
         tally.add(loss, outputs=outputs, targets=targets)
 
@@ -126,29 +149,6 @@ class TorchEvaluator:
         return EvaluationReport(num_examples=tally.num_examples, metrics=tally.metrics())
 
 
-@dataclass(frozen=True, slots=True)
-class Anchor:
-    """FedProx's proximal term, mu / 2 x |w - w_global|^2, as the gradient that it adds (Li et al. 2020)."""
-
-    pairs: tuple[tuple[nn.Parameter, torch.Tensor], ...]
-    proximal_mu: float
-
-    @classmethod
-    def of(cls, module: nn.Module, proximal_mu: float) -> "Anchor":
-        """Anchors a module's trainable parameters where they are now."""
-        if proximal_mu == 0:
-            return cls((), 0.0)
-        trainable = (parameter for parameter in module.parameters() if parameter.requires_grad)
-        return cls(tuple((parameter, parameter.detach().clone()) for parameter in trainable), proximal_mu)
-
-    def pull(self) -> None:
-        """Adds mu x (w - w_global) to the gradients."""
-        with torch.no_grad():
-            for parameter, origin in self.pairs:
-                if parameter.grad is not None:
-                    parameter.grad.add_(parameter - origin, alpha=self.proximal_mu)
-
-
 @dataclass(slots=True)
 class Tally:
     """Sums of what was seen: examples, loss by example, and right answers where that has a meaning."""
@@ -166,10 +166,14 @@ class Tally:
         else:
             self.num_correct += int((outputs.detach().argmax(dim=1) == targets).sum())
 
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / max(self.num_examples, 1)
+
     def metrics(self) -> dict[str, float]:
         if self.num_examples == 0:
             return {}
-        metrics = {"loss": self.loss / self.num_examples}
+        metrics = {"loss": self.mean_loss}
         if self.num_correct is not None:
             metrics["accuracy"] = self.num_correct / self.num_examples
         return metrics

@@ -1,11 +1,14 @@
 """How the updates of a round become one delta."""
 
 from decimal import Decimal
+from fractions import Fraction
 from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from fl_protocol.attributes import AttributeName
 from fl_protocol.messages import RequestMessage, kind_or
+from fl_protocol.specs.rounds import AnyRoundSpec
 
 MAX_WEIGHT = 2**29
 """The largest weight whose product with a float32 is exact in float64 (24 + 29 = 53 bits)."""
@@ -14,8 +17,26 @@ MAX_COMPARED_UPDATES = 1024
 """The most updates that a strategy compares pairwise: the matrix of their inner products then takes 8 MiB."""
 
 NumByzantine = Annotated[int, Field(ge=0, le=MAX_COMPARED_UPDATES)]
-Weighting = Literal["num_examples", "uniform"]
 MaxWeight = Annotated[int, Field(ge=1, le=MAX_WEIGHT)]
+
+
+class InverseStratumSizeWeighting(RequestMessage):
+    """Every stratum of a client attribute weighs the same, shared alike by the updates that came from it."""
+
+    kind: Literal["inverse_stratum_size"] = "inverse_stratum_size"
+    attribute: AttributeName
+
+
+def _kind_of_weighting(value: object) -> str:
+    return value if isinstance(value, str) else kind_or("")(value)
+
+
+Weighting = Annotated[
+    Annotated[Literal["num_examples"], Tag("num_examples")]
+    | Annotated[Literal["uniform"], Tag("uniform")]
+    | Annotated[InverseStratumSizeWeighting, Tag("inverse_stratum_size")],
+    Discriminator(_kind_of_weighting),
+]
 
 
 class MaxUpdateNorm(RequestMessage):
@@ -41,6 +62,7 @@ class MeanStrategy(_Bounded):
     kind: Literal["mean"] = "mean"
     weighting: Weighting = "num_examples"
     max_weight: MaxWeight = 1_000_000
+    max_share: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class MedianStrategy(_Bounded):
@@ -95,7 +117,7 @@ class GeometricMedianStrategy(_Bounded):
     """
 
     kind: Literal["geometric_median"]
-    weighting: Weighting = "num_examples"
+    weighting: Literal["num_examples", "uniform"] = "num_examples"
     max_weight: MaxWeight = 1_000_000
     num_iterations: Annotated[int, Field(ge=1, le=1000)] = 100
     smoothing: Annotated[float, Field(ge=1e-30, le=1e30)] = 1e-6
@@ -116,8 +138,16 @@ Strategy = Annotated[
 ]
 
 
-def check_strategy(strategy: Strategy, *, min_updates: int, max_updates: int) -> None:
-    """Checks that a strategy works for any number of updates with which a round may close; raises ValueError."""
+def exact_share(max_share: float) -> Fraction:
+    """Gives a share as the decimal number that was written: 0.4 is two fifths, not the nearest float to it."""
+    return Fraction(repr(max_share))
+
+
+def check_strategy(strategy: Strategy, round_: AnyRoundSpec, *, max_updates: int) -> None:
+    """Raises ValueError, naming the field, unless a strategy works for any number of updates that a round may have."""
+    min_updates = round_.min_updates
+    if isinstance(strategy, MeanStrategy):
+        _check_max_share(strategy, min_updates)
     if isinstance(strategy, TrimmedMeanStrategy):
         _check_trimming(strategy, min_updates)
     if isinstance(strategy, KrumStrategy | MultiKrumStrategy | BulyanStrategy):
@@ -129,6 +159,15 @@ def check_strategy(strategy: Strategy, *, min_updates: int, max_updates: int) ->
             f"strategy.kind {strategy.kind} compares each update with every other one, and a round may close with "
             f"{max_updates} updates; at most {MAX_COMPARED_UPDATES} can be compared"
         )
+
+
+def _check_max_share(strategy: MeanStrategy, min_updates: int) -> None:
+    if strategy.max_share is None or exact_share(strategy.max_share) * min_updates >= 1:
+        return
+    raise ValueError(
+        f"strategy.max_share {strategy.max_share:g} cannot hold: of round.min_updates {min_updates} updates one "
+        f"has at least 1/{min_updates} of the total weight; allow at least that much"
+    )
 
 
 def _check_trimming(strategy: TrimmedMeanStrategy, min_updates: int) -> None:

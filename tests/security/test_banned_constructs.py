@@ -56,8 +56,8 @@ PROCESSES: Final = frozenset({
     "multiprocessing",
     "subprocess",
 })  # fmt: skip
-MAY_START_PROCESSES: Final = frozenset({"client_sdk/cli/service.py", "client_sdk/demo/server.py"})
-"""The demo starts a server; `fedquorum serve` becomes one."""
+MAY_START_PROCESSES: Final = frozenset({"client_sdk/cli/service.py", "client_sdk/local_server.py"})
+"""The demo and the simulation start a server; `fedquorum serve` becomes one."""
 
 GUESSABLE: Final = ("random", "numpy.random", "torch.rand", "torch.randn", "torch.manual_seed", "torch.Generator")
 SECRET_ROOMS: Final = ("privacy", "masking")
@@ -199,8 +199,8 @@ DECOYS: Final = {
 }
 
 INNOCENTS: Final = {
-    "import subprocess": "client_sdk/demo/server.py",
-    "import anyio\nanyio.open_process(['true'])": "client_sdk/demo/server.py",
+    "import subprocess": "client_sdk/local_server.py",
+    "import anyio\nanyio.open_process(['true'])": "client_sdk/local_server.py",
     "import random\nrandom.random()": "client_sdk/retries.py",
     "import numpy as np\nnp.random.default_rng(1)": "client_sdk/demo/run.py",
     "import re\nre.compile('a')": "client_sdk/a.py",

@@ -17,10 +17,11 @@ from aggregator_service.domain.records import (
     TokenRecord,
     UpdateRecord,
 )
+from aggregator_service.domain.standing import Standing
 from aggregator_service.storage import clients, rounds, runs, tasks
 from aggregator_service.storage.blobs import BlobUpload, DatabaseBlobs
 from aggregator_service.storage.transactions import WriteTx
-from fl_protocol.rounds import RoundState
+from fl_protocol.rounds import RoundKind, RoundState
 from fl_protocol.runs import RunSpec, RunState
 from fl_protocol.tasks import TaskKind
 
@@ -47,6 +48,7 @@ def run_record(run_id: str = "run_1", **changes: Any) -> RunRecord:
         started_at=None,
         finished_at=None,
         paused_at=None,
+        standing=Standing(),
     )
     return replace(record, **changes)
 
@@ -56,6 +58,7 @@ def round_record(round_id: str = "round_1", **changes: Any) -> RoundRecord:
     record = RoundRecord(
         round_id=round_id,
         run_id="run_1",
+        kind=RoundKind.SYNCHRONOUS,
         number=1,
         attempt=1,
         state=RoundState.COLLECTING,
@@ -75,6 +78,7 @@ def round_record(round_id: str = "round_1", **changes: Any) -> RoundRecord:
         evaluation_state=EvaluationState.NONE,
         evaluation_deadline_at=None,
         evaluation=None,
+        evaluation_by_stratum=None,
     )
     return replace(record, **changes)
 
@@ -87,7 +91,7 @@ def client_record(client_id: str = "client_1", **changes: Any) -> ClientRecord:
 
 def task_record(task_id: str = "task_1", **changes: Any) -> TaskRecord:
     """Makes an open task to train."""
-    record = TaskRecord(task_id, "run_1", "round_1", "client_1", TaskKind.TRAIN, TaskState.OPEN, NOON)
+    record = TaskRecord(task_id, "run_1", "round_1", "client_1", TaskKind.TRAIN, TaskState.OPEN, 0, NOON)
     return replace(record, **changes)
 
 
@@ -103,6 +107,7 @@ def update_record(update_id: str = "update_1", **changes: Any) -> UpdateRecord:
         num_bytes=2**40,
         num_examples=2**53 - 1,
         weight=1_000_000,
+        staleness=0,
         metrics={"loss": 0.1},
         max_abs={"layer": 5e-324},
         blob_id="blob_1",
@@ -138,6 +143,9 @@ def model_record(version: int = 0, **changes: Any) -> ModelRecord:
         num_parameters=2**38,
         blob_id="blob_1",
         optimizer_blob_id=None,
+        parent_version=None,
+        restored_from=None,
+        quarantined=False,
         created_at=NOON,
     )
     return replace(record, **changes)

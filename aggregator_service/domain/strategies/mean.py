@@ -8,7 +8,7 @@ from fl_protocol.specs.strategies import GeometricMedianStrategy, MeanStrategy, 
 
 
 def weight_of(num_examples: int, strategy: Strategy) -> int:
-    """Gives an update's integer weight: its number of examples up to `max_weight`, or 1 where all count the same."""
+    """Gives an update's integer weight by itself: its examples up to `max_weight`, or 1 where they do not matter."""
     if isinstance(strategy, MeanStrategy | GeometricMedianStrategy) and strategy.weighting == "num_examples":
         return min(num_examples, strategy.max_weight)
     return 1

@@ -1,4 +1,4 @@
-"""Runs a real server process for the demo."""
+"""Runs a real server process on this machine, for the demo and for simulations."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ _LISTENING: Final = re.compile(r"^listening on (http://127\.0\.0\.1:\d{1,5})\s*$
 
 
 class ServerStartError(FedQuorumError):
-    """The demo's server did not start; the message quotes its last words."""
+    """The server did not start; the message quotes its last words."""
 
 
 @contextlib.asynccontextmanager
@@ -59,7 +59,7 @@ async def running_server(folder: Path, operator_token: str) -> AsyncIterator[str
 
 
 def _environment(operator_token: str) -> dict[str, str]:
-    # The demo's server is a fresh one, whatever settings of another server stand in the environment.
+    # A fresh server, whatever settings of another server stand in the environment.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FEDQUORUM_")}
     return kept | {"FEDQUORUM_OPERATOR_TOKEN": operator_token, "PYTHONUNBUFFERED": "1"}
 
