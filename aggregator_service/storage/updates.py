@@ -13,6 +13,9 @@ from fl_protocol.rounds import RoundState
 
 _INSERT: Final = sa.insert(updates)
 _OF_TASK: Final = sa.select(updates).where(updates.c.task_id == sa.bindparam("task_id"))
+_OF_CLIENT: Final = sa.select(updates.c.update_id).where(
+    updates.c.round_id == sa.bindparam("round_id"), updates.c.client_id == sa.bindparam("client_id")
+)
 _OF_TASKS: Final = sa.select(updates).where(updates.c.task_id.in_(sa.bindparam("task_ids", expanding=True)))
 
 
@@ -60,6 +63,12 @@ def of_tasks(tx: ReadTx, task_ids: Collection[str]) -> dict[str, UpdateRecord]:
     """Gives the updates that were accepted for some tasks, by the tasks' ids."""
     rows = tx.connection.execute(_OF_TASKS, {"task_ids": list(task_ids)})
     return {row.task_id: UpdateRecord(**fields(row)) for row in rows}
+
+
+def has_one_of(tx: ReadTx, client_id: str, *, round_id: str) -> bool:
+    """Tells whether an attempt counts an update of a client."""
+    parameters = {"round_id": round_id, "client_id": client_id}
+    return tx.connection.execute(_OF_CLIENT, parameters).one_or_none() is not None
 
 
 def of_round(tx: ReadTx, round_id: str) -> list[UpdateRecord]:
