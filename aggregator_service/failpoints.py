@@ -19,6 +19,10 @@ NAMES: Final = (
     "aggregation.model_written",
     "publication.in_transaction",
     "publication.after_commit",
+    "evaluation.in_transaction",
+    "evaluation.after_commit",
+    "rollback.in_transaction",
+    "rollback.after_commit",
 )
 
 

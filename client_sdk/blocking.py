@@ -68,6 +68,8 @@ class BlockingOperator:
     start_run = _blocking(Operator.start_run)
     wait = _blocking(Operator.wait)
     rounds = _blocking(Operator.rounds)
+    models = _blocking(Operator.models)
+    rollback = _blocking(Operator.rollback)
     download = _blocking(Operator.download)
     result = _blocking(Operator.result)
     create_enrolment = _blocking(Operator.create_enrolment)

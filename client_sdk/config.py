@@ -32,7 +32,7 @@ class Limits:
     max_attempts: int = 10
     backoff_initial_seconds: float = 0.2
     backoff_max_seconds: float = 10.0
-    retry_after_max_seconds: float = 60.0
+    retry_after_max_seconds: float = 300.0
 
 
 MAX_ERROR_BYTES: Final = 64 * KIB

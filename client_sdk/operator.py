@@ -3,17 +3,19 @@
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import anyio.to_thread
 
 from client_sdk.client import AggregatorClient
 from client_sdk.endpoints.events import ends_run
-from client_sdk.errors import RunFailedError, UntrustedAnswerError
+from client_sdk.errors import RunFailedError, UntrustedAnswerError, UsageError
 from client_sdk.transfer import Content, OnBytes, StoredModel, read_model
 from fl_protocol.arrays import Tensor
+from fl_protocol.models import Model
 from fl_protocol.rounds import Event, Round
 from fl_protocol.runs import FINISHED_RUN_STATES, Run, RunSpec, RunState
+from fl_protocol.specs.initial_model import PreviousModel
 from fl_protocol.tasks import ClientRequest, EnrolledClient, EnrolmentTokenRequest
 
 DAY_SECONDS: Final = 86_400.0
@@ -42,14 +44,23 @@ class Operator:
     def __init__(self, client: AggregatorClient) -> None:
         self.client: Final = client
 
-    async def create_run(self, spec: RunSpec, initial_model: Mapping[str, Tensor] | bytes) -> Run:
-        """Creates a draft run and uploads its version 0: arrays by name, or the bytes of a safetensors file."""
+    async def create_run(self, spec: RunSpec, initial_model: Mapping[str, Tensor] | bytes | None = None) -> Run:
+        """Creates a draft run and uploads its version 0: arrays by name, or the bytes of a safetensors file.
+
+        None is for a spec whose `initial_model` names a version of another run.
+        """
+        if (initial_model is None) != isinstance(spec.initial_model, PreviousModel):
+            raise UsageError(
+                "give an initial model, or a spec whose initial_model is of kind 'version': one of the two"
+            )
         run = await self.client.create_run(spec)
+        if initial_model is None:
+            return run
         await self.client.put_initial_model(run.run_id, initial_model)
         return await self.client.get_run(run.run_id)
 
-    async def start_run(self, spec: RunSpec, initial_model: Mapping[str, Tensor] | bytes) -> Run:
-        """Creates a run, uploads its version 0 and opens its first round."""
+    async def start_run(self, spec: RunSpec, initial_model: Mapping[str, Tensor] | bytes | None = None) -> Run:
+        """Creates a run with its version 0, as `create_run`, and opens its first round."""
         run = await self.create_run(spec, initial_model)
         return await self.client.start_run(run.run_id)
 
@@ -76,13 +87,46 @@ class Operator:
         """Lists every attempt at every round."""
         return await self.client.list_rounds(run_id)
 
+    async def models(self, run_id: str) -> list[Model]:
+        """Lists the versions of the model, with their parents and what stands out about them."""
+        return await self.client.list_models(run_id)
+
+    async def rollback(self, run_id: str, version: int) -> Model:
+        """Makes an earlier version the newest again; a running run goes on from it."""
+        return await self.client.roll_back(run_id, version)
+
     async def download(
-        self, run_id: str, folder: Path, *, version: int | None = None, on_bytes: OnBytes | None = None
+        self,
+        run_id: str,
+        folder: Path,
+        *,
+        version: int | Literal["best"] | None = None,
+        with_lineage: bool = False,
+        on_bytes: OnBytes | None = None,
     ) -> StoredModel:
-        """Downloads a model version (the latest one by default) into `folder` and checks it."""
+        """Downloads a model version (the latest one by default) into `folder` and checks it.
+
+        With its lineage the file says in its metadata how the version came about (`fl_protocol.lineage`).
+        """
+        if with_lineage:
+            number = await self._number(run_id, version)
+            return await self.client.export_model(run_id, number, folder, on_bytes=on_bytes)
+        if version == "best":
+            return await self.client.download_best(run_id, folder, on_bytes=on_bytes)
         return await self.client.download_model(run_id, folder, version=version, on_bytes=on_bytes)
 
-    async def result(self, run_id: str, folder: Path, *, version: int | None = None) -> dict[str, Tensor]:
+    async def _number(self, run_id: str, version: int | Literal["best"] | None) -> int:
+        if isinstance(version, int):
+            return version
+        run = await self.client.get_run(run_id)
+        number = run.best_version if version == "best" else run.latest_version
+        if number is None:
+            raise UsageError(f"run {run.name} has no {version or 'latest'} version of its model yet")
+        return number
+
+    async def result(
+        self, run_id: str, folder: Path, *, version: int | Literal["best"] | None = None
+    ) -> dict[str, Tensor]:
         """Downloads a model version (the latest one by default) and gives its tensors by name."""
         stored = await self.download(run_id, folder, version=version)
         expected = Content(stored.digest, stored.num_bytes)

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar, assert_never
@@ -12,7 +12,15 @@ import anyio
 import anyio.to_thread
 
 from client_sdk.client import AggregatorClient
-from client_sdk.errors import FedQuorumError, RunFinishedError, ServerError, TrainerError, UntrustedAnswerError
+from client_sdk.controls import ControlStore
+from client_sdk.errors import (
+    FedQuorumError,
+    RunFinishedError,
+    ServerError,
+    TrainerError,
+    UntrustedAnswerError,
+    UsageError,
+)
 from client_sdk.personal import PersonalTensors
 from client_sdk.session import machine
 from client_sdk.session.progress import (
@@ -62,15 +70,17 @@ async def participate(
     """Takes part in a run until it is over: claims a task, pulls its model, trains, sends the update, and again.
 
     Trainer and evaluator are called in a worker thread. Models are kept in `cache_dir` by their digest, one at a time
-    (by default in a temporary folder); personal tensors (`RunSpec.parameters`) are kept in `state_dir` after each
-    accepted update, or, by default, in memory until this function returns. An update that comes too late is told to
-    `on_event` and is no fault. If anything else fails, the task is handed back and the error is raised: the trainer's
-    own, TrainerError for what cannot be sent, UntrustedAnswerError for a model that must not be used, any other
-    FedQuorumError for the rest.
+    (by default in a temporary folder). `state_dir` is a folder of this client's own for what it must keep from round to
+    round and over restarts: personal tensors (`RunSpec.parameters`) after each accepted update, by default in memory
+    until this function returns; and SCAFFOLD's control variates, which need the folder. An update that comes too late
+    is told to `on_event` and is no fault. If anything else fails, the task is handed back and the error is raised: the
+    trainer's own, TrainerError for what cannot be sent, UntrustedAnswerError for a model that must not be used, any
+    other FedQuorumError for the rest.
     """
     session = machine.ParticipantSession(
         run_id,
         can_evaluate=evaluator is not None,
+        can_keep_controls=state_dir is not None,
         structure=getattr(trainer, "structure", None),
         max_model_bytes=client.limits.max_model_bytes,
     )
@@ -82,6 +92,7 @@ async def participate(
             trainer=trainer,
             evaluator=evaluator,
             folder=folder,
+            controls=None if state_dir is None else ControlStore(state_dir, run_id),
             personal=PersonalTensors(run_id, state_dir),
             tell=on_event or _ignore,
         )
@@ -116,10 +127,11 @@ class Performer:
     trainer: Trainer
     evaluator: Evaluator | None
     folder: Path
+    controls: ControlStore | None
     personal: PersonalTensors
     tell: OnEvent
     done: Participation = field(default_factory=Participation)
-    cached: Path | None = None
+    cached: dict[str, Path] = field(default_factory=dict)
 
     async def perform(self, action: machine.Action) -> machine.Action:
         """Performs one action and gives the next one; the task at hand is handed back if that fails."""
@@ -149,8 +161,11 @@ class Performer:
     async def _work_on(self, action: machine.TaskAction) -> machine.Action:
         match action:
             case machine.Pull():
+                self.session.check_can_do(action.task)
                 kept = await _in_thread(self.personal.load)
                 return self.session.pulled(action.task, await self._pull(action.task), personal=kept)
+            case machine.PullControls():
+                return await self._pull_controls(action)
             case machine.Train():
                 return await self._train(action)
             case machine.Evaluate():
@@ -173,21 +188,43 @@ class Performer:
 
     async def _pull(self, task: Task) -> dict[str, Tensor]:
         expected = Content(task.model_digest, task.model_num_bytes)
+        download = functools.partial(self.client.download_model, self.run_id, self.folder, version=task.base_version)
+        model, from_cache = await self._fetch("model", expected, download)
+        self.tell(ModelPulled(task, from_cache))
+        return model
+
+    async def _pull_controls(self, action: machine.PullControls) -> machine.Action:
+        task, named, server = action.task, action.task.control_variate, None
+        if self.controls is None:
+            raise UsageError("this participant has no folder for control variates")
+        own = await _in_thread(functools.partial(self.controls.load, task))
+        if named is not None:
+            expected = Content(named.digest, named.num_bytes)
+            download = functools.partial(
+                self.client.download_control_variate, self.run_id, self.folder, version=task.base_version
+            )
+            server, _ = await self._fetch("control variate", expected, download)
+        return self.session.controls_pulled(action, own=own, server=server)
+
+    async def _fetch(
+        self, kind: str, expected: Content, download: Callable[..., Awaitable[object]]
+    ) -> tuple[dict[str, Tensor], bool]:
+        """Gives tensors from the cache, else downloads them; one file of each kind is kept."""
         path = self.folder / expected.file_name
-        model = await anyio.to_thread.run_sync(read_model, path, expected)
-        from_cache = model is not None
-        if model is None:
-            await self.client.download_model(self.run_id, self.folder, version=task.base_version, expected=expected)
-            model = await anyio.to_thread.run_sync(read_model, path, expected)
-        if model is None:
+        tensors = await anyio.to_thread.run_sync(read_model, path, expected)
+        from_cache = tensors is not None
+        if tensors is None:
+            await download(expected=expected)
+            tensors = await anyio.to_thread.run_sync(read_model, path, expected)
+        if tensors is None:
             raise UntrustedAnswerError(
                 f"{path} changed right after it was downloaded; does something else write there?"
             )
-        if self.cached not in {None, path}:
-            self.cached.unlink(missing_ok=True)
-        self.cached = path
-        self.tell(ModelPulled(task, from_cache))
-        return model
+        previous = self.cached.get(kind)
+        self.cached[kind] = path
+        if previous is not None and previous not in self.cached.values():
+            previous.unlink(missing_ok=True)
+        return tensors, from_cache
 
     async def _train(self, action: machine.Train) -> machine.Action:
         result = await _in_thread(functools.partial(self.trainer, action.work))
@@ -208,6 +245,8 @@ class Performer:
     async def _send_update(self, action: machine.SendUpdate) -> machine.Action:
         update = action.update
         body = await _in_thread(functools.partial(body_of_tensors, update.delta, update.metadata))
+        if update.control is not None and self.controls is not None:
+            await _in_thread(functools.partial(self.controls.keep, action.task, body.digest, update.control))
         try:
             receipt = await self.client.put_update(action.task.task_id, body)
         except ServerError as error:

@@ -23,6 +23,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from client_sdk.client import AggregatorClient
 from client_sdk.client.connection import Seams
 from client_sdk.config import Limits
+from client_sdk.controls import ControlStore
 from client_sdk.errors import RunFailedError, UsageError
 from client_sdk.local_server import running_server
 from client_sdk.operator import Operator
@@ -252,6 +253,7 @@ class _Federation:
         session = machine.ParticipantSession(
             self.run.run_id,
             can_evaluate=evaluators is not None,
+            can_keep_controls=True,
             structure=None,
             max_model_bytes=_LIMITS.max_model_bytes,
         )
@@ -271,6 +273,7 @@ class _Federation:
             trainer=train,
             evaluator=None if evaluators is None else evaluate,
             folder=self.folder,
+            controls=ControlStore(self.folder / "states" / str(index), self.run.run_id),
             personal=PersonalTensors(self.run.run_id, None),
             tell=self.on_event,
         )
@@ -290,6 +293,8 @@ class _Turn:
         # The clients share one copy of the model: the first one downloads it.
         async with self.pulling:
             work = await self.performer.perform(pull)
+            if isinstance(work, machine.PullControls):
+                work = await self.performer.perform(work)
         answer = await self.performer.perform(work)
         await self.before.wait()
         await self.performer.perform(answer)

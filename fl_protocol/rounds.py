@@ -16,8 +16,19 @@ class RoundState(StrEnum):
     ABANDONED = "abandoned"
 
 
+class StratumEvaluation(ResponseMessage):
+    """What the clients of one stratum reported of a round's model: example-weighted means."""
+
+    num_examples: int
+    num_reports: int
+    metrics: dict[str, float]
+
+
 class Round(ResponseMessage):
-    """One attempt at one round; metrics are example-weighted means of what clients reported."""
+    """One attempt at one round; metrics are example-weighted means of what clients reported.
+
+    `evaluation_by_stratum` has an entry for each value of the attribute that the RunSpec's `evaluation.strata` names.
+    """
 
     number: int
     attempt: int
@@ -35,10 +46,16 @@ class Round(ResponseMessage):
     completed_at: Timestamp | None
     metrics: dict[str, float]
     evaluation: dict[str, float] | None
+    expected_cohort: float | None = None
+    evaluation_by_stratum: dict[str, StratumEvaluation] | None = None
 
 
 class Contribution(ResponseMessage):
-    """What the operator may know of one update: never a tensor."""
+    """What the operator may know of one update: never a tensor.
+
+    `weight`: what it weighs in the mean, known once the round is sealed; before that, what it would weigh by itself.
+    `local_steps` is told for FedNova only.
+    """
 
     update_id: str
     client_id: str
@@ -48,6 +65,7 @@ class Contribution(ResponseMessage):
     metrics: dict[str, float]
     num_bytes: int
     accepted_at: Timestamp
+    local_steps: int | None = None
 
 
 class EventType(StrEnum):

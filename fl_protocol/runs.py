@@ -3,18 +3,24 @@
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from fl_protocol.messages import Name, RequestMessage, ResponseMessage, Timestamp
-from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm
-from fl_protocol.specs.evaluation import EvaluationSpec
+from fl_protocol.messages import Name, RequestMessage, ResponseMessage, Timestamp, kind_or
+from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm, check_algorithm
+from fl_protocol.specs.evaluation import EvaluationSpec, check_evaluation
+from fl_protocol.specs.initial_model import PreviousModel, UploadedModel
 from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
 from fl_protocol.specs.rounds import RoundSpec
-from fl_protocol.specs.selection import OpenSelection
-from fl_protocol.specs.server_optimizers import SgdServerOptimizer
-from fl_protocol.specs.strategies import MeanStrategy
+from fl_protocol.specs.selection import OpenSelection, SelectionSpec, check_selection
+from fl_protocol.specs.server_optimizers import ServerOptimizer, SgdServerOptimizer, check_server_optimizer
+from fl_protocol.specs.strategies import MeanStrategy, check_max_share
 from fl_protocol.specs.training import TrainingSpec, check_training
+
+InitialModel = Annotated[
+    Annotated[UploadedModel, Tag("upload")] | Annotated[PreviousModel, Tag("version")],
+    Discriminator(kind_or("upload")),
+]
 
 
 class RunSpec(RequestMessage):
@@ -23,9 +29,9 @@ class RunSpec(RequestMessage):
     name: Name = "mnist"
     num_rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     round: RoundSpec = RoundSpec(quorum=8, cohort_size=10, min_updates=8)
-    selection: OpenSelection = OpenSelection()
+    selection: SelectionSpec = OpenSelection()
     strategy: MeanStrategy = MeanStrategy()
-    server_optimizer: SgdServerOptimizer = SgdServerOptimizer()
+    server_optimizer: ServerOptimizer = SgdServerOptimizer()
     training: TrainingSpec = TrainingSpec()
     parameters: ParametersSpec = ParametersSpec()
     algorithm: Algorithm = FedAvgAlgorithm()
@@ -33,6 +39,7 @@ class RunSpec(RequestMessage):
     encoding: DenseEncoding = DenseEncoding()
     privacy: NoPrivacy = NoPrivacy()
     secure_aggregation: NoSecureAggregation = NoSecureAggregation()
+    initial_model: InitialModel = UploadedModel()
 
     @field_validator("training")
     @classmethod
@@ -44,7 +51,12 @@ class RunSpec(RequestMessage):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        check_server_optimizer(self.server_optimizer, num_rounds=self.num_rounds)
         check_training(self.training, num_rounds=self.num_rounds)
+        check_algorithm(self.algorithm, round_=self.round, strategy=self.strategy, training=self.training)
+        check_selection(self.selection, self.round)
+        check_max_share(self.strategy, self.round)
+        check_evaluation(self.evaluation, self.round, num_rounds=self.num_rounds)
         return self
 
 
@@ -63,7 +75,7 @@ FINISHED_RUN_STATES = frozenset({RunState.COMPLETED, RunState.STOPPED, RunState.
 
 
 class Run(ResponseMessage):
-    """One model being trained over many rounds."""
+    """One model being trained over many rounds; `best_version` by the metric that its evaluation watches."""
 
     run_id: str
     name: str
@@ -73,6 +85,7 @@ class Run(ResponseMessage):
     num_rounds: int
     current_round: int
     latest_version: int | None
+    best_version: int | None = None
     created_at: Timestamp
     started_at: Timestamp | None
     finished_at: Timestamp | None

@@ -3,8 +3,9 @@
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
+from fl_protocol.attributes import AttributeName, AttributeValue
 from fl_protocol.messages import MAX_EXACT_INTEGER, Metrics, Name, RequestMessage, ResponseMessage, Timestamp
 from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm
 from fl_protocol.specs.parameters import ParametersSpec
@@ -88,10 +89,6 @@ class EnrolmentToken(ResponseMessage):
     token: str
     max_uses: int
     expires_at: Timestamp
-
-
-AttributeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,63}$")]
-AttributeValue = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class ClientRequest(RequestMessage):

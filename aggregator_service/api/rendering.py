@@ -5,15 +5,23 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel
 
-from aggregator_service.domain.records import ClientRecord, ModelRecord, RoundRecord, RunRecord, UpdateRecord
+from aggregator_service.domain.records import (
+    AttendanceRecord,
+    ClientRecord,
+    ModelRecord,
+    RoundRecord,
+    RunRecord,
+    UpdateRecord,
+)
+from aggregator_service.domain.tally import Accepted
 from aggregator_service.flow.evaluation import AcceptedEvaluation
-from aggregator_service.flow.intake import Accepted
 from aggregator_service.flow.selection import Assignment
 from fl_protocol import routes
-from fl_protocol.models import Model
-from fl_protocol.rounds import Contribution, Round
+from fl_protocol.exclusions import Exclusion
+from fl_protocol.models import Model, ModelTag
+from fl_protocol.rounds import Contribution, Round, StratumEvaluation
 from fl_protocol.runs import Run
-from fl_protocol.tasks import Client, Receipt, Task
+from fl_protocol.tasks import Client, ControlVariate, Receipt, Task, TaskKind
 
 Item = TypeVar("Item")
 
@@ -36,6 +44,7 @@ def render_run(run: RunRecord) -> Run:
         num_rounds=run.spec.num_rounds,
         current_round=run.current_round,
         latest_version=run.latest_version,
+        best_version=None if run.standing.best is None else run.standing.best.version,
         created_at=run.created_at,
         started_at=run.started_at,
         finished_at=run.finished_at,
@@ -61,11 +70,30 @@ def render_round(round_: RoundRecord) -> Round:
         completed_at=round_.completed_at,
         metrics=dict(round_.metrics),
         evaluation=None if round_.evaluation is None else dict(round_.evaluation),
+        expected_cohort=round_.expected_cohort,
+        evaluation_by_stratum=_render_strata(round_),
     )
 
 
-def render_model(model: ModelRecord) -> Model:
-    """Renders a model version."""
+def _render_strata(round_: RoundRecord) -> dict[str, StratumEvaluation] | None:
+    if round_.evaluation_by_stratum is None:
+        return None
+    return {
+        name: StratumEvaluation(
+            num_examples=stratum.num_examples, num_reports=stratum.num_reports, metrics=dict(stratum.metrics)
+        )
+        for name, stratum in round_.evaluation_by_stratum.items()
+    }
+
+
+def render_model(model: ModelRecord, run: RunRecord) -> Model:
+    """Renders a version of a run's model."""
+    best = run.standing.best
+    tags = {
+        ModelTag.LATEST: model.version == run.latest_version,
+        ModelTag.BEST: best is not None and model.version == best.version,
+        ModelTag.QUARANTINED: model.quarantined,
+    }
     return Model(
         version=model.version,
         round=model.round,
@@ -73,6 +101,9 @@ def render_model(model: ModelRecord) -> Model:
         num_bytes=model.num_bytes,
         num_parameters=model.num_parameters,
         created_at=model.created_at,
+        parent_version=model.parent_version,
+        restored_from=model.restored_from,
+        tags=[tag.value for tag, applies in tags.items() if applies],
     )
 
 
@@ -88,6 +119,13 @@ def render_client(client: ClientRecord) -> Client:
     )
 
 
+def render_exclusion(excluded: AttendanceRecord) -> Exclusion:
+    """Renders a client's exclusion from a run."""
+    if excluded.excluded_at is None or excluded.exclusion_reason is None:
+        raise ValueError(f"client {excluded.client_id} is not excluded")
+    return Exclusion(client_id=excluded.client_id, reason=excluded.exclusion_reason, excluded_at=excluded.excluded_at)
+
+
 def render_contribution(update: UpdateRecord) -> Contribution:
     """Renders what the operator may know of an update."""
     return Contribution(
@@ -99,12 +137,13 @@ def render_contribution(update: UpdateRecord) -> Contribution:
         metrics=dict(update.metrics),
         num_bytes=update.num_bytes,
         accepted_at=update.accepted_at,
+        local_steps=update.local_steps,
     )
 
 
 def render_task(assignment: Assignment) -> Task:
     """Renders a task for its client."""
-    spec = assignment.run.spec
+    spec, model = assignment.run.spec, assignment.model
     evaluation_deadline = assignment.round.evaluation_deadline_at
     return Task(
         task_id=assignment.task.task_id,
@@ -112,10 +151,10 @@ def render_task(assignment: Assignment) -> Task:
         round=assignment.round.number,
         attempt=assignment.round.attempt,
         kind=assignment.task.kind,
-        base_version=assignment.model.version,
-        model_url=routes.path(routes.RUN_MODEL, run_id=assignment.run.run_id, version=assignment.model.version),
-        model_digest=assignment.model.digest,
-        model_num_bytes=assignment.model.num_bytes,
+        base_version=model.version,
+        model_url=routes.path(routes.RUN_MODEL, run_id=model.run_id, version=model.version),
+        model_digest=model.digest,
+        model_num_bytes=model.num_bytes,
         training=spec.training,
         parameters=spec.parameters,
         encoding=spec.encoding,
@@ -123,6 +162,19 @@ def render_task(assignment: Assignment) -> Task:
         secure_aggregation=spec.secure_aggregation,
         deadline_at=evaluation_deadline or assignment.round.deadline_at,
         max_num_bytes=assignment.max_num_bytes,
+        algorithm=spec.algorithm,
+        control_variate=_render_control(model) if assignment.task.kind is TaskKind.TRAIN else None,
+        counted_update=assignment.counted_update,
+    )
+
+
+def _render_control(model: ModelRecord) -> ControlVariate | None:
+    if model.control is None:
+        return None
+    return ControlVariate(
+        url=routes.path(routes.CONTROL_VARIATE, run_id=model.run_id, version=model.version),
+        digest=model.control.digest,
+        num_bytes=model.control.num_bytes,
     )
 
 

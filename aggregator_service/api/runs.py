@@ -22,11 +22,12 @@ from aggregator_service.api.dependencies import (
 )
 from aggregator_service.api.events import event_stream, has_nothing_left
 from aggregator_service.api.problems import describe
-from aggregator_service.api.rendering import Page, render_contribution, render_round, render_run
+from aggregator_service.api.rendering import Page, render_contribution, render_model, render_round, render_run
 from aggregator_service.domain.records import TokenKind
-from aggregator_service.flow import lifecycle, reading
+from aggregator_service.flow import lifecycle, reading, rollback
 from aggregator_service.flow.idempotency import idempotent_create
 from fl_protocol import routes
+from fl_protocol.models import Model, RollbackRequest
 from fl_protocol.problems import ProblemType
 from fl_protocol.rounds import Contribution, Round
 from fl_protocol.runs import Run, RunSpec
@@ -102,6 +103,35 @@ async def resume_run(flow: FlowDependency, _caller: Caller, run_id: Identifier) 
 async def stop_run(flow: FlowDependency, _caller: Caller, run_id: Identifier) -> Run:
     """Ends a run for good; its models stay readable."""
     return render_run(await lifecycle.stop_run(flow, run_id))
+
+
+@router.post(
+    routes.RUN_ROLLBACK,
+    status_code=201,
+    summary="Go back to an earlier model version",
+    responses=describe(
+        ProblemType.MALFORMED_REQUEST,
+        ProblemType.NOT_FOUND,
+        ProblemType.REQUEST_TIMEOUT,
+        ProblemType.STATE_CONFLICT,
+        ProblemType.IDEMPOTENCY_KEY_REUSED,
+        ProblemType.TOO_LARGE,
+        ProblemType.UNSUPPORTED_MEDIA_TYPE,
+    ),
+)
+@allow(TokenKind.OPERATOR)
+async def roll_back(
+    flow: FlowDependency,
+    caller: Caller,
+    run_id: Identifier,
+    request: Annotated[RollbackRequest, Body()],
+    key: IdempotencyKey = None,
+) -> Model:
+    """Publishes an earlier version again as the newest and goes on from it; open rounds are abandoned."""
+    path = routes.path(routes.RUN_ROLLBACK, run_id=run_id)
+    create = idempotent_create(token_hash=caller.token_hash, path=path, key=key, request=request)
+    made = await rollback.roll_back(flow, run_id, version=request.version, create=create)
+    return render_model(made, await reading.get_run(flow, run_id))
 
 
 @router.get(routes.RUN_ROUNDS, summary="List rounds", responses=_FOUND)

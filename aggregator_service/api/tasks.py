@@ -21,7 +21,6 @@ _CLAIMED: dict[int | str, dict[str, Any]] = {
     204: {"description": "Nothing to do now", "headers": {"Retry-After": {"schema": {"type": "integer"}}}},
 }
 _ANSWERED: dict[int | str, dict[str, Any]] = {200: {"model": Receipt, "description": "The receipt of the same bytes"}}
-_RETRY_AFTER_SECONDS = 1
 
 
 @router.post(
@@ -37,11 +36,11 @@ async def claim_task(
 ) -> Any:
     """Gives the caller its task in the run: a new one (201), the one it holds (200), or nothing for now (204)."""
     with flow.telemetry.waiting():
-        assignment = await selection.claim(flow, run_id=run_id, client_id=client_id, wait_seconds=wait)
-    if assignment is None:
-        return Response(status_code=204, headers={"Retry-After": str(_RETRY_AFTER_SECONDS)})
-    response.status_code = 201 if assignment.is_new else 200
-    return render_task(assignment)
+        answer = await selection.claim(flow, run_id=run_id, client_id=client_id, wait_seconds=wait)
+    if isinstance(answer, selection.NothingNow):
+        return Response(status_code=204, headers={"Retry-After": str(answer.retry_after_seconds)})
+    response.status_code = 201 if answer.is_new else 200
+    return render_task(answer)
 
 
 @router.delete(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from aggregator_service.domain.records import RoundRecord, TaskRecord, TaskState
+from aggregator_service.domain.records import AttendanceRecord, RoundRecord, TaskRecord, TaskState
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import RoundState
 from fl_protocol.tasks import TaskKind
@@ -21,6 +21,15 @@ class Replay:
 def no_such_task(task_id: str) -> ProblemError:
     """Gives the problem of an answer to a task that does not exist."""
     return ProblemError(ProblemType.NOT_FOUND, f"there is no task {task_id!r}")
+
+
+def check_not_excluded(attendance: AttendanceRecord | None) -> AttendanceRecord | None:
+    """Gives what a run knows of a client; raises `forbidden` with the operator's reason if it is excluded."""
+    if attendance is not None and attendance.excluded_at is not None:
+        raise ProblemError(
+            ProblemType.FORBIDDEN, f"the operator has excluded this client from the run: {attendance.exclusion_reason}"
+        )
+    return attendance
 
 
 def check_owner(task: TaskRecord | None, *, task_id: str, client_id: str) -> TaskRecord:

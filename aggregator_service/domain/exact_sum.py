@@ -40,22 +40,21 @@ _MAGIC: Final = 1.5 * 2.0**52
 _MAGIC_BITS: Final = int(np.float64(_MAGIC).view(np.int64))
 
 
-def shift(contributions: Iterable[tuple[float, int]]) -> int:
+def shift(contributions: Iterable[tuple[float, float]]) -> int:
     """Chooses a tensor's grid from each update's (largest |delta|, weight); the order does not matter.
 
     Float64 contributions that are all below 2^-946 meet MAX_SHIFT and keep fewer bits. Raises ValueError for a
-    magnitude that is not finite.
+    magnitude or a weight that is not finite.
     """
     numerators: list[int] = []
     exponents: list[int] = []
     for magnitude, weight in contributions:
-        if not math.isfinite(magnitude) or magnitude < 0 or weight < 1:
-            raise ValueError(
-                f"a contribution needs a finite magnitude and a weight of at least 1: {magnitude}, {weight}"
-            )
+        if not math.isfinite(magnitude) or magnitude < 0 or not 0 < weight < math.inf:
+            raise ValueError(f"a contribution needs a finite magnitude and a weight above 0: {magnitude}, {weight}")
         numerator, denominator = magnitude.as_integer_ratio()
-        numerators.append(numerator * weight)
-        exponents.append(denominator.bit_length() - 1)
+        weight_numerator, weight_denominator = weight.as_integer_ratio()
+        numerators.append(numerator * weight_numerator)
+        exponents.append(denominator.bit_length() + weight_denominator.bit_length() - 2)
     finest = max(exponents, default=0)
     scaled = [numerator << (finest - exponent) for numerator, exponent in zip(numerators, exponents, strict=True)]
     if not any(scaled):
@@ -66,11 +65,12 @@ def shift(contributions: Iterable[tuple[float, int]]) -> int:
     return min(max(exact // SHIFT_STEP * SHIFT_STEP, MIN_SHIFT), MAX_SHIFT)
 
 
-def fold(accumulator: Int64Array, values: NDArray[Any], *, weight: int, shift: int, scratch: Float64Array) -> None:
+def fold(accumulator: Int64Array, values: NDArray[Any], *, weight: float, shift: int, scratch: Float64Array) -> None:
     """Adds round_half_even(values * weight * 2^shift) plus a constant bias to each element of the accumulator.
 
-    `values` are float16, float32 or float64; for the first two the product with a weight up to 2^29 is exact. The bias
-    costs nothing here and `settle` takes it off once. The accumulator wraps modulo 2^64 until then, which is harmless.
+    `values` are float16, float32 or float64; for the first two the product with an integer weight up to 2^29 is exact,
+    any other product is rounded once to float64, by 2^-53 of itself. The bias costs nothing here and `settle` takes it
+    off once. The accumulator wraps modulo 2^64 until then, which is harmless.
     """
     factor = math.ldexp(weight, shift)
     for begin in range(0, values.size, scratch.size):
@@ -89,7 +89,7 @@ def settle(accumulator: Int64Array, num_folds: int) -> None:
     np.subtract(accumulator, np.array(bias, dtype=np.uint64).view(np.int64), out=accumulator)
 
 
-def mean(accumulator: Int64Array, *, total_weight: int, shift: int) -> Float64Array:
+def mean(accumulator: Int64Array, *, total_weight: float, shift: int) -> Float64Array:
     """Turns a settled sum into the weighted mean; its relative error of at most 2^-52 is far below the grid's."""
     result = accumulator.astype(np.float64)
     np.divide(result, float(total_weight), out=result)

@@ -20,8 +20,13 @@ def deadline_clock(run: RunRecord, now: datetime) -> datetime:
 
 
 def decide(round_: RoundRecord, now: datetime) -> QuorumDecision:
-    """Seals at `quorum` updates at once, at the deadline with `min_updates`; abandons at the deadline with fewer."""
-    if round_.num_updates >= round_.quorum:
+    """Seals at `quorum` updates at once, at the deadline with `min_updates`; abandons at the deadline with fewer.
+
+    Where secret coins choose the cohort it is sealed at once only when everyone chosen has answered: to close at some
+    number of updates would favour the fast, and the cohort would no longer be what the coins chose.
+    """
+    enough = round_.quorum if round_.num_awaited is None else max(round_.num_awaited, round_.min_updates)
+    if round_.num_updates >= enough:
         return QuorumDecision.SEAL
     if now < round_.deadline_at:
         return QuorumDecision.COLLECT

@@ -1,10 +1,11 @@
 """Plain values for what the database remembers; a store takes and gives these, never rows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from aggregator_service.domain.standing import Standing
 from fl_protocol.rounds import RoundState
 from fl_protocol.runs import RunSpec, RunState
 from fl_protocol.tasks import TaskKind
@@ -12,7 +13,7 @@ from fl_protocol.tasks import TaskKind
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run; `paused_at` is set while it is paused."""
+    """A run; `paused_at` is set while it is paused, `standing` is what its evaluations have come to."""
 
     run_id: str
     name: str
@@ -25,11 +26,25 @@ class RunRecord:
     started_at: datetime | None
     finished_at: datetime | None
     paused_at: datetime | None
+    standing: Standing
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFile:
+    """Stored safetensors bytes, by whose digest whoever gets them can check them."""
+
+    blob_id: str
+    digest: str
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """One published model version; `optimizer_blob_id` is the server optimizer's state after it, if it has any."""
+    """One published model version; `optimizer_blob_id` is the server optimizer's state after it, if it has any.
+
+    A version that a rollback or a quarantine published again names the same bytes as `restored_from`, its parent.
+    The three `control_...` are set together: SCAFFOLD's server control variate after it, none while that is zero.
+    """
 
     run_id: str
     version: int
@@ -39,7 +54,32 @@ class ModelRecord:
     num_parameters: int
     blob_id: str
     optimizer_blob_id: str | None
+    parent_version: int | None
+    restored_from: int | None
+    quarantined: bool
     created_at: datetime
+    control_blob_id: str | None = None
+    control_digest: str | None = None
+    control_num_bytes: int | None = None
+
+    @property
+    def file(self) -> TensorFile:
+        return TensorFile(self.blob_id, self.digest, self.num_bytes)
+
+    @property
+    def control(self) -> TensorFile | None:
+        if self.control_blob_id is None or self.control_digest is None or self.control_num_bytes is None:
+            return None
+        return TensorFile(self.control_blob_id, self.control_digest, self.control_num_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class StratumRecord:
+    """What the clients of one stratum reported of a round's model."""
+
+    num_examples: int
+    num_reports: int
+    metrics: Mapping[str, float]
 
 
 class EvaluationState(StrEnum):
@@ -52,7 +92,10 @@ class EvaluationState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """One attempt at a round, with the evaluation of its result."""
+    """One attempt at a round, with the evaluation of its result.
+
+    `num_awaited` is set where secret coins choose the cohort: how many updates close the round, in place of `quorum`.
+    """
 
     round_id: str
     run_id: str
@@ -75,6 +118,9 @@ class RoundRecord:
     evaluation_state: EvaluationState
     evaluation_deadline_at: datetime | None
     evaluation: Mapping[str, float] | None
+    evaluation_by_stratum: Mapping[str, StratumRecord] | None
+    num_awaited: int | None = None
+    expected_cohort: float | None = None
 
 
 class TaskState(StrEnum):
@@ -100,7 +146,10 @@ class TaskRecord:
 
 @dataclass(frozen=True, slots=True)
 class UpdateRecord:
-    """An accepted update; `max_abs` is the largest |delta| of each tensor, which fixes the sum's scale."""
+    """An accepted update; `max_abs` is the largest |delta| of each tensor, which fixes the sum's scale.
+
+    `local_steps` is what FedNova normalises by, None for other algorithms.
+    """
 
     update_id: str
     task_id: str
@@ -115,6 +164,7 @@ class UpdateRecord:
     max_abs: Mapping[str, float]
     blob_id: str
     accepted_at: datetime
+    local_steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +192,34 @@ class ClientRecord:
     created_at: datetime
     last_seen_at: datetime | None
     revoked_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class AttendanceRecord:
+    """What a run knows of a client: when it last asked the run for a task, and whether it is excluded from the run."""
+
+    run_id: str
+    client_id: str
+    seen_at: datetime | None
+    excluded_at: datetime | None
+    exclusion_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DrawRecord:
+    """The secret key of an attempt's draw, and the places of each stratum once they are known (`""`: no strata)."""
+
+    round_id: str
+    key: bytes = field(repr=False)
+    places: Mapping[str, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A client that may be drawn, with its value of the attribute that tells strata apart (`""`: no strata)."""
+
+    client_id: str
+    stratum: str
 
 
 class TokenKind(StrEnum):

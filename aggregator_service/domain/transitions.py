@@ -34,3 +34,15 @@ def check_run_transition(state: RunState, wanted: RunState, *, action: str) -> N
         sources = " or ".join(source.value for source, targets in RUN_TRANSITIONS.items() if wanted in targets)
         detail = f"the run is {state.value}; it can {action} only when {sources}"
     raise ProblemError(ProblemType.STATE_CONFLICT, detail)
+
+
+def check_can_roll_back(state: RunState) -> None:
+    """Raises a `state-conflict` problem unless a run in this state can go back to an earlier version."""
+    if state in FINISHED_RUN_STATES:
+        detail = (
+            f"the run is {state.value} and cannot be rolled back; create a new run whose initial_model is "
+            "of kind 'version' and names the version to go on from"
+        )
+        raise ProblemError(ProblemType.STATE_CONFLICT, detail)
+    if state is RunState.DRAFT:
+        raise ProblemError(ProblemType.STATE_CONFLICT, "the run is a draft; it has nothing to go back from")

@@ -1,18 +1,27 @@
 """Turns a sealed round into a candidate model: a function of the sealed set alone, run on a worker thread."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from aggregator_service import failpoints
+from aggregator_service.domain import weighting
+from aggregator_service.domain.fednova import normalised_weights
 from aggregator_service.domain.records import ModelRecord, RoundRecord, RunRecord, UpdateRecord
 from aggregator_service.domain.strategies.mean import weighted_metrics
+from aggregator_service.domain.weighting import Weighed
 from aggregator_service.flow.context import Flow
+from aggregator_service.flow.controls import fold_controls
 from aggregator_service.flow.fold import RangeReader, SealedUpdate, aggregate
+from aggregator_service.flow.windows import read_header
 from aggregator_service.storage import models, rounds, runs, updates
 from aggregator_service.storage.blobs import BlobUpload
 from aggregator_service.storage.transactions import ReadTx
 from fl_protocol.rounds import RoundState
+from fl_protocol.specs.algorithms import FedNovaAlgorithm, ScaffoldAlgorithm
+from fl_protocol.specs.strategies import InverseStratumSizeWeighting
+from fl_protocol.specs.training import local_learning_rate
+from fl_protocol.updates import update_layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +32,23 @@ class SealedRound:
     round: RoundRecord
     base: ModelRecord
     updates: list[UpdateRecord]
+    weights: list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model that was computed and stored but is not published."""
+    """A model that was computed and stored but is not published; its optimizer's state and its control may be empty."""
 
     model: BlobUpload
     optimizer: BlobUpload
+    control: BlobUpload
     digest: str
+    control_digest: str
     metrics: Mapping[str, float]
+
+    @property
+    def uploads(self) -> tuple[BlobUpload, ...]:
+        return self.model, self.optimizer, self.control
 
 
 class AggregationStoppedError(Exception):
@@ -47,11 +63,24 @@ class _HashedUpload:
         self.hash = hashlib.sha256()
         self._flow = flow
 
+    @property
+    def digest(self) -> str:
+        return f"sha256:{self.hash.hexdigest()}"
+
     def write(self, data: bytes) -> None:
         self.hash.update(data)
         self.upload.append(data)
         if self.upload.is_due:
             self._flow.blobs.flush_blocking(self.upload)
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """What a round writes."""
+
+    model: _HashedUpload
+    optimizer: _HashedUpload
+    control: _HashedUpload
 
 
 def load_sealed(tx: ReadTx, round_id: str) -> SealedRound | None:
@@ -62,7 +91,18 @@ def load_sealed(tx: ReadTx, round_id: str) -> SealedRound | None:
     run, base = runs.get(tx, round_.run_id), models.get(tx, round_.run_id, round_.base_version)
     if run is None or base is None:
         raise LookupError(f"round {round_id} lacks its run or base model")
-    return SealedRound(run, round_, base, updates.of_round(tx, round_id))
+    accepted = updates.of_round(tx, round_id)
+    return SealedRound(run, round_, base, accepted, effective_weights(tx, run, accepted))
+
+
+def effective_weights(tx: ReadTx, run: RunRecord, accepted: Sequence[UpdateRecord]) -> list[int]:
+    """Gives what each update of a sealed round weighs, in their order."""
+    strategy, strata = run.spec.strategy, {}
+    if accepted and isinstance(strategy.weighting, InverseStratumSizeWeighting):
+        strata = updates.attributes_of_round(tx, accepted[0].round_id, strategy.weighting.attribute)
+    return weighting.effective_weights(
+        [Weighed(update.num_examples, strata.get(update.update_id)) for update in accepted], strategy
+    )
 
 
 def compute(flow: Flow, sealed: SealedRound) -> Candidate:
@@ -71,39 +111,69 @@ def compute(flow: Flow, sealed: SealedRound) -> Candidate:
     Raises BlobCorruptError, a typed error naming the tensor, or AggregationStoppedError while the server drains.
     """
     failpoints.reach("aggregation.started")
-    model, optimizer = _HashedUpload(flow), _HashedUpload(flow)
-
-    def write_model(data: bytes) -> None:
-        model.write(data)
-        failpoints.reach("aggregation.halfway")
-
+    files = _Files(_HashedUpload(flow), _HashedUpload(flow), _HashedUpload(flow))
     try:
-        aggregate(
-            _reader(flow, sealed.base.blob_id),
-            [_sealed_update(flow, update) for update in sealed.updates],
-            spec=sealed.run.spec,
-            optimizer_state=_optional_reader(flow, sealed.base.optimizer_blob_id),
-            write_model=write_model,
-            write_state=optimizer.write,
-        )
+        _fold(flow, sealed, files)
     except BaseException:
-        flow.blobs.discard_blocking(model.upload)
-        flow.blobs.discard_blocking(optimizer.upload)
+        for file in (files.model, files.optimizer, files.control):
+            flow.blobs.discard_blocking(file.upload)
         raise
     failpoints.reach("aggregation.model_written")
     return Candidate(
-        model=model.upload,
-        optimizer=optimizer.upload,
-        digest=f"sha256:{model.hash.hexdigest()}",
+        model=files.model.upload,
+        optimizer=files.optimizer.upload,
+        control=files.control.upload,
+        digest=files.model.digest,
+        control_digest=files.control.digest,
         metrics=weighted_metrics([(update.num_examples, update.metrics) for update in sealed.updates]),
     )
 
 
-def _sealed_update(flow: Flow, update: UpdateRecord) -> SealedUpdate:
+def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> None:
+    spec, base = sealed.run.spec, _reader(flow, sealed.base.blob_id)
+    layout = update_layout(read_header(base), spec)
+    updates = [_sealed_update(flow, *pair) for pair in zip(sealed.updates, sealed.weights, strict=True)]
+    factored, divisor = _factored(updates, sealed)
+
+    def write_model(data: bytes) -> None:
+        files.model.write(data)
+        failpoints.reach("aggregation.halfway")
+
+    aggregate(
+        base,
+        factored,
+        spec=spec,
+        round_number=sealed.round.number,
+        optimizer_state=_optional_reader(flow, sealed.base.optimizer_blob_id),
+        write_model=write_model,
+        write_state=files.optimizer.write,
+        holds=layout,
+        divisor=divisor,
+    )
+    if isinstance(spec.algorithm, ScaffoldAlgorithm):
+        previous = _optional_reader(flow, sealed.base.control_blob_id)
+        num_clients = spec.algorithm.num_clients
+        fold_controls(previous, updates, layout=layout, num_clients=num_clients, write=files.control.write)
+
+
+def _factored(updates: Sequence[SealedUpdate], sealed: SealedRound) -> tuple[Sequence[SealedUpdate], float | None]:
+    """Gives the updates with FedNova's factors and the divisor of their sum; as they are for other algorithms."""
+    spec = sealed.run.spec
+    if not isinstance(spec.algorithm, FedNovaAlgorithm):
+        return updates, None
+    pairs = zip(sealed.updates, sealed.weights, strict=True)
+    told = [(weight, update.local_steps or 1) for update, weight in pairs]
+    rate = local_learning_rate(spec.training, sealed.round.number)
+    weights = normalised_weights(told, shrinkage=rate * spec.training.proximal_mu)
+    factored = [replace(one, factor=factor) for one, factor in zip(updates, weights.factors, strict=True)]
+    return factored, weights.divisor
+
+
+def _sealed_update(flow: Flow, update: UpdateRecord, weight: int) -> SealedUpdate:
     return SealedUpdate(
         update_id=update.update_id,
         digest=update.digest,
-        weight=update.weight,
+        weight=weight,
         max_abs=update.max_abs,
         read=_reader(flow, update.blob_id),
     )

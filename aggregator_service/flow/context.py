@@ -1,8 +1,9 @@
 """What every stage of the flow is given."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from aggregator_service.domain.digests import Digests
 from aggregator_service.domain.layouts import Layouts
 from aggregator_service.storage.blobs import DatabaseBlobs
 from aggregator_service.storage.transactions import Transactions
@@ -29,6 +30,7 @@ class Flow:
     entropy: Callable[[int], bytes]
     limits: Limits
     layouts: Layouts
+    export_digests: Digests = field(default_factory=Digests)
 
     def new_id(self, prefix: str) -> str:
         """Makes a fresh identifier."""

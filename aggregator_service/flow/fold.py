@@ -9,7 +9,9 @@ import numpy as np
 from aggregator_service.domain import exact_sum, integer_mean
 from aggregator_service.domain.exact_sum import Int64Array
 from aggregator_service.domain.integer_mean import IntegerArray
-from aggregator_service.domain.server_optimizers import sgd
+from aggregator_service.domain.server_optimizers import choice
+from aggregator_service.domain.server_optimizers.states import States
+from aggregator_service.flow.optimizer_state import StoredState, open_state, pack, read_states, state_header, unpack
 from aggregator_service.flow.windows import (
     WINDOW_ELEMENTS,
     Layout,
@@ -34,13 +36,21 @@ Writer = Callable[[bytes], None]
 
 @dataclass(frozen=True, slots=True)
 class SealedUpdate:
-    """One update of a sealed round: its weight, each tensor's largest |delta|, and how to read its bytes."""
+    """One update of a sealed round: its weight, each tensor's largest |delta|, and how to read its bytes.
+
+    `factor` replaces the weight for floating-point tensors, where an algorithm asks for a weight that is no integer.
+    """
 
     update_id: str
     digest: str
     weight: int
     max_abs: Mapping[str, float]
     read: RangeReader
+    factor: float | None = None
+
+    @property
+    def float_weight(self) -> float:
+        return self.weight if self.factor is None else self.factor
 
 
 class ModelOverflowError(ArithmeticError):
@@ -65,12 +75,14 @@ class _Plan:
     """What is known of a whole round before its first window."""
 
     spec: RunSpec
+    round_number: int
     base: _Blob
     moving: Mapping[str, TensorSpec]
     updates: Sequence[SealedUpdate]
     layouts: Sequence[Layout]
-    state: _Blob | None
+    state: StoredState | None
     shifts: Sequence[int]
+    divisor: float
     write_model: Writer
     write_state: Writer
 
@@ -90,18 +102,22 @@ def aggregate(
     updates: Sequence[SealedUpdate],
     *,
     spec: RunSpec,
+    round_number: int,
     optimizer_state: RangeReader | None,
     write_model: Writer,
     write_state: Writer,
+    holds: Header | None = None,
+    divisor: float | None = None,
 ) -> None:
     """Writes the next model, and the optimizer's state where it has one, as safetensors bytes in order.
 
-    The bytes are a function of the base, the set of updates, the spec and the state: neither the order of the updates
-    nor the size of a window matters. The new model keeps the base's tensors, their order and its metadata, and the
-    bytes of those that do not travel. The state holds one F64 tensor for each floating-point tensor that travels;
-    nothing is written to `write_state` where there is none.
-    Integer tensors move by the rounded mean of the updates that hold them, whatever the optimizer. Raises
-    ModelOverflowError; ProblemError or EOFError for a stored blob that is not what was accepted.
+    The bytes are a function of the base, the set of updates, the spec, the round's number and the state: neither the
+    order of the updates nor the size of a window matters. The new model keeps the base's tensors, their order and its
+    metadata, and the bytes of those that do not travel. Nothing is written to `write_state` where the optimizer has no
+    state. Integer tensors move by the rounded mean of the updates that hold them, whatever the optimizer. `holds` is
+    what an update holds, by default the base's tensors that travel; what the base does not have is left alone.
+    `divisor` is what the sum of weighted deltas is divided by, by default the sum of the weights. Raises
+    ModelOverflowError; OptimizerStateError, ProblemError or EOFError for a stored blob that is not what was accepted.
     """
     if not updates:
         raise ValueError("an aggregate needs at least one update")
@@ -109,12 +125,14 @@ def aggregate(
     moving = travelling_part(model, spec)
     plan = _Plan(
         spec=spec,
+        round_number=round_number,
         base=_Blob(base, layout_of(model, model)),
         moving=moving.by_name,
         updates=updates,
-        layouts=_layouts(updates, model, moving=moving),
-        state=_state_blob(optimizer_state, model, moving=moving, spec=spec),
+        layouts=_layouts(updates, model, holds=holds or moving),
+        state=open_state(optimizer_state, model, moving=moving, optimizer=spec.server_optimizer),
         shifts=_shifts(updates, model, moving=moving),
+        divisor=sum(update.weight for update in updates) if divisor is None else divisor,
         write_model=write_model,
         write_state=write_state,
     )
@@ -126,13 +144,13 @@ def aggregate(
         _finish_window(plan, window, sums=sums)
 
 
-def _layouts(updates: Sequence[SealedUpdate], model: Header, *, moving: Header) -> list[Layout]:
+def _layouts(updates: Sequence[SealedUpdate], model: Header, *, holds: Header) -> list[Layout]:
     # Most updates come from the same kind of client: equal layouts are kept once, whole headers not at all.
     known: dict[bytes, Layout] = {}
     layouts = []
     for update in updates:
         header = read_header(update.read)
-        check_update_structure(header, moving)
+        check_update_structure(header, holds)
         layout = layout_of(header, model)
         layouts.append(known.setdefault(layout.tobytes(), layout))
     return layouts
@@ -140,30 +158,16 @@ def _layouts(updates: Sequence[SealedUpdate], model: Header, *, moving: Header) 
 
 def _shifts(updates: Sequence[SealedUpdate], model: Header, *, moving: Header) -> list[int]:
     return [
-        exact_sum.shift((update.max_abs[spec.name], update.weight) for update in updates)
+        exact_sum.shift((update.max_abs[spec.name], update.float_weight) for update in updates)
         if spec.is_float and spec.name in moving.by_name
         else 0
         for spec in model.tensors
     ]
 
 
-def _state_tensors(moving: Header) -> list[tuple[str, str, tuple[int, ...]]]:
-    return [(spec.name, "F64", spec.shape) for spec in moving.tensors if spec.is_float]
-
-
-def _state_blob(read: RangeReader | None, model: Header, *, moving: Header, spec: RunSpec) -> _Blob | None:
-    if read is None or not sgd.has_state(spec.server_optimizer):
-        return None
-    header = read_header(read)
-    if [(held.name, held.dtype, held.shape) for held in header.tensors] != _state_tensors(moving):
-        raise ValueError("the stored optimizer state does not belong to this model")
-    return _Blob(read, layout_of(header, model))
-
-
 def _write_headers(plan: _Plan, model: Header, *, moving: Header) -> None:
     plan.write_model(render_header([(spec.name, spec.dtype, spec.shape) for spec in model.tensors], model.metadata))
-    if sgd.has_state(plan.spec.server_optimizer):
-        plan.write_state(render_header(_state_tensors(moving), {"kind": plan.spec.server_optimizer.kind}))
+    plan.write_state(state_header(moving, plan.spec.server_optimizer))
 
 
 def _fold_window(plan: _Plan, window: Sequence[Segment], *, sums: _Sums, scratch: Float64Array) -> None:
@@ -174,7 +178,7 @@ def _fold_window(plan: _Plan, window: Sequence[Segment], *, sums: _Sums, scratch
                 target = sums.floats[segment.offset : segment.offset + segment.num_elements]
                 native = as_native_float(values, segment.spec.dtype)
                 shift = plan.shifts[segment.tensor]
-                exact_sum.fold(target, native, weight=update.weight, shift=shift, scratch=scratch)
+                exact_sum.fold(target, native, weight=update.float_weight, shift=shift, scratch=scratch)
                 sums.num_folds[segment.offset] = sums.num_folds.get(segment.offset, 0) + 1
             else:
                 _fold_integers(plan, segment, sums=sums, values=values, weight=update.weight)
@@ -190,7 +194,7 @@ def _fold_integers(plan: _Plan, segment: Segment, *, sums: _Sums, values: Values
 
 
 def _finish_window(plan: _Plan, window: Sequence[Segment], *, sums: _Sums) -> None:
-    states = {} if plan.state is None else dict(_read_state(plan.state, window))
+    states = {} if plan.state is None else dict(read_states(plan.state, window))
     for segment, base in read_window(plan.base.read, window, layout=plan.base.layout):
         if segment.spec.is_float and segment.spec.name in plan.moving:
             _finish_floats(plan, segment, sums=sums, base=base, state=states.get(segment.offset))
@@ -202,31 +206,27 @@ def _finish_window(plan: _Plan, window: Sequence[Segment], *, sums: _Sums) -> No
             plan.write_model(base.tobytes())
 
 
-def _read_state(state: _Blob, window: Sequence[Segment]) -> list[tuple[int, Float64Array]]:
-    kept = [segment.as_float64() for segment in window if segment.spec.is_float]
-    return [(segment.offset, values) for segment, values in read_window(state.read, kept, layout=state.layout)]
-
-
 def _finish_floats(plan: _Plan, segment: Segment, *, sums: _Sums, base: Values, state: Float64Array | None) -> None:
     total = sums.floats[segment.offset : segment.offset + segment.num_elements]
     exact_sum.settle(total, sums.num_folds[segment.offset])
-    total_weight = sum(update.weight for update in plan.updates)
-    optimizer, dtype = plan.spec.server_optimizer, segment.spec.dtype
     for begin in range(0, segment.num_elements, _TILE_ELEMENTS):
         tile = slice(begin, begin + _TILE_ELEMENTS)
-        mean = exact_sum.mean(total[tile], total_weight=total_weight, shift=plan.shifts[segment.tensor])
-        previous = None if state is None else state[tile]
-        if previous is None and sgd.has_state(optimizer):
-            previous = sgd.init(mean.size)
-        velocity = sgd.velocity(optimizer, mean, previous=previous)
-        rounded = from_float64(sgd.step(optimizer, as_float64(base[tile], dtype), velocity=velocity), dtype)
-        _check_finite(segment.spec, rounded, first=segment.first + begin)
-        plan.write_model(rounded.tobytes())
-        if previous is not None:
-            plan.write_state(velocity.astype("<f8", copy=False).tobytes())
+        mean = exact_sum.mean(total[tile], total_weight=plan.divisor, shift=plan.shifts[segment.tensor])
+        states = choice.init(plan.spec.server_optimizer, mean.size) if state is None else unpack(state[tile])
+        _step(plan, segment.spec, first=segment.first + begin, delta=mean, base=base[tile], states=states)
 
 
-def _check_finite(spec: TensorSpec, values: Values, *, first: int) -> None:
-    if not is_finite(values, spec.dtype):
-        element = first + int(np.flatnonzero(~np.isfinite(as_float64(values, spec.dtype)))[0])
-        raise ModelOverflowError(spec.name, element=element, dtype=spec.dtype)
+def _step(plan: _Plan, spec: TensorSpec, *, first: int, delta: Float64Array, base: Values, states: States) -> None:
+    optimizer, wide = plan.spec.server_optimizer, as_float64(base, spec.dtype)
+    values, kept = choice.step_tile(optimizer, plan.round_number, delta=delta, base=wide, states=states)
+    rounded = from_float64(values, spec.dtype)
+    for checked, dtype in ((rounded, spec.dtype), *((one, "F64") for one in kept)):
+        _check_finite(spec, checked, dtype=dtype, first=first)
+    plan.write_model(rounded.tobytes())
+    plan.write_state(pack(kept))
+
+
+def _check_finite(spec: TensorSpec, values: Values, *, dtype: str, first: int) -> None:
+    if not is_finite(values, dtype):
+        element = first + int(np.flatnonzero(~np.isfinite(as_float64(values, dtype)))[0])
+        raise ModelOverflowError(spec.name, element=element, dtype=dtype)

@@ -6,8 +6,9 @@ import numpy as np
 
 from aggregator_service.domain.records import ModelRecord, RunRecord
 from aggregator_service.flow.context import Flow
-from aggregator_service.flow.lifecycle import add_model, no_such_run
+from aggregator_service.flow.lifecycle import no_such_run
 from aggregator_service.flow.reception import Body, Received, digest_of, receive
+from aggregator_service.flow.versions import add_model
 from aggregator_service.storage import models, runs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.encodings.dense import DenseMeasure
@@ -89,6 +90,9 @@ async def _commit(flow: Flow, run_id: str, received: Received) -> StoredModel:
             num_parameters=received.header.num_parameters,
             blob_id=received.upload.blob_id,
             optimizer_blob_id=None,
+            parent_version=None,
+            restored_from=None,
+            quarantined=False,
             created_at=tx.now(),
         )
         flow.blobs.seal(tx, received.upload)

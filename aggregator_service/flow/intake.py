@@ -1,10 +1,12 @@
-"""Takes an update in: checks it while it streams, makes its bytes durable, then counts it in one transaction."""
+"""Takes an update in: checks it while it streams, makes its bytes durable, then counts it together with others."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 
 from aggregator_service import failpoints
 from aggregator_service.domain.admission import (
-    Replay,
     check_kind,
     check_owner,
     given_up,
@@ -15,6 +17,7 @@ from aggregator_service.domain.admission import (
 )
 from aggregator_service.domain.records import RoundRecord, RunRecord, TaskRecord, TaskState, UpdateRecord
 from aggregator_service.domain.strategies.mean import weight_of
+from aggregator_service.domain.tally import Accepted, Tally
 from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.layouts import layout_of_run
@@ -22,6 +25,7 @@ from aggregator_service.flow.reception import Body, Received, digest_of, receive
 from aggregator_service.storage import asks, events, rounds, runs, tasks, updates
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.encodings.dense import DenseMeasure
+from fl_protocol.problems import ProblemError
 from fl_protocol.rounds import EventType
 from fl_protocol.streaming import StreamDecoder
 from fl_protocol.tasks import TaskKind
@@ -53,12 +57,14 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """An acknowledged update; `is_new` unless the same bytes were acknowledged before."""
+class _Arrival:
+    """A checked update that asks to be counted."""
 
-    update: UpdateRecord
-    round: RoundRecord
-    is_new: bool
+    ask: Ask
+    received: Received
+    metadata: UpdateMetadata
+    max_abs: dict[str, float]
+    update_id: str
 
 
 async def look_up(flow: Flow, *, task_id: str, client_id: str) -> Ask:
@@ -104,31 +110,10 @@ def _check_header(header: Header, ask: Ask) -> None:
 
 async def _commit(flow: Flow, ask: Ask, received: Received, *, max_abs: dict[str, float]) -> Accepted:
     metadata = update_metadata(received.header, ask.run.spec.algorithm)
-    update_id = flow.new_id("update")
-
-    def body(tx: WriteTx) -> Accepted:
-        runs.hold(tx, ask.run.run_id)
-        now = asks.get(tx, ask.task.task_id)
-        if now is None:
-            raise LookupError(f"task {ask.task.task_id} vanished")
-        accepted = updates.of_task(tx, now.task.task_id) if now.task.state is TaskState.DONE else None
-        verdict = judge(
-            digest=received.digest,
-            accepted_digest=None if accepted is None else accepted.digest,
-            task=now.task,
-            collecting=is_collecting(now.round),
-            round_=now.round,
-        )
-        if isinstance(verdict, Replay) and accepted is not None:
-            return Accepted(accepted, now.round, is_new=False)
-        update = _update(tx, ask, received, metadata, update_id=update_id, max_abs=max_abs)
-        flow.blobs.seal(tx, received.upload)
-        _count(flow, tx, run=now.run, task=now.task, update=update)
-        return Accepted(update, now.round, is_new=True)
-
+    arrival = _Arrival(ask, received, metadata, max_abs, flow.new_id("update"))
     failpoints.reach("intake.before_commit")
     try:
-        outcome = await flow.transactions.write("commit_update", body)
+        outcome = await flow.transactions.write_grouped("commit_update", arrival, partial(_count_all, flow))
     except Exception:
         await flow.blobs.discard(received.upload)
         raise
@@ -140,42 +125,84 @@ async def _commit(flow: Flow, ask: Ask, received: Received, *, max_abs: dict[str
     return outcome
 
 
-def _update(
-    tx: WriteTx, ask: Ask, received: Received, metadata: UpdateMetadata, *, update_id: str, max_abs: dict[str, float]
-) -> UpdateRecord:
+def _count_all(flow: Flow, tx: WriteTx, arrivals: Sequence[_Arrival]) -> list[Accepted | ProblemError]:
+    """Judges updates in the order of their arrival and writes those that are new, all by the same few statements."""
+    locked = runs.lock_all(tx, {arrival.ask.run.run_id for arrival in arrivals})
+    tally = _tally(tx, locked, arrivals)
+    outcomes = [_outcome(tally, _update(arrival, accepted_at=tx.now())) for arrival in arrivals]
+    new = [outcome for outcome in outcomes if isinstance(outcome, Accepted) and outcome.is_new]
+    if not new:
+        return outcomes
+    named = {accepted.update.blob_id for accepted in new}
+    uploads = [arrival.received.upload for arrival in arrivals]
+    flow.blobs.seal(tx, *(upload for upload in uploads if upload.blob_id in named))
+    updates.insert(tx, *(accepted.update for accepted in new))
+    tasks.mark_done(tx, [accepted.update.task_id for accepted in new])
+    for round_id in dict.fromkeys(accepted.round.round_id for accepted in new):
+        members = [accepted for accepted in new if accepted.round.round_id == round_id]
+        _count(flow, tx, run=locked[members[0].round.run_id], members=members)
+    return outcomes
+
+
+def _tally(tx: WriteTx, locked: Mapping[str, RunRecord], arrivals: Sequence[_Arrival]) -> Tally:
+    asked = tasks.get_all(tx, {arrival.ask.task.task_id for arrival in arrivals})
+    done = [task.task_id for task in asked.values() if task.state is TaskState.DONE]
+    return Tally(
+        now=tx.now(),
+        runs=locked,
+        rounds=rounds.get_all(tx, {task.round_id for task in asked.values()}),
+        tasks=asked,
+        accepted=updates.of_tasks(tx, done) if done else {},
+    )
+
+
+def _outcome(tally: Tally, update: UpdateRecord) -> Accepted | ProblemError:
+    try:
+        return tally.take(update)
+    except ProblemError as refusal:
+        return refusal
+
+
+def _update(arrival: _Arrival, *, accepted_at: datetime) -> UpdateRecord:
+    task, received, metadata = arrival.ask.task, arrival.received, arrival.metadata
     return UpdateRecord(
-        update_id=update_id,
-        task_id=ask.task.task_id,
-        run_id=ask.run.run_id,
-        round_id=ask.round.round_id,
-        client_id=ask.task.client_id,
+        update_id=arrival.update_id,
+        task_id=task.task_id,
+        run_id=task.run_id,
+        round_id=task.round_id,
+        client_id=task.client_id,
         digest=received.digest,
         num_bytes=received.upload.num_bytes,
         num_examples=metadata.num_examples,
-        weight=weight_of(metadata.num_examples, ask.run.spec.strategy),
+        weight=weight_of(metadata.num_examples, arrival.ask.run.spec.strategy),
         metrics=metadata.metrics,
-        max_abs=max_abs,
+        max_abs=arrival.max_abs,
         blob_id=received.upload.blob_id,
-        accepted_at=tx.now(),
+        accepted_at=accepted_at,
+        local_steps=metadata.local_steps,
     )
 
 
-def _count(flow: Flow, tx: WriteTx, *, run: RunRecord, task: TaskRecord, update: UpdateRecord) -> None:
-    updates.insert(tx, update)
-    tasks.set_state(tx, task, TaskState.DONE)
-    counted = rounds.count_update(tx, task.round_id, update.num_examples)
-    events.append(
+def _count(flow: Flow, tx: WriteTx, *, run: RunRecord, members: Sequence[Accepted]) -> None:
+    """Counts the new updates of one attempt at a round, tells of them, and closes it if it is due."""
+    counted = rounds.count_updates(
         tx,
-        task.run_id,
-        EventType.UPDATE_ACCEPTED,
-        {
-            "round": counted.number,
-            "attempt": counted.attempt,
-            "client_id": task.client_id,
-            "num_updates": counted.num_updates,
-            "quorum": counted.quorum,
-            "num_bytes": update.num_bytes,
-            "digest": update.digest,
-        },
+        members[0].round.round_id,
+        num_updates=len(members),
+        num_examples=sum(accepted.update.num_examples for accepted in members),
     )
+    events.append_all(tx, run.run_id, EventType.UPDATE_ACCEPTED, [_event(accepted) for accepted in members])
     round_steps.close_if_due(flow, tx, run=run, round_=counted)
+
+
+def _event(accepted: Accepted) -> dict[str, object]:
+    update, round_ = accepted.update, accepted.round
+    return {
+        "round": round_.number,
+        "attempt": round_.attempt,
+        "client_id": update.client_id,
+        "num_updates": round_.num_updates,
+        "quorum": round_.quorum,
+        "num_bytes": update.num_bytes,
+        "digest": update.digest,
+    }

@@ -1,18 +1,24 @@
 """A run's life as its operator steers it: create, start, pause, resume, stop."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from aggregator_service.domain.records import ModelRecord, RunRecord
+from aggregator_service.domain.records import RunRecord
+from aggregator_service.domain.standing import Standing
 from aggregator_service.domain.transitions import check_run_transition
 from aggregator_service.flow import idempotency
 from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.idempotency import IdempotentCreate
+from aggregator_service.flow.layouts import layout_of
+from aggregator_service.flow.versions import take_over
 from aggregator_service.storage import events, models, rounds, runs
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import EventType, RoundState
 from fl_protocol.runs import RunSpec, RunState
+from fl_protocol.specs.initial_model import PreviousModel
+from fl_protocol.updates import check_model
 
 
 def no_such_run(run_id: str) -> ProblemError:
@@ -21,7 +27,8 @@ def no_such_run(run_id: str) -> ProblemError:
 
 
 async def create_run(flow: Flow, spec: RunSpec, create: IdempotentCreate | None) -> RunRecord:
-    """Makes a draft of a run; the same key and spec give the same run."""
+    """Makes a draft of a run, with its model if that is another run's; the same key and spec give the same run."""
+    await _check_previous(flow, spec)
     run_id = flow.new_id("run")
 
     def body(tx: WriteTx) -> RunRecord:
@@ -40,13 +47,29 @@ async def create_run(flow: Flow, spec: RunSpec, create: IdempotentCreate | None)
             started_at=None,
             finished_at=None,
             paused_at=None,
+            standing=Standing(),
         )
         runs.insert(tx, run)
         idempotency.remember(tx, create, run_id)
         events.append(tx, run_id, EventType.RUN_STATE, {"state": RunState.DRAFT.value, "reason": None})
-        return run
+        if not isinstance(spec.initial_model, PreviousModel):
+            return run
+        take_over(tx, run, spec.initial_model)
+        return replace(run, latest_version=0)
 
     return await flow.transactions.write("create_run", body)
+
+
+async def _check_previous(flow: Flow, spec: RunSpec) -> None:
+    """Refuses another run's model that cannot be trained by the spec; that there is none is told by `take_over`."""
+    previous = spec.initial_model
+    if not isinstance(previous, PreviousModel):
+        return
+    model = await flow.transactions.read_one(
+        "look_up_model", lambda tx: models.get(tx, previous.run_id, previous.version)
+    )
+    if model is not None:
+        check_model(await layout_of(flow, model), spec)
 
 
 async def start_run(flow: Flow, run_id: str) -> RunRecord:
@@ -112,17 +135,6 @@ async def fail_run(flow: Flow, run_id: str, reason: str) -> RunRecord:
             round_steps.finish(tx, run, RunState.FAILED, reason=reason)
 
     return await _steer(flow, run_id, RunState.FAILED, fail)
-
-
-def add_model(tx: WriteTx, model: ModelRecord) -> None:
-    """Publishes a model version."""
-    models.insert(tx, model)
-    events.append(
-        tx,
-        model.run_id,
-        EventType.MODEL_PUBLISHED,
-        {"version": model.version, "round": model.round, "digest": model.digest, "num_bytes": model.num_bytes},
-    )
 
 
 async def _steer(flow: Flow, run_id: str, wanted: RunState, step: Callable[[WriteTx, RunRecord], None]) -> RunRecord:

@@ -7,10 +7,11 @@ from aggregator_service.domain.records import ModelRecord
 from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.aggregation import Candidate, SealedRound
 from aggregator_service.flow.context import Flow
-from aggregator_service.flow.lifecycle import add_model
+from aggregator_service.flow.versions import add_model
 from aggregator_service.storage import rounds, runs
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.runs import FINISHED_RUN_STATES, RunState
+from fl_protocol.specs.evaluation import evaluation_terms
 
 
 async def publish(flow: Flow, sealed: SealedRound, candidate: Candidate) -> bool:
@@ -26,8 +27,8 @@ async def publish(flow: Flow, sealed: SealedRound, candidate: Candidate) -> bool
 
 async def discard(flow: Flow, candidate: Candidate) -> None:
     """Removes the bytes of a candidate that will not be published."""
-    await flow.blobs.discard(candidate.model)
-    await flow.blobs.discard(candidate.optimizer)
+    for upload in candidate.uploads:
+        await flow.blobs.discard(upload)
 
 
 def _publish(flow: Flow, tx: WriteTx, sealed: SealedRound, candidate: Candidate) -> bool:
@@ -37,7 +38,8 @@ def _publish(flow: Flow, tx: WriteTx, sealed: SealedRound, candidate: Candidate)
     every = run.spec.evaluation.every
     deadline = None
     if every and sealed.round.number % every == 0:
-        deadline = tx.now() + timedelta(seconds=run.spec.round.deadline_seconds)
+        terms = evaluation_terms(run.spec.evaluation, run.spec.round)
+        deadline = tx.now() + timedelta(seconds=terms.deadline_seconds)
     version = (run.latest_version or 0) + 1
     won = rounds.complete(
         tx,
@@ -57,10 +59,10 @@ def _publish(flow: Flow, tx: WriteTx, sealed: SealedRound, candidate: Candidate)
 
 
 def _store(flow: Flow, tx: WriteTx, sealed: SealedRound, candidate: Candidate, *, version: int) -> None:
-    flow.blobs.seal(tx, candidate.model)
-    has_state = candidate.optimizer.num_bytes > 0
-    if has_state:
-        flow.blobs.seal(tx, candidate.optimizer)
+    for upload in candidate.uploads:
+        if upload.num_bytes:
+            flow.blobs.seal(tx, upload)
+    optimizer, control = candidate.optimizer, candidate.control
     add_model(
         tx,
         ModelRecord(
@@ -71,8 +73,14 @@ def _store(flow: Flow, tx: WriteTx, sealed: SealedRound, candidate: Candidate, *
             num_bytes=candidate.model.num_bytes,
             num_parameters=sealed.base.num_parameters,
             blob_id=candidate.model.blob_id,
-            optimizer_blob_id=candidate.optimizer.blob_id if has_state else None,
+            optimizer_blob_id=optimizer.blob_id if optimizer.num_bytes else None,
+            parent_version=sealed.base.version,
+            restored_from=None,
+            quarantined=False,
             created_at=tx.now(),
+            control_blob_id=control.blob_id if control.num_bytes else None,
+            control_digest=candidate.control_digest if control.num_bytes else None,
+            control_num_bytes=control.num_bytes or None,
         ),
     )
     runs.set_progress(tx, sealed.run.run_id, current_round=sealed.round.number, latest_version=version)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
@@ -12,14 +13,17 @@ from aggregator_service.domain.records import (
     ModelRecord,
     RoundRecord,
     RunRecord,
+    TensorFile,
     UpdateRecord,
 )
+from aggregator_service.flow.aggregation import effective_weights
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.lifecycle import no_such_run
 from aggregator_service.flow.selection import POLL_SECONDS
 from aggregator_service.storage import clients, events, models, rounds, runs, updates
 from aggregator_service.storage.transactions import ReadTx
 from fl_protocol.problems import ProblemError, ProblemType
+from fl_protocol.rounds import RoundState
 from fl_protocol.runs import FINISHED_RUN_STATES
 
 Position = tuple[datetime, str]
@@ -60,23 +64,36 @@ async def get_round(flow: Flow, run_id: str, number: int) -> RoundRecord:
 async def list_contributions(
     flow: Flow, run_id: str, *, number: int, after_client_id: str, limit: int
 ) -> list[UpdateRecord]:
-    """Lists who contributed to the newest attempt at a round."""
+    """Lists who contributed to the newest attempt at a round; once it is sealed, with the weights in its mean."""
 
     def body(tx: ReadTx) -> list[UpdateRecord]:
-        round_ = _round(tx, run_id, number)
-        return updates.page(tx, round_.round_id, after_client_id=after_client_id, limit=limit)
+        run, round_ = _run(tx, run_id), _round(tx, run_id, number)
+        found = updates.page(tx, round_.round_id, after_client_id=after_client_id, limit=limit)
+        if round_.state not in (RoundState.AGGREGATING, RoundState.COMPLETED):
+            return found
+        accepted = updates.of_round(tx, round_.round_id)
+        weights = effective_weights(tx, run, accepted)
+        weight_of = {update.update_id: weight for update, weight in zip(accepted, weights, strict=True)}
+        return [replace(update, weight=weight_of[update.update_id]) for update in found]
 
     return await flow.transactions.read("list_contributions", body)
 
 
-async def list_models(flow: Flow, run_id: str, *, after_version: int, limit: int) -> list[ModelRecord]:
-    """Lists model versions newer than a given one."""
+async def list_models(
+    flow: Flow, run_id: str, *, after_version: int, limit: int
+) -> tuple[RunRecord, list[ModelRecord]]:
+    """Lists model versions newer than a given one, with the run that says which of them stand out."""
 
-    def body(tx: ReadTx) -> list[ModelRecord]:
-        _run(tx, run_id)
-        return models.page(tx, run_id, after_version=after_version, limit=limit)
+    def body(tx: ReadTx) -> tuple[RunRecord, list[ModelRecord]]:
+        return _run(tx, run_id), models.page(tx, run_id, after_version=after_version, limit=limit)
 
     return await flow.transactions.read("list_models", body)
+
+
+def no_such_version(run: RunRecord, version: int) -> ProblemError:
+    """Gives the problem of a model version that a run does not have."""
+    newest = "it has none yet" if run.latest_version is None else f"the newest is {run.latest_version}"
+    return ProblemError(ProblemType.NOT_FOUND, f"the run has no model version {version}; {newest}")
 
 
 async def get_model(flow: Flow, run_id: str, version: int) -> ModelRecord:
@@ -86,11 +103,36 @@ async def get_model(flow: Flow, run_id: str, version: int) -> ModelRecord:
         run = _run(tx, run_id)
         model = models.get(tx, run_id, version)
         if model is None:
-            newest = "none yet" if run.latest_version is None else f"the newest is {run.latest_version}"
-            raise ProblemError(ProblemType.NOT_FOUND, f"the run has no model version {version}; {newest}")
+            raise no_such_version(run, version)
         return model
 
     return await flow.transactions.read("get_model", body)
+
+
+async def get_control(flow: Flow, run_id: str, version: int) -> TensorFile:
+    """Gives the server control variate of a model version; raises `not-found` where there is none."""
+    model = await get_model(flow, run_id, version)
+    if model.control is None:
+        raise ProblemError(
+            ProblemType.NOT_FOUND,
+            f"model version {version} has no control variate; versions of a SCAFFOLD run have one, from version 1 on",
+        )
+    return model.control
+
+
+async def get_best_model(flow: Flow, run_id: str) -> ModelRecord:
+    """Gives the best evaluated version; raises `not-found` where none is known."""
+
+    def body(tx: ReadTx) -> ModelRecord:
+        run = _run(tx, run_id)
+        best = None if run.standing.best is None else models.get(tx, run_id, run.standing.best.version)
+        if best is None:
+            watched = run.spec.evaluation.watched
+            missing = "its evaluation names no metric" if watched is None else f"nobody reported {watched.metric!r} yet"
+            raise ProblemError(ProblemType.NOT_FOUND, f"the run has no best model version: {missing}")
+        return best
+
+    return await flow.transactions.read("get_best_model", body)
 
 
 async def wait_for_model(flow: Flow, run_id: str, *, after_version: int, wait_seconds: float) -> ModelRecord | None:

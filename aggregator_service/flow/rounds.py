@@ -5,6 +5,7 @@ from datetime import timedelta
 from aggregator_service.domain import quorum
 from aggregator_service.domain.quorum import QuorumDecision
 from aggregator_service.domain.records import EvaluationState, RoundRecord, RunRecord
+from aggregator_service.flow import cohorts
 from aggregator_service.flow.context import Flow
 from aggregator_service.storage import events, rounds, runs
 from aggregator_service.storage.transactions import WriteTx
@@ -15,14 +16,15 @@ from fl_protocol.runs import RunState
 def advance(flow: Flow, tx: WriteTx, run: RunRecord) -> None:
     """Takes the next step of a running run: opens a round, tries one again, or ends the run."""
     newest = rounds.newest(tx, run.run_id)
-    if newest is None:
+    if run.standing.stop_reason is not None:
+        abandon_open(flow, tx, run)
+        finish(tx, run, RunState.COMPLETED, reason=run.standing.stop_reason)
+    elif newest is None:
         _open(flow, tx, run, number=1, attempt=1)
     elif newest.state is RoundState.ABANDONED:
         _try_again(flow, tx, run, newest)
-    elif newest.state is RoundState.COMPLETED and newest.number < run.spec.num_rounds:
-        _open(flow, tx, run, number=newest.number + 1, attempt=1)
-    elif newest.state is RoundState.COMPLETED and not rounds.open_evaluations(tx, run.run_id):
-        finish(tx, run, RunState.COMPLETED, reason=None)
+    elif newest.state is RoundState.COMPLETED:
+        _go_on(flow, tx, run, newest)
 
 
 def close_if_due(flow: Flow, tx: WriteTx, *, run: RunRecord, round_: RoundRecord) -> None:
@@ -55,6 +57,18 @@ def finish(tx: WriteTx, run: RunRecord, state: RunState, *, reason: str | None) 
     events.append(tx, run.run_id, EventType.RUN_STATE, {"state": state.value, "reason": reason})
 
 
+def _go_on(flow: Flow, tx: WriteTx, run: RunRecord, completed: RoundRecord) -> None:
+    is_last = completed.number >= run.spec.num_rounds
+    # Training from a version that its evaluation may yet condemn would be training in vain.
+    waits = is_last or run.spec.evaluation.quarantine is not None
+    if waits and rounds.open_evaluations(tx, run.run_id):
+        return
+    if is_last:
+        finish(tx, run, RunState.COMPLETED, reason=None)
+    else:
+        _open(flow, tx, run, number=completed.number + 1, attempt=1)
+
+
 def _open(flow: Flow, tx: WriteTx, run: RunRecord, *, number: int, attempt: int) -> None:
     spec = run.spec.round
     base_version = run.latest_version or 0
@@ -80,6 +94,7 @@ def _open(flow: Flow, tx: WriteTx, run: RunRecord, *, number: int, attempt: int)
         evaluation_state=EvaluationState.NONE,
         evaluation_deadline_at=None,
         evaluation=None,
+        evaluation_by_stratum=None,
     )
     rounds.insert(tx, round_)
     runs.set_progress(tx, run.run_id, current_round=number, latest_version=base_version)
@@ -89,6 +104,11 @@ def _open(flow: Flow, tx: WriteTx, run: RunRecord, *, number: int, attempt: int)
         EventType.ROUND_OPENED,
         _named(round_) | {"base_version": base_version, "quorum": spec.quorum, "cohort_size": spec.cohort_size},
     )
+    try:
+        cohorts.open_cohort(flow, tx, run, round_)
+    except cohorts.CohortTooLargeError as error:
+        abandon_open(flow, tx, run)
+        finish(tx, run, RunState.FAILED, reason=str(error))
 
 
 def _seal(tx: WriteTx, round_: RoundRecord) -> None:
@@ -112,11 +132,14 @@ def _abandon(tx: WriteTx, round_: RoundRecord) -> None:
 
 
 def _try_again(flow: Flow, tx: WriteTx, run: RunRecord, abandoned: RoundRecord) -> None:
-    if abandoned.attempt < run.spec.round.max_attempts:
+    # After a rollback the round begins from another version, and all its attempts are before it again.
+    base_version = run.latest_version or 0
+    num_attempts = rounds.count_attempts(tx, run.run_id, number=abandoned.number, base_version=base_version)
+    if num_attempts < run.spec.round.max_attempts:
         _open(flow, tx, run, number=abandoned.number, attempt=abandoned.attempt + 1)
         return
     reason = (
-        f"round {abandoned.number} was abandoned {abandoned.attempt} times: {abandoned.num_updates} of at least "
+        f"round {abandoned.number} was abandoned {num_attempts} times: {abandoned.num_updates} of at least "
         f"{abandoned.min_updates} updates arrived within {run.spec.round.deadline_seconds:g} s"
     )
     abandon_open(flow, tx, run)

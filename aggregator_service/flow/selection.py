@@ -2,25 +2,33 @@
 
 import asyncio
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
-from aggregator_service.domain import cohort, topics
-from aggregator_service.domain.admission import check_owner
+from aggregator_service.domain import pace_steering, presence, topics
+from aggregator_service.domain.admission import check_not_excluded, check_owner
 from aggregator_service.domain.records import (
+    AttendanceRecord,
     ModelRecord,
     RoundRecord,
     RunRecord,
     TaskRecord,
     TaskState,
 )
+from aggregator_service.flow import cohorts
+from aggregator_service.flow import rounds as round_steps
+from aggregator_service.flow.cohorts import Prospect
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.layouts import layout_of
 from aggregator_service.flow.lifecycle import no_such_run
-from aggregator_service.storage import clients, models, rounds, runs, tasks
+from aggregator_service.storage import attendance, clients, models, rounds, runs, tasks, updates
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import RoundState
 from fl_protocol.runs import FINISHED_RUN_STATES, RunState
+from fl_protocol.specs.algorithms import ScaffoldAlgorithm
+from fl_protocol.specs.evaluation import evaluation_terms
+from fl_protocol.specs.selection import OpenSelection
 from fl_protocol.tasks import TaskKind
 from fl_protocol.updates import max_update_bytes, update_layout
 
@@ -30,7 +38,10 @@ POLL_SECONDS: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A task with all that its client must know; `is_new` unless the client held it already."""
+    """A task with all that its client must know; `is_new` unless the client held it already.
+
+    `counted_update` is the digest of the client's newest update that a published model holds, where SCAFFOLD needs it.
+    """
 
     task: TaskRecord
     run: RunRecord
@@ -38,6 +49,23 @@ class Assignment:
     model: ModelRecord
     max_num_bytes: int
     is_new: bool
+    counted_update: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NothingNow:
+    """There is no task for the client now; it should ask again after so many seconds."""
+
+    retry_after_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Outlook:
+    """What a look shows: whether a claim is worth a transaction, and whether the client is to be marked as seen."""
+
+    may_claim: bool
+    is_unseen: bool
+    seconds_until_draw: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +81,30 @@ class _Offer:
         return self.task is not None and self.task.state is TaskState.OPEN
 
 
-async def claim(flow: Flow, *, run_id: str, client_id: str, wait_seconds: float) -> Assignment | None:
-    """Gives a client its task in a run, waiting for one if asked to; None if there is nothing to do now.
+async def claim(flow: Flow, *, run_id: str, client_id: str, wait_seconds: float) -> Assignment | NothingNow:
+    """Gives a client its task in a run, waiting for one if asked to.
 
-    Raises `not-found` for an unknown run and `run-finished` for one that has ended.
+    Raises `not-found` for an unknown run, `run-finished` for one that has ended and `forbidden` for an excluded client.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait_seconds
     topic = topics.tasks_of(run_id)
     while True:
         seen = flow.wakeups.seen(topic)
-        if await flow.transactions.read("look_for_task", lambda tx: _may_have_task(tx, run_id, client_id)):
+        outlook = await flow.transactions.read("look_for_task", lambda tx: _look(tx, run_id, client_id))
+        if outlook.may_claim:
             assignment = await _try_claim(flow, run_id, client_id)
             if assignment is not None:
                 return assignment
+        elif outlook.is_unseen:
+            # Being there may be all that a draw waits for, so look again.
+            await flow.transactions.write("mark_seen", lambda tx: _mark_seen(tx, run_id, client_id))
+            continue
         remaining = deadline - loop.time()
         if remaining <= 0 or flow.wakeups.closed:
-            return None
-        await flow.wakeups.wait(topic, seen, timeout_seconds=min(remaining, POLL_SECONDS))
+            return NothingNow(await _pause_seconds(flow, run_id))
+        pause = min(remaining, POLL_SECONDS, outlook.seconds_until_draw or POLL_SECONDS)
+        await flow.wakeups.wait(topic, seen, timeout_seconds=pause)
 
 
 async def give_up(flow: Flow, *, task_id: str, client_id: str) -> None:
@@ -78,30 +112,42 @@ async def give_up(flow: Flow, *, task_id: str, client_id: str) -> None:
 
     def body(tx: WriteTx) -> None:
         task = check_owner(tasks.get(tx, task_id), task_id=task_id, client_id=client_id)
-        runs.lock(tx, task.run_id)
+        run = runs.lock(tx, task.run_id)
+        if run is None:
+            raise no_such_run(task.run_id)
         task = check_owner(tasks.get(tx, task_id), task_id=task_id, client_id=client_id)
         if task.state is TaskState.DONE:
             raise ProblemError(
                 ProblemType.ALREADY_SUBMITTED, "the task has been answered and is counted; it cannot be given up"
             )
         if task.state is TaskState.OPEN:
-            tasks.set_state(tx, task, TaskState.GIVEN_UP)
-            if task.kind is TaskKind.TRAIN:
-                rounds.count_task(tx, task.round_id, -1)
-            tx.wake(topics.tasks_of(task.run_id))
+            release(flow, tx, run, task)
 
     await flow.transactions.write("give_up_task", body)
+
+
+def release(flow: Flow, tx: WriteTx, run: RunRecord, task: TaskRecord) -> None:
+    """Takes an open task from its client and frees the place, in a transaction that has locked the run."""
+    tasks.set_state(tx, task, TaskState.GIVEN_UP)
+    if task.kind is TaskKind.TRAIN:
+        rounds.count_task(tx, task.round_id, -1)
+        cohorts.withdraw(tx, task.round_id, task.client_id)
+        round_ = rounds.get(tx, task.round_id)
+        if round_ is not None and round_.state is RoundState.COLLECTING:
+            round_steps.close_if_due(flow, tx, run=run, round_=round_)
+    tx.wake(topics.tasks_of(task.run_id))
 
 
 async def _try_claim(flow: Flow, run_id: str, client_id: str) -> Assignment | None:
     task_id = flow.new_id("task")
 
-    def body(tx: WriteTx) -> tuple[TaskRecord, RunRecord, RoundRecord, ModelRecord, bool] | None:
-        run = _running(tx, run_id, locked=True)
-        if run is None:
-            return None
-        offer = _choose(tx, run, client_id)
-        if offer is None:
+    def body(tx: WriteTx) -> tuple[TaskRecord, RunRecord, RoundRecord, ModelRecord, bool, str | None] | None:
+        run = _unfinished(runs.lock(tx, run_id), run_id)
+        attended = check_not_excluded(attendance.get(tx, run_id, client_id))
+        if _is_unseen(tx, run, attended):
+            _mark_seen(tx, run_id, client_id)
+        offer = _choose(tx, run, client_id)[0]
+        if offer is None or not _has_place(tx, run, offer, client_id):
             return None
         is_new = offer.task is None
         task, round_ = offer.task or _assign(tx, run, offer, client_id=client_id, task_id=task_id), offer.round
@@ -109,18 +155,44 @@ async def _try_claim(flow: Flow, run_id: str, client_id: str) -> Assignment | No
         model = models.get(tx, run_id, version or 0)
         if model is None:
             raise LookupError(f"run {run_id} has no model version {version}")
-        return task, run, round_, model, is_new
+        counted = None
+        if isinstance(run.spec.algorithm, ScaffoldAlgorithm):
+            counted = updates.last_counted(tx, run_id=run_id, client_id=client_id)
+        return task, run, round_, model, is_new, counted
 
     claimed = await flow.transactions.write("claim_task", body)
     if claimed is None:
         return None
-    task, run, round_, model, is_new = claimed
+    task, run, round_, model, is_new, counted = claimed
     layout = update_layout(await layout_of(flow, model), run.spec)
-    return Assignment(task, run, round_, model, max_update_bytes(layout), is_new)
+    return Assignment(task, run, round_, model, max_update_bytes(layout), is_new, counted)
 
 
-def _running(tx: ReadTx, run_id: str, *, locked: bool = False) -> RunRecord | None:
-    run = runs.lock(tx, run_id) if locked and isinstance(tx, WriteTx) else runs.get(tx, run_id)
+async def _pause_seconds(flow: Flow, run_id: str) -> int:
+    """Gives when a client should ask again, from how many others do and how long rounds take."""
+    fraction = int.from_bytes(flow.entropy(4)) / 2**32
+
+    def body(tx: ReadTx) -> int:
+        run = _unfinished(runs.get(tx, run_id), run_id)
+        return pace_steering.pause_seconds(
+            num_clients=attendance.count_seen(tx, run_id, since=tx.now() - presence.seen_within(run.spec.selection)),
+            cohort_size=run.spec.round.cohort_size,
+            round_seconds=_round_seconds(tx, run_id),
+            is_drawn=not isinstance(run.spec.selection, OpenSelection),
+            fraction=fraction,
+        )
+
+    return await flow.transactions.read("steer_pace", body)
+
+
+def _round_seconds(tx: ReadTx, run_id: str) -> float:
+    """Gives how long a round is expected to take: as the last one, or longer if the open one has lasted longer."""
+    last, newest = rounds.last_closed(tx, run_id), rounds.newest(tx, run_id)
+    spans = [(round_.closed_at or tx.now()) - round_.opened_at for round_ in (last, newest) if round_ is not None]
+    return max((span.total_seconds() for span in spans), default=0.0)
+
+
+def _unfinished(run: RunRecord | None, run_id: str) -> RunRecord:
     if run is None:
         raise no_such_run(run_id)
     if run.state in FINISHED_RUN_STATES:
@@ -128,25 +200,49 @@ def _running(tx: ReadTx, run_id: str, *, locked: bool = False) -> RunRecord | No
         raise ProblemError(
             ProblemType.RUN_FINISHED, f"the run is {run.state.value}{reason}; there is nothing left to do"
         )
-    return run if run.state is RunState.RUNNING else None
+    return run
 
 
-def _may_have_task(tx: ReadTx, run_id: str, client_id: str) -> bool:
-    run = _running(tx, run_id)
-    if run is None:
-        return False
-    return _choose(tx, run, client_id) is not None
+def _look(tx: ReadTx, run_id: str, client_id: str) -> _Outlook:
+    run = _unfinished(runs.get(tx, run_id), run_id)
+    is_unseen = _is_unseen(tx, run, check_not_excluded(attendance.get(tx, run_id, client_id)))
+    if is_unseen and not isinstance(run.spec.selection, OpenSelection):
+        return _Outlook(may_claim=False, is_unseen=True)
+    offer, draw_at = _choose(tx, run, client_id)
+    until_draw = None if draw_at is None or draw_at <= tx.now() else (draw_at - tx.now()).total_seconds()
+    return _Outlook(offer is not None, is_unseen, until_draw)
 
 
-def _choose(tx: ReadTx, run: RunRecord, client_id: str) -> _Offer | None:
-    """Takes what the client holds already, else the first offer that is free."""
+def _is_unseen(tx: ReadTx, run: RunRecord, attended: AttendanceRecord | None) -> bool:
+    seen_at = None if attended is None else attended.seen_at
+    return presence.is_due(run.spec.selection, seen_at=seen_at, now=tx.now())
+
+
+def _mark_seen(tx: WriteTx, run_id: str, client_id: str) -> None:
+    attendance.mark_seen(tx, run_id, client_id)
+    client = clients.get(tx, client_id)
+    if client is not None:
+        clients.mark_seen(tx, client)
+
+
+def _choose(tx: ReadTx, run: RunRecord, client_id: str) -> tuple[_Offer | None, datetime | None]:
+    """Takes what the client holds already, else the first offer that may be free; or says when a draw is due."""
     offers = _offers(tx, run, client_id)
     held = next((offer for offer in offers if offer.is_held), None)
-    return held or next((offer for offer in offers if _is_free(tx, offer)), None)
+    if held is not None:
+        return held, None
+    prospect = Prospect(may_claim=False)
+    for offer in offers:
+        prospect = _prospect(tx, run, offer, client_id)
+        if prospect.may_claim:
+            return offer, None
+    return None, prospect.draw_at
 
 
 def _offers(tx: ReadTx, run: RunRecord, client_id: str) -> list[_Offer]:
     """Lists what clients of a run can be asked now; an evaluation goes first, for it is short."""
+    if run.state is not RunState.RUNNING:
+        return []
     open_now = [(TaskKind.EVALUATE, round_) for round_ in rounds.open_evaluations(tx, run.run_id)]
     newest = rounds.newest(tx, run.run_id)
     if newest is not None and newest.state is RoundState.COLLECTING:
@@ -157,12 +253,20 @@ def _offers(tx: ReadTx, run: RunRecord, client_id: str) -> list[_Offer]:
     ]
 
 
-def _is_free(tx: ReadTx, offer: _Offer) -> bool:
+def _prospect(tx: ReadTx, run: RunRecord, offer: _Offer, client_id: str) -> Prospect:
     if offer.task is not None:
-        return False
+        return Prospect(may_claim=False)
     if offer.kind is TaskKind.TRAIN:
-        return cohort.has_place(offer.round)
-    return tasks.count(tx, round_id=offer.round.round_id, kind=offer.kind) < offer.round.cohort_size
+        return cohorts.prospect(tx, run, offer.round, client_id)
+    terms = evaluation_terms(run.spec.evaluation, run.spec.round)
+    return Prospect(tasks.count(tx, round_id=offer.round.round_id, kind=offer.kind) < terms.cohort_size)
+
+
+def _has_place(tx: WriteTx, run: RunRecord, offer: _Offer, client_id: str) -> bool:
+    """Makes the choice that was due; an open place was found free by looking."""
+    if offer.is_held or offer.kind is TaskKind.EVALUATE:
+        return True
+    return cohorts.take_place(tx, run, offer.round, client_id)
 
 
 def _assign(tx: WriteTx, run: RunRecord, offer: _Offer, *, client_id: str, task_id: str) -> TaskRecord:
@@ -170,7 +274,4 @@ def _assign(tx: WriteTx, run: RunRecord, offer: _Offer, *, client_id: str, task_
     tasks.insert(tx, task)
     if offer.kind is TaskKind.TRAIN:
         rounds.count_task(tx, offer.round.round_id, 1)
-    client = clients.get(tx, client_id)
-    if client is not None:
-        clients.mark_seen(tx, client)
     return task

@@ -31,9 +31,14 @@ class Segment:
     num_elements: int
     offset: int
 
-    def as_float64(self) -> "Segment":
-        """The same elements in a blob that keeps them as float64."""
-        return replace(self, spec=replace(self.spec, dtype="F64"))
+    def as_state(self, num_slots: int) -> "Segment":
+        """The same elements in a blob that keeps so many float64 for each of them."""
+        return replace(
+            self,
+            spec=replace(self.spec, dtype="F64"),
+            first=self.first * num_slots,
+            num_elements=self.num_elements * num_slots,
+        )
 
 
 def windows(model: Header) -> Iterator[list[Segment]]:

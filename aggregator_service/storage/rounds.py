@@ -1,12 +1,13 @@
 """The rounds table: one row an attempt; a state changes only from the state that was read."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from aggregator_service.domain.records import EvaluationState, RoundRecord
+from aggregator_service.domain.records import EvaluationState, RoundRecord, StratumRecord
 from aggregator_service.storage.rows import StaleRowError, change_one, changes_one, fields, is_behind
 from aggregator_service.storage.tables import rounds, runs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
@@ -14,6 +15,7 @@ from fl_protocol.rounds import RoundState
 from fl_protocol.runs import RunState
 
 _GET: Final = sa.select(rounds).where(rounds.c.round_id == sa.bindparam("round_id"))
+_GET_ALL: Final = sa.select(rounds).where(rounds.c.round_id.in_(sa.bindparam("round_ids", expanding=True)))
 _NEWEST: Final = (
     sa.select(rounds)
     .where(rounds.c.run_id == sa.bindparam("run_id"))
@@ -31,21 +33,32 @@ _COUNT_TASK: Final = (
     .where(rounds.c.round_id == sa.bindparam("of_round"))
     .values(num_tasks=rounds.c.num_tasks + sa.bindparam("change"))
 )
-_COUNT_UPDATE: Final = (
+_LAST_CLOSED: Final = _NEWEST.where(rounds.c.closed_at.is_not(None))
+_COUNT_AWAITED: Final = (
+    sa.update(rounds)
+    .where(rounds.c.round_id == sa.bindparam("of_round"), rounds.c.num_awaited.is_not(None))
+    .values(num_awaited=rounds.c.num_awaited + sa.bindparam("change"))
+)
+_COUNT_UPDATES: Final = (
     sa.update(rounds)
     .where(rounds.c.round_id == sa.bindparam("of_round"), rounds.c.state == RoundState.COLLECTING.value)
-    .values(num_updates=rounds.c.num_updates + 1, num_examples=rounds.c.num_examples + sa.bindparam("more_examples"))
+    .values(
+        num_updates=rounds.c.num_updates + sa.bindparam("more_updates"),
+        num_examples=rounds.c.num_examples + sa.bindparam("more_examples"),
+    )
     .returning(rounds)
 )
 
 
 def record(values: dict[str, Any]) -> RoundRecord:
     """Makes an attempt of its columns by name."""
+    strata = values["evaluation_by_stratum"]
     return RoundRecord(
         **values
         | {
             "state": RoundState(values["state"]),
             "evaluation_state": EvaluationState(values["evaluation_state"]),
+            "evaluation_by_stratum": strata and {name: StratumRecord(**entry) for name, entry in strata.items()},
         }
     )
 
@@ -66,13 +79,14 @@ def insert(tx: WriteTx, round_: RoundRecord) -> None:
             {
                 column.name: getattr(round_, column.name)
                 for column in rounds.columns
-                if column.name not in ("state", "evaluation_state", "metrics", "evaluation")
+                if column.name not in ("state", "evaluation_state", "metrics", "evaluation", "evaluation_by_stratum")
             }
             | {
                 "state": round_.state.value,
                 "evaluation_state": round_.evaluation_state.value,
                 "metrics": dict(round_.metrics),
                 "evaluation": None,
+                "evaluation_by_stratum": None,
             }
         )
     )
@@ -83,10 +97,29 @@ def get(tx: ReadTx, round_id: str) -> RoundRecord | None:
     return _record(tx.connection.execute(_GET, {"round_id": round_id}).one_or_none())
 
 
+def get_all(tx: ReadTx, round_ids: Collection[str]) -> dict[str, RoundRecord]:
+    """Gives attempts by their ids."""
+    return {round_.round_id: round_ for round_ in _records(tx, _GET_ALL, {"round_ids": list(round_ids)})}
+
+
 def newest(tx: ReadTx, run_id: str, number: int | None = None) -> RoundRecord | None:
     """Gives the newest attempt of the run, or of one round of it."""
     query = _NEWEST if number is None else _NEWEST_OF_NUMBER
     return _record(tx.connection.execute(query, {"run_id": run_id, "number": number}).one_or_none())
+
+
+def last_closed(tx: ReadTx, run_id: str) -> RoundRecord | None:
+    """Gives the newest attempt of the run that has stopped collecting."""
+    return _record(tx.connection.execute(_LAST_CLOSED, {"run_id": run_id}).one_or_none())
+
+
+def count_attempts(tx: ReadTx, run_id: str, *, number: int, base_version: int) -> int:
+    """Counts the attempts at a round that began from one version of the model."""
+    query = sa.select(sa.func.count()).where(
+        rounds.c.run_id == run_id, rounds.c.number == number, rounds.c.base_version == base_version
+    )
+    total: int = tx.connection.execute(query).scalar_one()
+    return total
 
 
 def page(tx: ReadTx, run_id: str, *, after: tuple[int, int], limit: int) -> list[RoundRecord]:
@@ -146,10 +179,25 @@ def count_task(tx: WriteTx, round_id: str, change: int) -> None:
     change_one(tx, _COUNT_TASK, {"of_round": round_id, "change": change})
 
 
-def count_update(tx: WriteTx, round_id: str, num_examples: int) -> RoundRecord:
-    """Counts an accepted update and gives the attempt after it; raises StaleRowError if it no longer collects."""
-    parameters = {"of_round": round_id, "more_examples": num_examples}
-    counted = _record(tx.connection.execute(_COUNT_UPDATE, parameters).one_or_none())
+def await_updates(tx: WriteTx, round_id: str, *, num_awaited: int, expected_cohort: float) -> None:
+    """Records that a round waits for those whose coins came up, and how many were expected."""
+    change_one(
+        tx,
+        sa.update(rounds)
+        .where(rounds.c.round_id == round_id)
+        .values(num_awaited=num_awaited, expected_cohort=expected_cohort),
+    )
+
+
+def count_awaited(tx: WriteTx, round_id: str, change: int) -> None:
+    """Adjusts how many updates a round waits for; nothing happens where its quorum is what counts."""
+    tx.connection.execute(_COUNT_AWAITED, {"of_round": round_id, "change": change})
+
+
+def count_updates(tx: WriteTx, round_id: str, *, num_updates: int, num_examples: int) -> RoundRecord:
+    """Counts accepted updates and gives the attempt after them; raises StaleRowError if it no longer collects."""
+    parameters = {"of_round": round_id, "more_updates": num_updates, "more_examples": num_examples}
+    counted = _record(tx.connection.execute(_COUNT_UPDATES, parameters).one_or_none())
     if counted is None:
         raise StaleRowError(f"round {round_id} no longer collects")
     return counted
@@ -190,8 +238,15 @@ def complete(
     )
 
 
-def complete_evaluation(tx: WriteTx, round_id: str, metrics: Mapping[str, float] | None) -> bool:
+def complete_evaluation(
+    tx: WriteTx,
+    round_id: str,
+    metrics: Mapping[str, float] | None,
+    *,
+    by_stratum: Mapping[str, StratumRecord] | None = None,
+) -> bool:
     """Ends a round's evaluation; False if it had ended."""
+    strata = None if by_stratum is None else {name: asdict(entry) for name, entry in by_stratum.items()}
     return changes_one(
         tx,
         sa.update(rounds)
@@ -199,6 +254,7 @@ def complete_evaluation(tx: WriteTx, round_id: str, metrics: Mapping[str, float]
         .values(
             evaluation_state=EvaluationState.COMPLETED.value,
             evaluation=None if metrics is None else dict(metrics),
+            evaluation_by_stratum=strata,
         ),
     )
 

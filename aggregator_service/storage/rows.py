@@ -13,14 +13,19 @@ from aggregator_service.storage.transactions import WriteTx
 
 
 class StaleRowError(Exception):
-    """A change expected exactly one row in a given state and found another number."""
+    """A change expected so many rows in a given state and found another number."""
 
 
 def change_one(tx: WriteTx, statement: Any, parameters: Mapping[str, Any] | None = None) -> None:
     """Executes an update that must meet exactly one row; raises StaleRowError otherwise."""
+    change_all(tx, statement, parameters, number=1)
+
+
+def change_all(tx: WriteTx, statement: Any, parameters: Mapping[str, Any] | None, *, number: int) -> None:
+    """Executes an update that must meet that number of rows; raises StaleRowError otherwise."""
     changed = tx.connection.execute(statement, parameters).rowcount
-    if changed != 1:
-        raise StaleRowError(f"{statement.table.name}: expected to change 1 row, changed {changed}")
+    if changed != number:
+        raise StaleRowError(f"{statement.table.name}: expected to change {number} rows, changed {changed}")
 
 
 def changes_one(tx: WriteTx, statement: Any) -> bool:

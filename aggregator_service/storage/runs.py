@@ -1,11 +1,14 @@
 """The runs table. Whoever changes anything of a run locks its row first, which orders writers on Postgres."""
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
 
+from aggregator_service.domain import standing
 from aggregator_service.domain.records import RunRecord
+from aggregator_service.domain.standing import Standing
 from aggregator_service.storage.rows import change_one, fields, is_behind
 from aggregator_service.storage.tables import runs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
@@ -13,13 +16,23 @@ from fl_protocol.runs import RunSpec, RunState
 
 _GET: Final = sa.select(runs).where(runs.c.run_id == sa.bindparam("run_id"))
 _LOCK: Final = _GET.with_for_update()
-_HOLD: Final = sa.select(runs.c.run_id).where(runs.c.run_id == sa.bindparam("run_id")).with_for_update()
+_LOCK_ALL: Final = (
+    sa.select(runs)
+    .where(runs.c.run_id.in_(sa.bindparam("run_ids", expanding=True)))
+    .order_by(runs.c.run_id)
+    .with_for_update()
+)
 
 
 def record(values: dict[str, Any]) -> RunRecord:
     """Makes a run of its columns by name."""
     del values["num_events"]
-    return RunRecord(**values | {"state": RunState(values["state"]), "spec": RunSpec.model_validate(values["spec"])})
+    read = {
+        "state": RunState(values["state"]),
+        "spec": RunSpec.model_validate(values["spec"]),
+        "standing": standing.from_json(values["standing"]),
+    }
+    return RunRecord(**values | read)
 
 
 def insert(tx: WriteTx, run: RunRecord) -> None:
@@ -45,17 +58,24 @@ def get(tx: ReadTx, run_id: str) -> RunRecord | None:
     return None if row is None else record(fields(row))
 
 
-def hold(tx: WriteTx, run_id: str) -> None:
-    """Keeps other writers away from a run until the transaction ends, without reading it."""
-    if run_id not in tx.held:
-        tx.connection.execute(_HOLD, {"run_id": run_id})
-        tx.held.add(run_id)
-
-
 def lock(tx: WriteTx, run_id: str) -> RunRecord | None:
     """Gives a run and keeps other writers away from it until the transaction ends."""
     row = tx.connection.execute(_LOCK, {"run_id": run_id}).one_or_none()
     return None if row is None else record(fields(row))
+
+
+def lock_all(tx: WriteTx, run_ids: Collection[str]) -> dict[str, RunRecord]:
+    """Does the same for several runs, by their ids and in that order: two processes never wait for each other."""
+    found = [record(fields(row)) for row in tx.connection.execute(_LOCK_ALL, {"run_ids": list(run_ids)})]
+    return {run.run_id: run for run in found}
+
+
+def reread(tx: ReadTx, run: RunRecord) -> RunRecord:
+    """Gives a run as it is after what this transaction has changed of it."""
+    found = get(tx, run.run_id)
+    if found is None:
+        raise LookupError(f"run {run.run_id} vanished")
+    return found
 
 
 def page(tx: ReadTx, *, after: tuple[datetime, str] | None, limit: int) -> list[RunRecord]:
@@ -99,3 +119,8 @@ def set_progress(tx: WriteTx, run_id: str, *, current_round: int, latest_version
         .where(runs.c.run_id == run_id)
         .values(current_round=current_round, latest_version=latest_version),
     )
+
+
+def set_standing(tx: WriteTx, run_id: str, now: Standing) -> None:
+    """Records what a run's evaluations have come to."""
+    change_one(tx, sa.update(runs).where(runs.c.run_id == run_id).values(standing=standing.to_json(now)))

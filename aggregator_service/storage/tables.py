@@ -51,6 +51,7 @@ runs: Final = sa.Table(
     sa.Column("started_at", Instant),
     sa.Column("finished_at", Instant),
     sa.Column("paused_at", Instant),
+    sa.Column("standing", sa.JSON(none_as_null=True)),
 )
 
 blobs: Final = sa.Table(
@@ -83,7 +84,13 @@ models: Final = sa.Table(
     sa.Column("num_parameters", sa.BigInteger, nullable=False),
     _identifier("blob_id", sa.ForeignKey("blobs.blob_id"), nullable=False),
     _identifier("optimizer_blob_id", sa.ForeignKey("blobs.blob_id")),
+    sa.Column("parent_version", sa.BigInteger),
+    sa.Column("restored_from", sa.BigInteger),
+    sa.Column("quarantined", sa.Boolean(name="quarantined"), nullable=False, server_default=sa.false()),
     sa.Column("created_at", Instant, nullable=False),
+    _identifier("control_blob_id", sa.ForeignKey("blobs.blob_id")),
+    sa.Column("control_digest", sa.String(71)),
+    sa.Column("control_num_bytes", sa.BigInteger),
 )
 
 rounds: Final = sa.Table(
@@ -110,6 +117,9 @@ rounds: Final = sa.Table(
     sa.Column("evaluation_state", sa.String(16), nullable=False, index=True),
     sa.Column("evaluation_deadline_at", Instant),
     sa.Column("evaluation", sa.JSON(none_as_null=True)),
+    sa.Column("num_awaited", sa.BigInteger),
+    sa.Column("expected_cohort", sa.Double),
+    sa.Column("evaluation_by_stratum", sa.JSON(none_as_null=True)),
     sa.UniqueConstraint("run_id", "number", "attempt"),
 )
 
@@ -122,6 +132,34 @@ clients: Final = sa.Table(
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("last_seen_at", Instant),
     sa.Column("revoked_at", Instant),
+)
+
+run_clients: Final = sa.Table(
+    "run_clients",
+    metadata,
+    _identifier("run_id", sa.ForeignKey("runs.run_id"), primary_key=True),
+    _identifier("client_id", sa.ForeignKey("clients.client_id"), primary_key=True),
+    sa.Column("seen_at", Instant),
+    sa.Column("excluded_at", Instant),
+    sa.Column("exclusion_reason", sa.Text),
+    sa.Index(None, "run_id", "seen_at"),
+)
+
+draws: Final = sa.Table(
+    "draws",
+    metadata,
+    _identifier("round_id", sa.ForeignKey("rounds.round_id"), primary_key=True),
+    sa.Column("key", sa.LargeBinary, nullable=False),
+    sa.Column("places", sa.JSON(none_as_null=True)),
+)
+
+invitations: Final = sa.Table(
+    "invitations",
+    metadata,
+    _identifier("round_id", sa.ForeignKey("draws.round_id"), primary_key=True),
+    _identifier("client_id", sa.ForeignKey("clients.client_id"), primary_key=True),
+    sa.Column("stratum", sa.String(256), nullable=False),
+    sa.Column("withdrawn", sa.Boolean(name="withdrawn"), nullable=False),
 )
 
 tasks: Final = sa.Table(
@@ -153,7 +191,9 @@ updates: Final = sa.Table(
     sa.Column("max_abs", sa.JSON, nullable=False),
     _identifier("blob_id", sa.ForeignKey("blobs.blob_id"), nullable=False),
     sa.Column("accepted_at", Instant, nullable=False),
+    sa.Column("local_steps", sa.BigInteger),
     sa.UniqueConstraint("round_id", "client_id"),
+    sa.Index(None, "run_id", "client_id"),
 )
 
 evaluations: Final = sa.Table(

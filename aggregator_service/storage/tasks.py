@@ -1,16 +1,18 @@
 """The tasks table: what each client of a cohort was asked to do."""
 
+from collections.abc import Collection
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from aggregator_service.domain.records import TaskRecord, TaskState
-from aggregator_service.storage.rows import change_one, fields
+from aggregator_service.storage.rows import change_all, change_one, fields
 from aggregator_service.storage.tables import tasks
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.tasks import TaskKind
 
 _GET: Final = sa.select(tasks).where(tasks.c.task_id == sa.bindparam("task_id"))
+_GET_ALL: Final = sa.select(tasks).where(tasks.c.task_id.in_(sa.bindparam("task_ids", expanding=True)))
 _FIND: Final = sa.select(tasks).where(
     tasks.c.round_id == sa.bindparam("round_id"),
     tasks.c.client_id == sa.bindparam("client_id"),
@@ -21,6 +23,12 @@ _SET_STATE: Final = (
     sa.update(tasks)
     .where(tasks.c.task_id == sa.bindparam("of_task"), tasks.c.state == sa.bindparam("from_state"))
     .values(state=sa.bindparam("to_state"))
+)
+
+_MARK_DONE: Final = (
+    sa.update(tasks)
+    .where(tasks.c.task_id.in_(sa.bindparam("task_ids", expanding=True)), tasks.c.state == TaskState.OPEN.value)
+    .values(state=TaskState.DONE.value)
 )
 
 
@@ -54,6 +62,12 @@ def get(tx: ReadTx, task_id: str) -> TaskRecord | None:
     return _record(tx.connection.execute(_GET, {"task_id": task_id}).one_or_none())
 
 
+def get_all(tx: ReadTx, task_ids: Collection[str]) -> dict[str, TaskRecord]:
+    """Gives tasks by their ids; one that does not exist is left out."""
+    found = [record(fields(row)) for row in tx.connection.execute(_GET_ALL, {"task_ids": list(task_ids)})]
+    return {task.task_id: task for task in found}
+
+
 def find(tx: ReadTx, *, round_id: str, client_id: str, kind: TaskKind) -> TaskRecord | None:
     """Gives a client's task of a kind in an attempt, in whatever state."""
     parameters = {"round_id": round_id, "client_id": client_id, "kind": kind.value}
@@ -69,6 +83,21 @@ def count(tx: ReadTx, *, round_id: str, kind: TaskKind) -> int:
     return total
 
 
+def open_of_client(tx: ReadTx, run_id: str, client_id: str) -> list[TaskRecord]:
+    """Lists what a client holds in a run and has not answered."""
+    query = (
+        sa.select(tasks)
+        .where(tasks.c.client_id == client_id, tasks.c.run_id == run_id, tasks.c.state == TaskState.OPEN.value)
+        .order_by(tasks.c.task_id)
+    )
+    return [record(fields(row)) for row in tx.connection.execute(query)]
+
+
 def set_state(tx: WriteTx, task: TaskRecord, state: TaskState) -> None:
     """Moves a task from the state that was read to another; raises StaleRowError."""
     change_one(tx, _SET_STATE, {"of_task": task.task_id, "from_state": task.state.value, "to_state": state.value})
+
+
+def mark_done(tx: WriteTx, task_ids: Collection[str]) -> None:
+    """Moves tasks from open to done; raises StaleRowError unless every one of them was open."""
+    change_all(tx, _MARK_DONE, {"task_ids": list(task_ids)}, number=len(task_ids))

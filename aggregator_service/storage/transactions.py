@@ -4,7 +4,8 @@ A body is a plain function of a transaction and may run several times; what it r
 committed. Bodies run on threads, so no transaction can be open across an upload, a wait or the network.
 
 All writes of a process pass through one thread, which commits whatever has queued up in one transaction (group
-commit): the cost of making a commit durable is shared by everyone who waits for it.
+commit): the cost of making a commit durable is shared by everyone who waits for it. `write_grouped` lets them share
+the statements, too.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -27,6 +28,7 @@ from aggregator_service.telemetry import Telemetry
 from fl_protocol.problems import ProblemError, ProblemType
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 MAX_BATCH: Final = 64
 MAX_QUEUED: Final = 4096
@@ -58,30 +60,33 @@ class ReadTx:
 
 @dataclass(slots=True)
 class WriteTx(ReadTx):
-    """A transaction that may change things and says what it changed, so that waiters look again.
-
-    `held` names the runs whose rows it has locked.
-    """
+    """A transaction that may change things and says what it changed, so that waiters look again."""
 
     topics: set[str] = field(default_factory=set)
-    held: set[str] = field(default_factory=set)
 
     def wake(self, topic: str) -> None:
         """Notes that whoever waits on a topic should look again once this is committed."""
         self.topics.add(topic)
 
 
+GroupBody = Callable[[WriteTx, Sequence[Item]], Sequence[T | ProblemError]]
+"""Gives each item, in order, what it is to be told: a value, or the problem for which it was refused."""
+
+
 @dataclass(slots=True)
-class _Pending(Generic[T]):
+class _Pending(Generic[Item, T]):
+    """A write that waits; those of one `group` may be given to one body together."""
+
     name: str
-    body: Callable[[WriteTx], T]
+    body: GroupBody[Item, T]
+    item: Item
     future: Future[T]
-    outcome: T | None = None
-    error: BaseException | None = None
+    group: str | None = None
+    outcome: T | Exception | None = None
 
     def settle(self) -> None:
-        if self.error is not None:
-            self.future.set_exception(self.error)
+        if isinstance(self.outcome, Exception):
+            self.future.set_exception(self.outcome)
         else:
             self.future.set_result(self.outcome)  # type: ignore[arg-type]
 
@@ -98,17 +103,25 @@ class Transactions:
         self._telemetry = telemetry
         self._closed = False
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="reader")
-        self._queue: queue.Queue[_Pending[Any] | None] = queue.Queue(MAX_QUEUED)
+        self._queue: queue.Queue[_Pending[Any, Any] | None] = queue.Queue(MAX_QUEUED)
         self._thread = threading.Thread(target=self._write_loop, name="writer", daemon=True)
         self._thread.start()
 
     async def write(self, name: str, body: Callable[[WriteTx], T]) -> T:
         """Runs a body in a committed transaction; raises what the body raised, and then nothing of it is kept."""
-        return await asyncio.wrap_future(self._submit(name, body))
+        return await asyncio.wrap_future(self._submit(_alone(name, body)))
 
     def write_blocking(self, name: str, body: Callable[[WriteTx], T]) -> T:
         """Does the same from a worker thread."""
-        return self._submit(name, body).result()
+        return self._submit(_alone(name, body)).result()
+
+    async def write_grouped(self, name: str, item: Item, body: GroupBody[Item, T]) -> T:
+        """Hands an item to a body together with whatever else has queued up under the name, in order of arrival.
+
+        A name goes with one body. An item that the body refuses leaves the others as they are; if the body raises,
+        it is run again for each item alone.
+        """
+        return await asyncio.wrap_future(self._submit(_Pending(name, body, item, Future(), group=name)))
 
     async def read(self, name: str, body: Callable[[ReadTx], T]) -> T:
         """Runs a body against one consistent view of the database."""
@@ -147,10 +160,9 @@ class Transactions:
             with connection.begin():
                 return body(ReadTx(connection, self.database.dialect, self._clock))
 
-    def _submit(self, name: str, body: Callable[[WriteTx], T]) -> Future[T]:
+    def _submit(self, pending: _Pending[Any, T]) -> Future[T]:
         if self._closed:
             raise ProblemError(ProblemType.UNAVAILABLE, "the server is stopping; try again", retry_after_seconds=1)
-        pending: _Pending[T] = _Pending(name, body, Future())
         try:
             self._queue.put_nowait(pending)
         except queue.Full:
@@ -168,8 +180,8 @@ class Transactions:
             if batch:
                 self._run(batch)
 
-    def _drain(self) -> list[_Pending[Any]]:
-        batch: list[_Pending[Any]] = []
+    def _drain(self) -> list[_Pending[Any, Any]]:
+        batch: list[_Pending[Any, Any]] = []
         while len(batch) < MAX_BATCH - 1:
             try:
                 pending = self._queue.get_nowait()
@@ -181,7 +193,7 @@ class Transactions:
             batch.append(pending)
         return batch
 
-    def _run(self, batch: list[_Pending[Any]]) -> None:
+    def _run(self, batch: list[_Pending[Any, Any]]) -> None:
         started = time.perf_counter()
         try:
             topics = self._commit(batch)
@@ -197,7 +209,7 @@ class Transactions:
             return
         self._announce(batch, topics, time.perf_counter() - started)
 
-    def _run_alone(self, pending: _Pending[Any]) -> None:
+    def _run_alone(self, pending: _Pending[Any, Any]) -> None:
         for attempt in range(MAX_ATTEMPTS):
             started = time.perf_counter()
             try:
@@ -215,7 +227,7 @@ class Transactions:
                 self._announce([pending], topics, time.perf_counter() - started)
                 return
 
-    def _commit(self, batch: list[_Pending[Any]]) -> frozenset[str]:
+    def _commit(self, batch: list[_Pending[Any, Any]]) -> frozenset[str]:
         """Runs every body in one transaction; a body that raises is undone alone."""
         # Savepoints are a third of a small body's statements, and bodies that raise are rare.
         try:
@@ -228,13 +240,12 @@ class Transactions:
             return self._commit_with(_run_body_in_savepoint, batch)
 
     def _commit_with(
-        self, run_body: Callable[[WriteTx, _Pending[Any]], None], batch: list[_Pending[Any]]
+        self, run_body: Callable[[WriteTx, list[_Pending[Any, Any]]], None], batch: list[_Pending[Any, Any]]
     ) -> frozenset[str]:
         with self.database.writer.connect() as connection, connection.begin():
             tx = WriteTx(connection, self.database.dialect, self._clock)
-            for pending in batch:
-                pending.error = None
-                run_body(tx, pending)
+            for group in _groups(batch):
+                run_body(tx, group)
             self._notify(connection, tx.topics)
         return frozenset(tx.topics)
 
@@ -243,7 +254,7 @@ class Transactions:
             for topic in sorted(topics):
                 connection.execute(sa.select(sa.func.pg_notify(NOTIFICATION_CHANNEL, topic)))
 
-    def _announce(self, batch: list[_Pending[Any]], topics: frozenset[str], seconds: float) -> None:
+    def _announce(self, batch: list[_Pending[Any, Any]], topics: frozenset[str], seconds: float) -> None:
         self._telemetry.committed(len(batch), seconds)
         if topics:
             self._on_commit(topics)
@@ -261,20 +272,37 @@ class Transactions:
         time.sleep(min(1.0, 0.01 * 2**attempt) * (0.5 + random.random()))  # noqa: S311
 
 
-def _run_body(tx: WriteTx, pending: _Pending[Any]) -> None:
-    pending.outcome = pending.body(tx)
+def _alone(name: str, body: Callable[[WriteTx], T]) -> _Pending[None, T]:
+    return _Pending(name, lambda tx, _items: [body(tx)], None, Future())
 
 
-def _run_body_in_savepoint(tx: WriteTx, pending: _Pending[Any]) -> None:
+def _groups(batch: list[_Pending[Any, Any]]) -> list[list[_Pending[Any, Any]]]:
+    """Puts those of one group where its first one stands; nobody in a batch has been answered, so nobody can tell."""
+    groups: dict[object, list[_Pending[Any, Any]]] = {}
+    for place, pending in enumerate(batch):
+        groups.setdefault(place if pending.group is None else pending.group, []).append(pending)
+    return list(groups.values())
+
+
+def _run_body(tx: WriteTx, group: list[_Pending[Any, Any]]) -> None:
+    outcomes = group[0].body(tx, [pending.item for pending in group])
+    for pending, outcome in zip(group, outcomes, strict=True):
+        pending.outcome = outcome
+
+
+def _run_body_in_savepoint(tx: WriteTx, group: list[_Pending[Any, Any]]) -> None:
     savepoint = tx.connection.begin_nested()
     try:
-        _run_body(tx, pending)
+        _run_body(tx, group)
     except sa.exc.DBAPIError:
         raise
     except Exception as error:  # noqa: BLE001 - passed on to whoever waits; the batch goes on
         savepoint.rollback()
-        tx.held.clear()
-        pending.error = error
+        if len(group) == 1:
+            group[0].outcome = error
+            return
+        for pending in group:
+            _run_body_in_savepoint(tx, [pending])
         return
     savepoint.commit()
 
@@ -283,7 +311,7 @@ def _may_rerun(error: sa.exc.SQLAlchemyError) -> bool:
     return is_conflict(error) or is_disconnect(error)
 
 
-def _fail(batch: list[_Pending[Any]], error: BaseException) -> None:
+def _fail(batch: list[_Pending[Any, Any]], error: BaseException) -> None:
     problem = as_problem(error)
     for pending in batch:
         pending.future.set_exception(problem or error)

@@ -16,6 +16,7 @@ from aggregator_service.flow import aggregation, expiry, lifecycle, publication
 from aggregator_service.flow.aggregation import AggregationStoppedError, Candidate, SealedRound
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.fold import ModelOverflowError
+from aggregator_service.flow.optimizer_state import OptimizerStateError
 from aggregator_service.storage import rounds
 from aggregator_service.storage.blobs import BlobCorruptError
 from aggregator_service.storage.leases import exclusive
@@ -87,7 +88,7 @@ class EmbeddedWorker:
             outcome = await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, round_)
         except AggregationStoppedError:
             return
-        except (ModelOverflowError, BlobCorruptError) as error:
+        except (ModelOverflowError, OptimizerStateError, BlobCorruptError) as error:
             reason = f"round {round_.number} cannot be aggregated: {error}"
             _log.error("run_failed", run_id=round_.run_id, reason=reason)
             await lifecycle.fail_run(self._flow, round_.run_id, reason)

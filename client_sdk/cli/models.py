@@ -6,12 +6,12 @@
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
 from client_sdk.cli.options import DEFAULT_SERVER, Insecure, Json, Server, TokenFile, with_client
-from client_sdk.cli.output import console, print_fields
+from client_sdk.cli.output import console, print_fields, print_messages
 from client_sdk.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,16 +21,35 @@ if TYPE_CHECKING:
 app: Final = typer.Typer(no_args_is_help=True)
 
 
-# The group would otherwise be left out, as typer does with an only command.
-@app.callback()
-def model() -> None:
-    """Download models."""
+_COLUMNS: Final = ("version", "round", "parent_version", "restored_from", "tags", "digest", "num_bytes", "created_at")
+
+
+@app.command("list")
+def list_models(
+    run_id: Annotated[str, typer.Argument(help="The run.")],
+    server: Server = DEFAULT_SERVER,
+    token_file: TokenFile = None,
+    allow_insecure_http: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """List the versions of a run's model: what each came from, and which stand out."""
+    found = with_client(
+        lambda client: client.list_models(run_id),
+        server=server,
+        token_file=token_file,
+        allow_insecure_http=allow_insecure_http,
+    )
+    print_messages(found, columns=_COLUMNS, as_json=as_json)
 
 
 @app.command("download")
 def download(
     run_id: Annotated[str, typer.Argument(help="The run.")],
     version: Annotated[int | None, typer.Option(min=0, help="Which version; the latest by default.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="The best evaluated version instead.")] = False,
+    with_lineage: Annotated[
+        bool, typer.Option("--with-lineage", help="Write into the file's metadata how the version came about.")
+    ] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("model.safetensors"),
     force: Annotated[bool, typer.Option(help="Replace the file if it exists.")] = False,
     server: Server = DEFAULT_SERVER,
@@ -41,10 +60,13 @@ def download(
     """Download a model version as a safetensors file, checked against its digest."""
     if output.exists() and not force:
         raise UsageError(f"{output} exists; give another --output, or --force to replace it")
+    if best and version is not None:
+        raise UsageError("--best and --version exclude each other")
+    wanted: int | Literal["best"] | None = "best" if best else version
     # In the same folder as the file, so that taking its name is one step.
     with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".fedquorum-") as folder:
         stored = with_client(
-            lambda client: _download(client, run_id, folder=Path(folder), version=version),
+            lambda client: _download(client, run_id, folder=Path(folder), version=wanted, with_lineage=with_lineage),
             server=server,
             token_file=token_file,
             allow_insecure_http=allow_insecure_http,
@@ -54,8 +76,17 @@ def download(
     print_fields(fields, as_json=as_json)
 
 
-async def _download(client: "AggregatorClient", run_id: str, *, folder: Path, version: int | None) -> "StoredModel":
+async def _download(
+    client: "AggregatorClient",
+    run_id: str,
+    *,
+    folder: Path,
+    version: int | Literal["best"] | None,
+    with_lineage: bool,
+) -> "StoredModel":
     from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    from client_sdk.operator import Operator
 
     out = console(stderr=True)
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
@@ -65,4 +96,5 @@ async def _download(client: "AggregatorClient", run_id: str, *, folder: Path, ve
         def tell(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        return await client.download_model(run_id, folder, version=version, on_bytes=tell)
+        operator = Operator(client)
+        return await operator.download(run_id, folder, version=version, with_lineage=with_lineage, on_bytes=tell)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console
 
+    from fl_protocol.models import Model
+
 WIDE: Final = 500
 """Characters a line of a table may have in a pipe or a file."""
 
@@ -76,6 +78,15 @@ def print_fields(fields: Mapping[str, object], *, as_json: bool) -> None:
         sys.stdout.write(f"{name.replace('_', ' '):<{width}}  {cell(value)}\n")
 
 
+def print_model(model: "Model", *, as_json: bool) -> None:
+    """Prints one model version."""
+    if as_json:
+        print_json(model)
+        return
+    fields = ("version", "round", "parent_version", "restored_from", "tags", "digest", "num_bytes", "created_at")
+    print_fields({field: getattr(model, field) for field in fields}, as_json=False)
+
+
 def cell(value: object) -> str:
     """Renders one value for a person; strings of the server cannot command the terminal."""
     match value:
@@ -85,6 +96,8 @@ def cell(value: object) -> str:
             return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
         case float():
             return f"{value:.4g}"
+        case list():
+            return ", ".join(map(cell, value)) or "-"
         case dict():
             return ", ".join(f"{printable(str(name))} {cell(item)}" for name, item in value.items()) or "-"
         case _:

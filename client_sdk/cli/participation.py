@@ -25,7 +25,7 @@ def participate(
     evaluator: Annotated[str | None, typer.Option(help="MODULE:NAME of an evaluator.")] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Keeps the model over restarts; a new folder if not.")] = None,
     state_dir: Annotated[
-        Path | None, typer.Option(help="Keeps personal tensors over restarts; in memory if not.")
+        Path | None, typer.Option(help="A folder of this client's own for what it keeps from round to round.")
     ] = None,
     server: Server = DEFAULT_SERVER,
     token_file: TokenFile = None,

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from client_sdk.cli.options import DEFAULT_SERVER, Insecure, Json, Server, TokenFile, with_client
-from client_sdk.cli.output import console, print_fields, print_json, print_messages
+from client_sdk.cli.output import console, print_fields, print_json, print_messages, print_model
 from client_sdk.cli.specification import read_spec
+from client_sdk.errors import UsageError
 
 if TYPE_CHECKING:
     from client_sdk.client import AggregatorClient
@@ -20,14 +21,27 @@ if TYPE_CHECKING:
 app: Final = typer.Typer(no_args_is_help=True)
 
 RunId = Annotated[str, typer.Argument(help="The run, as `run list` shows it.")]
+ClientId = Annotated[str, typer.Argument(help="The client, as `clients list` shows it.")]
 
-_RUN_COLUMNS: Final = ("run_id", "name", "state", "current_round", "num_rounds", "latest_version", "created_at")
+_RUN_COLUMNS: Final = (
+    "run_id",
+    "name",
+    "state",
+    "current_round",
+    "num_rounds",
+    "latest_version",
+    "best_version",
+    "created_at",
+)
+_EXCLUSION_COLUMNS: Final = ("client_id", "reason", "excluded_at")
 _ROUND_COLUMNS: Final = ("number", "attempt", "state", "num_updates", "quorum", "num_examples", "metrics", "evaluation")
 
 
 @app.command("create")
 def create(
-    model: Annotated[Path, typer.Option(help="The initial model, a safetensors file.")],
+    model: Annotated[Path | None, typer.Option(help="The initial model, a safetensors file.")] = None,
+    from_run: Annotated[str | None, typer.Option(help="The run whose model this one begins with, instead.")] = None,
+    from_version: Annotated[int | None, typer.Option(min=0, help="Which version of that run's model.")] = None,
     spec: Annotated[Path | None, typer.Option(help="A RunSpec as JSON; the options below change it.")] = None,
     name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
     rounds: Annotated[int | None, typer.Option(help="How many rounds.")] = None,
@@ -49,14 +63,17 @@ def create(
         ("round", "cohort_size"): cohort_size,
         ("training", "local_epochs"): local_epochs,
         ("training", "learning_rate"): learning_rate,
+        ("initial_model", "kind"): None if from_run is None and from_version is None else "version",
+        ("initial_model", "run_id"): from_run,
+        ("initial_model", "version"): from_version,
     }
     run_spec = read_spec(spec, changes)
-    content = model.read_bytes()
+    content = None if model is None else model.read_bytes()
 
     async def use(client: "AggregatorClient") -> "Run":
         from client_sdk.operator import Operator
 
-        with console(stderr=True).status(f"sending {model.name}"):
+        with console(stderr=True).status("creating the run" if model is None else f"sending {model.name}"):
             operator = Operator(client)
             return await (operator.start_run if start else operator.create_run)(run_spec, content)
 
@@ -136,6 +153,93 @@ def stop(
     _print_run(run, as_json=as_json)
 
 
+@app.command("rollback")
+def rollback(
+    run_id: RunId,
+    version: Annotated[int, typer.Argument(min=0, help="The model version to go back to.")],
+    server: Server = DEFAULT_SERVER,
+    token_file: TokenFile = None,
+    allow_insecure_http: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Make an earlier model version the newest again and go on from it."""
+    made = with_client(
+        lambda client: client.roll_back(run_id, version),
+        server=server,
+        token_file=token_file,
+        allow_insecure_http=allow_insecure_http,
+    )
+    print_model(made, as_json=as_json)
+
+
+@app.command("exclude")
+def exclude(
+    run_id: RunId,
+    client_id: ClientId,
+    reason: Annotated[str, typer.Option(help="Why; the client is told.")],
+    server: Server = DEFAULT_SERVER,
+    token_file: TokenFile = None,
+    allow_insecure_http: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Give a client no more tasks in a run; what it has sent stays counted."""
+    from pydantic import ValidationError
+
+    from fl_protocol.exclusions import ExclusionRequest
+
+    try:
+        request = ExclusionRequest(reason=reason)
+    except ValidationError as error:
+        raise UsageError(f"--reason: {error.errors()[0]['msg']}") from None
+    excluded = with_client(
+        lambda client: client.exclude_client(run_id, client_id, request),
+        server=server,
+        token_file=token_file,
+        allow_insecure_http=allow_insecure_http,
+    )
+    print_fields(excluded.model_dump(mode="json"), as_json=as_json)
+
+
+@app.command("readmit")
+def readmit(
+    run_id: RunId,
+    client_id: ClientId,
+    server: Server = DEFAULT_SERVER,
+    token_file: TokenFile = None,
+    allow_insecure_http: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Let an excluded client take part in a run again."""
+    with_client(
+        lambda client: client.readmit_client(run_id, client_id),
+        server=server,
+        token_file=token_file,
+        allow_insecure_http=allow_insecure_http,
+    )
+    if as_json:
+        print_json({"client_id": client_id, "excluded": False})
+    else:
+        typer.echo(f"{client_id} may take part")
+
+
+@app.command("exclusions")
+def exclusions(
+    run_id: RunId,
+    server: Server = DEFAULT_SERVER,
+    token_file: TokenFile = None,
+    allow_insecure_http: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """List who is excluded from a run."""
+    found = with_client(
+        lambda client: client.list_exclusions(run_id),
+        server=server,
+        token_file=token_file,
+        allow_insecure_http=allow_insecure_http,
+    )
+    print_messages(found, columns=_EXCLUSION_COLUMNS, as_json=as_json)
+
+
 @app.command("list")
 def list_runs(
     server: Server = DEFAULT_SERVER,
@@ -199,5 +303,5 @@ def _print_run(run: "Run", *, as_json: bool) -> None:
     if as_json:
         print_json(run)
         return
-    fields = ("run_id", "name", "state", "reason", "current_round", "num_rounds", "latest_version", "created_at")
+    fields = (*_RUN_COLUMNS, "reason")
     print_fields({field: getattr(run, field) for field in fields}, as_json=False)

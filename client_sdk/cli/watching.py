@@ -21,6 +21,8 @@ async def watch_run(client: AggregatorClient, run_id: str, *, as_json: bool) -> 
             number = event.data.get("round")
             if as_json:
                 print_json(event)
+            elif event.type == EventType.MODEL_PUBLISHED and "rolled_back_to" in event.data:
+                _print_event(out, event)
             elif event.type == EventType.MODEL_PUBLISHED and isinstance(number, int) and number > 0:
                 bars.update(rounds, completed=number)
                 out.print(_round_line(await client.get_round(run_id, number), run.num_rounds))
@@ -58,5 +60,16 @@ def _print_event(out: Console, event: Event) -> None:
             out.print(f"run is {cell(event.data.get('state'))}" + (f": {cell(reason)}" if reason else ""), markup=False)
         case EventType.ROUND_ABANDONED:
             out.print(f"round {cell(event.data.get('round'))} was abandoned", markup=False)
+        case EventType.MODEL_PUBLISHED if "rolled_back_to" in event.data:
+            version, source = cell(event.data.get("version")), cell(event.data["rolled_back_to"])
+            out.print(f"back to model version {source}, now version {version}", markup=False)
         case EventType.EVALUATION_COMPLETED:
-            out.print(f"evaluation of round {cell(event.data.get('round'))} is complete", markup=False)
+            out.print(_evaluation_line(event), markup=False)
+
+
+def _evaluation_line(event: Event) -> str:
+    version, found = event.data.get("version"), cell(event.data.get("metrics"))
+    line = f"evaluation of round {cell(event.data.get('round'))}: {found}"
+    if event.data.get("quarantined") is True:
+        return f"{line}; version {cell(version)} is quarantined"
+    return f"{line}; the best so far" if version is not None and version == event.data.get("best_version") else line

@@ -16,7 +16,8 @@ from client_sdk.errors import FedQuorumError, TransportError, UntrustedAnswerErr
 from client_sdk.retries import pause_seconds
 from client_sdk.transfer import Body, Content, OnBytes, StoredModel, body_of_bytes, body_of_tensors
 from fl_protocol.arrays import Tensor
-from fl_protocol.models import Model
+from fl_protocol.exclusions import Exclusion, ExclusionRequest
+from fl_protocol.models import Model, RollbackRequest
 from fl_protocol.rounds import Contribution, Event, Round
 from fl_protocol.runs import Run, RunSpec
 from fl_protocol.tasks import (
@@ -96,6 +97,11 @@ class AggregatorClient:
     async def stop_run(self, run_id: str) -> Run:
         return await self._connection.call(endpoints.stop_run(run_id))
 
+    async def roll_back(self, run_id: str, version: int) -> Model:
+        """Makes an earlier version the newest again, and gives it under its new number."""
+        request = RollbackRequest(version=version)
+        return await self._connection.call(endpoints.roll_back(run_id, request, idempotency_key=_new_key()))
+
     async def list_rounds(self, run_id: str) -> list[Round]:
         return await self._gather(lambda cursor: endpoints.list_rounds(run_id, cursor=cursor))
 
@@ -129,9 +135,39 @@ class AggregatorClient:
         With `expected` nothing but that digest and size is accepted; otherwise what the first answer announces binds.
         """
         request = endpoints.latest_model(run_id) if version is None else endpoints.get_model(run_id, version)
+        return await self._download(request, folder, expected=expected, on_bytes=on_bytes)
+
+    async def download_best(self, run_id: str, folder: Path, *, on_bytes: OnBytes | None = None) -> StoredModel:
+        """Downloads the version that is best by the metric that the run's evaluation watches, as `download_model`."""
+        return await self._download(endpoints.best_model(run_id), folder, on_bytes=on_bytes)
+
+    async def export_model(
+        self, run_id: str, version: int, folder: Path, *, on_bytes: OnBytes | None = None
+    ) -> StoredModel:
+        """Downloads a version with its lineage in the file's metadata, as `download_model`; its digest is another."""
+        return await self._download(endpoints.export_model(run_id, version), folder, on_bytes=on_bytes)
+
+    async def _download(
+        self,
+        request: Request[None],
+        folder: Path,
+        *,
+        expected: Content | None = None,
+        on_bytes: OnBytes | None = None,
+    ) -> StoredModel:
         stored = await self._connection.download(request, folder, expected=expected, on_bytes=on_bytes)
         if stored is None:
             raise UntrustedAnswerError("the server answered 204 to a request for a model")
+        return stored
+
+    async def download_control_variate(
+        self, run_id: str, folder: Path, *, version: int, expected: Content | None = None
+    ) -> StoredModel:
+        """Downloads the server control variate of a SCAFFOLD run's model version, as `download_model` does."""
+        request = endpoints.get_control_variate(run_id, version)
+        stored = await self._connection.download(request, folder, expected=expected)
+        if stored is None:
+            raise UntrustedAnswerError("the server answered 204 to a request for a control variate")
         return stored
 
     async def wait_for_model(
@@ -170,6 +206,17 @@ class AggregatorClient:
                     raise
                 pause = asked
             await self.sleep(pause)
+
+    async def list_exclusions(self, run_id: str) -> list[Exclusion]:
+        return await self._gather(lambda cursor: endpoints.list_exclusions(run_id, cursor=cursor))
+
+    async def exclude_client(self, run_id: str, client_id: str, request: ExclusionRequest) -> Exclusion:
+        """Gives a client no more tasks in a run; its accepted updates stay counted."""
+        return await self._connection.call(endpoints.exclude_client(run_id, client_id, request))
+
+    async def readmit_client(self, run_id: str, client_id: str) -> None:
+        """Lets an excluded client take part in a run again."""
+        await self._connection.call(endpoints.readmit_client(run_id, client_id))
 
     async def create_enrolment_token(self, request: EnrolmentTokenRequest) -> EnrolmentToken:
         return await self._connection.call(endpoints.create_enrolment_token(request, idempotency_key=_new_key()))

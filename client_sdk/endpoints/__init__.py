@@ -20,8 +20,9 @@ from client_sdk.endpoints.exchange import (
     retry_after_seconds,
 )
 from fl_protocol import routes
+from fl_protocol.exclusions import Exclusion, ExclusionRequest
 from fl_protocol.messages import RequestMessage
-from fl_protocol.models import TENSOR_MEDIA_TYPE, Model
+from fl_protocol.models import TENSOR_MEDIA_TYPE, Model, RollbackRequest
 from fl_protocol.rounds import Contribution, Round
 from fl_protocol.runs import Run, RunSpec
 from fl_protocol.tasks import (
@@ -66,6 +67,17 @@ def _post(
     )
 
 
+def _put(kind: type[Message], where: str, *, body: RequestMessage, **asked: str) -> Request[Message]:
+    return Request(
+        method="PUT",
+        path=where,
+        headers={"Content-Type": "application/json"},
+        body=body.model_dump_json().encode(),
+        statuses=frozenset({200, 201}),
+        parse=lambda answer: message_of(kind, answer, asked),
+    )
+
+
 def _delete(where: str) -> Request[None]:
     return Request(method="DELETE", path=where, statuses=frozenset({200, 204}), parse=lambda _: None)
 
@@ -105,6 +117,11 @@ def stop_run(run_id: str) -> Request[Run]:
     return _post(Run, path(routes.RUN_STOP, run_id=run_id), run_id=run_id)
 
 
+def roll_back(run_id: str, request: RollbackRequest, *, idempotency_key: str) -> Request[Model]:
+    """`POST /v1/runs/{run_id}/rollback`."""
+    return _post(Model, path(routes.RUN_ROLLBACK, run_id=run_id), body=request, idempotency_key=idempotency_key)
+
+
 def list_rounds(run_id: str, *, limit: int | None = None, cursor: str | None = None) -> Request[Page[Round]]:
     """`GET /v1/runs/{run_id}/rounds`."""
     return _list(Round, path(routes.RUN_ROUNDS, run_id=run_id), limit=limit, cursor=cursor)
@@ -133,10 +150,25 @@ def get_model(run_id: str, version: int) -> Request[None]:
     return _stream(path(routes.RUN_MODEL, run_id=run_id, version=version))
 
 
+def get_control_variate(run_id: str, version: int) -> Request[None]:
+    """`GET /v1/runs/{run_id}/models/{version}/control-variate`; the answer is a stream."""
+    return _stream(path(routes.CONTROL_VARIATE, run_id=run_id, version=version))
+
+
 def latest_model(run_id: str, *, after: int | None = None, wait_seconds: float = 0.0) -> Request[None]:
     """`GET /v1/runs/{run_id}/models/latest`; the answer is a stream, or 204 if nothing newer than `after` came."""
     query = {} if after is None else {"after": str(after), "wait": f"{wait_seconds:g}"}
     return _stream(path(routes.LATEST_MODEL, run_id=run_id), query=query, wait_seconds=wait_seconds)
+
+
+def best_model(run_id: str) -> Request[None]:
+    """`GET /v1/runs/{run_id}/models/best`; the answer is a stream."""
+    return _stream(path(routes.BEST_MODEL, run_id=run_id))
+
+
+def export_model(run_id: str, version: int) -> Request[None]:
+    """`GET /v1/runs/{run_id}/models/{version}/export`; the answer is a stream."""
+    return _stream(path(routes.MODEL_EXPORT, run_id=run_id, version=version))
 
 
 def _stream(where: str, *, query: Mapping[str, str] | None = None, wait_seconds: float = 0.0) -> Request[None]:
@@ -172,14 +204,7 @@ def _put_tensors(kind: type[Message], where: str, **asked: str) -> Request[Messa
 
 def put_evaluation(task_id: str, report: EvaluationReport) -> Request[Receipt]:
     """`PUT /v1/tasks/{task_id}/evaluation`."""
-    return Request(
-        method="PUT",
-        path=path(routes.TASK_EVALUATION, task_id=task_id),
-        headers={"Content-Type": "application/json"},
-        body=report.model_dump_json().encode(),
-        statuses=frozenset({200, 201}),
-        parse=lambda answer: message_of(Receipt, answer, {"task_id": task_id}),
-    )
+    return _put(Receipt, path(routes.TASK_EVALUATION, task_id=task_id), body=report, task_id=task_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +235,22 @@ def _parse_claim(answer: Answer) -> Task | NothingToDo:
 def give_up_task(task_id: str) -> Request[None]:
     """`DELETE /v1/tasks/{task_id}`."""
     return _delete(path(routes.TASK, task_id=task_id))
+
+
+def list_exclusions(run_id: str, *, limit: int | None = None, cursor: str | None = None) -> Request[Page[Exclusion]]:
+    """`GET /v1/runs/{run_id}/exclusions`."""
+    return _list(Exclusion, path(routes.RUN_EXCLUSIONS, run_id=run_id), limit=limit, cursor=cursor)
+
+
+def exclude_client(run_id: str, client_id: str, request: ExclusionRequest) -> Request[Exclusion]:
+    """`PUT /v1/runs/{run_id}/exclusions/{client_id}`."""
+    where = path(routes.RUN_EXCLUSION, run_id=run_id, client_id=client_id)
+    return _put(Exclusion, where, body=request, client_id=client_id)
+
+
+def readmit_client(run_id: str, client_id: str) -> Request[None]:
+    """`DELETE /v1/runs/{run_id}/exclusions/{client_id}`."""
+    return _delete(path(routes.RUN_EXCLUSION, run_id=run_id, client_id=client_id))
 
 
 def create_enrolment_token(request: EnrolmentTokenRequest, *, idempotency_key: str) -> Request[EnrolmentToken]:

@@ -29,11 +29,12 @@ _ALL: Final = ParametersSpec()
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What is sent back: the delta and the metadata of its safetensors file; `personal` is kept here instead."""
+    """What is sent back: the tensors and the metadata of its file; `personal` and `control` are kept here instead."""
 
     delta: Mapping[str, Tensor]
     metadata: Mapping[str, str]
     personal: Mapping[str, Tensor] = field(default_factory=dict)
+    control: Mapping[str, Tensor] | None = None
 
 
 def structure_of(model: Mapping[str, Tensor]) -> Structure:

@@ -2,6 +2,7 @@
 
     Claim -> Rest -> Claim                         nothing to do now
     Claim -> Pull -> Train -> SendUpdate -> Claim
+    Claim -> Pull -> PullControls -> Train -> SendUpdate -> Claim      SCAFFOLD
     Claim -> Pull -> Evaluate -> SendEvaluation -> Claim
     Claim -> GiveUp -> Rest -> Claim               a task that this participant cannot do
     Claim, SendUpdate, SendEvaluation -> Finish    the run is over
@@ -10,12 +11,13 @@ It upholds these rules, and raises UntrustedAnswerError where the server breaks 
 1. A task is for the run that was asked for, and names a digest, a version and a size that can be.
 2. A model is never larger than the local one, or than the ceiling where there is none.
 3. A model has the names, types and shapes of the local model, or of the first one pulled, and finite values only.
-4. A task whose work was accepted or refused is not done again.
+4. A control variate has the names and shapes of the model, and finite values only.
+5. A task whose work was accepted or refused is not done again.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -26,7 +28,9 @@ from client_sdk.errors import (
     RunFinishedError,
     ServerError,
     UntrustedAnswerError,
+    UsageError,
 )
+from client_sdk.session.controls import completed, control_structure, own_control, server_control
 from client_sdk.session.deltas import (
     Structure,
     Update,
@@ -41,7 +45,9 @@ from client_sdk.session.work import TrainingResult, TrainingTask
 from fl_protocol.arrays import Tensor
 from fl_protocol.identifiers import DIGEST_PATTERN
 from fl_protocol.messages import MAX_EXACT_INTEGER
+from fl_protocol.specs.algorithms import ScaffoldAlgorithm
 from fl_protocol.tasks import EvaluationReport, Task, TaskKind
+from fl_protocol.updates import CONTROL_PREFIX
 
 REST_SECONDS: Final = 1.0
 """How long a participant rests after it gave a task up or was handed one that it has done."""
@@ -70,6 +76,14 @@ class Pull:
     """Get the task's model: exactly the bytes that the task announces."""
 
     task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class PullControls:
+    """Get the two control variates: the client's own from where it keeps it, and the server's that the task names."""
+
+    task: Task
+    work: TrainingTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,18 +133,30 @@ class Finish:
     reason: str
 
 
-TaskAction = Pull | Train | Evaluate | SendUpdate | SendEvaluation
+TaskAction = Pull | PullControls | Train | Evaluate | SendUpdate | SendEvaluation
 """What is done for a task that the participant holds."""
 
 Action = Claim | Rest | GiveUp | Finish | TaskAction
 
 
 class ParticipantSession:
-    """One participant in one run; `structure` is that of its local model, None if it has none before the first pull."""
+    """One participant in one run; `structure` is that of its local model, None if it has none before the first pull.
 
-    def __init__(self, run_id: str, *, can_evaluate: bool, structure: Structure | None, max_model_bytes: int) -> None:
+    `can_keep_controls` tells whether it has a folder for them.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        *,
+        can_evaluate: bool,
+        can_keep_controls: bool,
+        structure: Structure | None,
+        max_model_bytes: int,
+    ) -> None:
         self._run_id = run_id
         self._can_evaluate = can_evaluate
+        self._can_keep_controls = can_keep_controls
         self._structure = structure
         self._max_model_bytes = max_model_bytes if structure is None else max_file_bytes(structure)
         self._done: str | None = None
@@ -146,9 +172,17 @@ class ParticipantSession:
             return GiveUp(claim, "this participant has no evaluator")
         return Pull(claim)
 
+    def check_can_do(self, task: Task) -> None:
+        """Raises UsageError for a task that needs what this participant was not given."""
+        if _has_controls(task) and not self._can_keep_controls:
+            raise UsageError(
+                "the run uses SCAFFOLD, whose control variates a client must keep from round to round: name a folder "
+                "of this client's own as state_dir (--state-dir)"
+            )
+
     def pulled(
         self, task: Task, model: Mapping[str, Tensor], *, personal: Mapping[str, Tensor] = _NOTHING
-    ) -> Train | Evaluate:
+    ) -> PullControls | Train | Evaluate:
         """Takes the model that the task announced, and the personal tensors that were kept; see `with_personal`."""
         found = structure_of(model)
         difference = None if self._structure is None else first_difference(found, self._structure)
@@ -166,12 +200,26 @@ class ParticipantSession:
             model=with_personal(model, personal, parameters=task.parameters),
             training=task.training,
             parameters=task.parameters,
+            algorithm=task.algorithm,
         )
-        return Train(task, work) if task.kind is TaskKind.TRAIN else Evaluate(task, work)
+        if task.kind is TaskKind.EVALUATE:
+            return Evaluate(task, work)
+        if not _has_controls(task):
+            return Train(task, work)
+        _check_control_variate(task, found)
+        return PullControls(task, work)
+
+    def controls_pulled(
+        self, action: PullControls, *, own: Mapping[str, Tensor] | None, server: Mapping[str, Tensor] | None
+    ) -> Train:
+        """Takes the two control variates, the server's as it was sent; None stands for zeros."""
+        mine, theirs = own_control(own, action.work), server_control(server, action.work)
+        return Train(action.task, replace(action.work, control=mine, server_control=theirs))
 
     def trained(self, action: Train, result: TrainingResult) -> SendUpdate:
         """Takes what the trainer returned; raises TrainerError if it cannot be sent."""
-        return SendUpdate(action.task, update_of(result, action.work.model, parameters=action.work.parameters))
+        update = update_of(result, action.work.model, parameters=action.work.parameters)
+        return SendUpdate(action.task, completed(update, result, action.work))
 
     def sent(self, task: Task) -> Claim:
         """Takes the server's receipt."""
@@ -199,3 +247,19 @@ class ParticipantSession:
             raise UntrustedAnswerError(
                 f"the task announces a model of {task.model_num_bytes} bytes; at most {self._max_model_bytes} are taken"
             )
+
+
+def _has_controls(task: Task) -> bool:
+    return task.kind is TaskKind.TRAIN and isinstance(task.algorithm, ScaffoldAlgorithm)
+
+
+def _check_control_variate(task: Task, model: Structure) -> None:
+    named = task.control_variate
+    if named is None:
+        return
+    sent = {CONTROL_PREFIX + name: spec for name, spec in control_structure(model, task.parameters).items()}
+    if _DIGEST.fullmatch(named.digest) is None or not 0 < named.num_bytes <= max_file_bytes(sent):
+        raise UntrustedAnswerError(
+            f"the task announces a control variate of {named.num_bytes} bytes and the digest {named.digest[:80]!r}; "
+            f"at most {max_file_bytes(sent)} bytes and sha256: with 64 hexadecimal digits are taken"
+        )

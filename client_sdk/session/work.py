@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fl_protocol.arrays import Tensor
+from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm
 from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.training import TrainingSpec, local_epochs, local_learning_rate
 from fl_protocol.tasks import EvaluationReport
@@ -15,7 +16,8 @@ class TrainingTask:
 
     The arrays are read-only; a bfloat16 tensor is a RawTensor, because numpy has no such type. Where `parameters` makes
     tensors personal, `model` holds this client's own values of them, and those of the global model before its first
-    accepted update.
+    accepted update. For SCAFFOLD `control` (c_i) and `server_control` (c) hold an array for each floating-point tensor
+    that travels: each local step is along gradient - control + server_control.
     """
 
     run_id: str
@@ -25,6 +27,9 @@ class TrainingTask:
     model: Mapping[str, Tensor]
     training: TrainingSpec
     parameters: ParametersSpec = field(default_factory=ParametersSpec)
+    algorithm: Algorithm = field(default_factory=FedAvgAlgorithm)
+    control: Mapping[str, Tensor] | None = None
+    server_control: Mapping[str, Tensor] | None = None
 
     @property
     def learning_rate(self) -> float:
@@ -42,20 +47,29 @@ class TrainedModel:
     """A model after local training; the SDK takes the difference to the round's global model.
 
     Frozen tensors may be left out; what was done to them is not looked at. Personal ones are kept for the next round.
+    FedNova and SCAFFOLD need `local_steps`. SCAFFOLD's next `control` (c_i+) is computed from them by option II unless
+    it is given, as for tensors without a gradient, which keep the one they had.
     """
 
     tensors: Mapping[str, Tensor]
     num_examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    local_steps: int | None = None
+    control: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedDelta:
-    """Local minus global model, for a trainer that computed the difference itself: exactly the tensors that travel."""
+    """Local minus global model, for a trainer that computed the difference itself: exactly the tensors that travel.
+
+    `local_steps` and `control` are TrainedModel's.
+    """
 
     tensors: Mapping[str, Tensor]
     num_examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    local_steps: int | None = None
+    control: Mapping[str, Tensor] | None = None
 
 
 TrainingResult = TrainedModel | TrainedDelta

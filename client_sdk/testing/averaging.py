@@ -7,27 +7,49 @@ from numpy.typing import NDArray
 
 from fl_protocol.arrays import RawTensor, Tensor, decode, dtype_of, encode
 from fl_protocol.dtypes import CARRIERS, FLOAT_FORMATS, as_float64, from_float64
+from fl_protocol.updates import CONTROL_PREFIX
 
 
-def weighted_mean(base: bytes, updates: list[bytes], *, weights: list[int]) -> bytes:
-    """Adds the weighted mean of the updates to the base model, in float64, rounded once."""
+def weighted_mean(base: bytes, updates: list[bytes], *, weights: list[int], scales: list[float] | None = None) -> bytes:
+    """Adds the weighted mean of the updates to the base model, in float64, rounded once.
+
+    `scales` are further factors of the floating-point deltas, as FedNova has them.
+    """
     model = decode(base)
+    told = list(zip([decode(update) for update in updates], weights, scales or [1.0] * len(updates), strict=True))
+    return b"".join(encode({name: _moved(name, tensor, told=told) for name, tensor in model.items()}, {}))
+
+
+def fednova_scales(weights: list[int], steps: list[int]) -> list[float]:
+    """Gives tau_eff / tau_i for updates of so many local steps (Wang et al. 2020)."""
+    effective = sum(weight * count for weight, count in zip(weights, steps, strict=True)) / sum(weights)
+    return [effective / count for count in steps]
+
+
+def next_control(control: bytes | None, updates: list[bytes], *, num_clients: int) -> bytes:
+    """Gives SCAFFOLD's server control variate after a round; None stands for zeros."""
+    before = {} if control is None else decode(control)
     deltas = [decode(update) for update in updates]
-    new = {name: _moved(name, tensor, deltas=deltas, weights=weights) for name, tensor in model.items()}
-    return b"".join(encode(new, {}))
+    following: dict[str, Tensor] = {}
+    for name in (name for name in deltas[0] if name.startswith(CONTROL_PREFIX)):
+        dtype = dtype_of(deltas[0][name])
+        total = sum(_wide(delta[name], dtype) for delta in deltas) / num_clients
+        following[name] = from_float64((_wide(before[name], dtype) if before else 0.0) + total, dtype)
+    return b"".join(encode(following, {}))
 
 
-def _moved(name: str, base: Tensor, *, deltas: list[dict[str, Tensor]], weights: list[int]) -> Tensor:
-    present = [(delta[name], weight) for delta, weight in zip(deltas, weights, strict=True) if name in delta]
+def _moved(name: str, base: Tensor, *, told: list[tuple[dict[str, Tensor], int, float]]) -> Tensor:
+    present = [(delta[name], weight, scale) for delta, weight, scale in told if name in delta]
     if not present:
         return base
     dtype = dtype_of(base)
-    total = sum(weight for _, weight in present)
-    mean = sum(weight * _wide(delta, dtype) for delta, weight in present) / total
+    total = sum(weight for _, weight, _ in present)
     if dtype not in FLOAT_FORMATS:
+        mean = sum(weight * _wide(delta, dtype) for delta, weight, _ in present) / total
         counters: NDArray[Any] = (_wide(base, dtype) + np.rint(mean)).astype(CARRIERS[dtype])
         return counters
-    values = from_float64(_wide(base, dtype) + mean, dtype)
+    step = sum(weight * scale * _wide(delta, dtype) for delta, weight, scale in present) / total
+    values = from_float64(_wide(base, dtype) + step, dtype)
     return RawTensor("BF16", values) if dtype == "BF16" else values
 
 

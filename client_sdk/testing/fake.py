@@ -14,9 +14,10 @@ from client_sdk.client import AggregatorClient, Seams
 from client_sdk.config import DEFAULT_LIMITS, Limits
 from client_sdk.testing.state import FakeRun, FakeTask, digest_of, new_id, new_run
 from fl_protocol.arrays import Tensor, decode, encode
-from fl_protocol.models import MODEL_VERSION_HEADER, TENSOR_MEDIA_TYPE
+from fl_protocol.models import MODEL_VERSION_HEADER, TENSOR_MEDIA_TYPE, RollbackRequest
 from fl_protocol.problems import PROBLEM_MEDIA_TYPE, RETRYABLE, ProblemError, ProblemType, problem_uri
 from fl_protocol.runs import Run, RunSpec, RunState
+from fl_protocol.specs.initial_model import PreviousModel
 from fl_protocol.tasks import ClientRequest, EvaluationReport
 
 Interceptor = Callable[[httpx.Request], httpx.Response | None]
@@ -94,14 +95,22 @@ class FakeAggregator:
         if found := re.fullmatch(r"/v1/tasks/([^/]+)(/.*)?", path):
             return self._task_route(request, content, task_id=found[1], rest=found[2] or "")
         if path == "/v1/runs" and request.method == "POST":
-            fake = new_run(RunSpec.model_validate_json(content))
-            self.runs[fake.run.run_id] = fake
-            return _json(fake.run, 201)
+            return _json(self._create(RunSpec.model_validate_json(content)), 201)
         if path == "/v1/runs":
             return _page([fake.run for fake in self.runs.values()])
         if path == "/v1/clients" and request.method == "POST":
             return self._enrol(ClientRequest.model_validate_json(content))
         raise ProblemError(ProblemType.NOT_FOUND, f"the fake has no {request.method} {path}")
+
+    def _create(self, spec: RunSpec) -> Run:
+        fake = new_run(spec)
+        if isinstance(spec.initial_model, PreviousModel):
+            previous = self.runs.get(spec.initial_model.run_id)
+            if previous is None or spec.initial_model.version >= len(previous.models):
+                raise ProblemError(ProblemType.INVALID_REQUEST, "initial_model: there is no such version")
+            fake.add_model(previous.models[spec.initial_model.version])
+        self.runs[fake.run.run_id] = fake
+        return fake.run
 
     def _enrol(self, request: ClientRequest) -> httpx.Response:
         token = new_id("token")
@@ -114,8 +123,10 @@ class FakeAggregator:
             return _json(fake.run)
         if rest == "/models/0" and request.method == "PUT":
             return _json(fake.add_model(content), 201)
-        if found := re.fullmatch(r"/models/(latest|\d+)", rest):
-            return _model(request, fake, which=found[1])
+        if rest == "/rollback" and request.method == "POST":
+            return _json(fake.roll_back(RollbackRequest.model_validate_json(content).version), 201)
+        if found := re.fullmatch(r"/models/(latest|best|\d+)(/export|/control-variate)?", rest):
+            return _model(request, fake, which=found[1], part=found[2])
         if rest == "/tasks" and request.method == "POST":
             return await self._claim(request, fake)
         return _read_route(request, fake, rest=rest)
@@ -181,11 +192,21 @@ def _read_route(request: httpx.Request, fake: FakeRun, *, rest: str) -> httpx.Re
     raise ProblemError(ProblemType.NOT_FOUND, f"the fake has no {request.method} {request.url.path}")
 
 
-def _model(request: httpx.Request, fake: FakeRun, *, which: str) -> httpx.Response:
-    version = len(fake.models) - 1 if which == "latest" else int(which)
-    if not 0 <= version < len(fake.models):
-        raise ProblemError(ProblemType.NOT_FOUND, f"there is no version {version}")
-    content = fake.models[version]
+def _part(fake: FakeRun, version: int, part: str | None) -> bytes:
+    if part is None:
+        return fake.models[version]
+    content = fake.with_lineage(version) if part == "/export" else fake.controls[version]
+    if content is None:
+        raise ProblemError(ProblemType.NOT_FOUND, f"version {version} has no control variate")
+    return content
+
+
+def _model(request: httpx.Request, fake: FakeRun, *, which: str, part: str | None) -> httpx.Response:
+    named = {"latest": fake.run.latest_version, "best": fake.run.best_version}
+    version = named[which] if which in named else int(which)
+    if version is None or not 0 <= version < len(fake.models):
+        raise ProblemError(ProblemType.NOT_FOUND, f"there is no version {which}")
+    content = _part(fake, version, part)
     headers = {
         "ETag": f'"{digest_of(content)}"',
         MODEL_VERSION_HEADER: str(version),

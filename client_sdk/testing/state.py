@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from client_sdk.testing.averaging import mean_metrics, weighted_mean
-from fl_protocol.arrays import decode
+from client_sdk.testing.averaging import fednova_scales, mean_metrics, next_control, weighted_mean
+from fl_protocol.arrays import decode, encode
+from fl_protocol.lineage import LINEAGE_KEY, Lineage, LineageOrigin, spec_digest
 from fl_protocol.models import Model
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import Event, EventType, Round, RoundState
 from fl_protocol.runs import FINISHED_RUN_STATES, Run, RunSpec, RunState
-from fl_protocol.tasks import EvaluationReport, Receipt, Task, TaskKind
+from fl_protocol.specs.algorithms import ScaffoldAlgorithm
+from fl_protocol.tasks import ControlVariate, EvaluationReport, Receipt, Task, TaskKind
 from fl_protocol.tensors import LENGTH_BYTES, header_length, parse_header
 from fl_protocol.updates import check_model, check_update_structure, update_layout, update_metadata
 
@@ -50,6 +52,8 @@ class FakeRun:
 
     run: Run
     models: list[bytes] = field(default_factory=list)
+    controls: list[bytes | None] = field(default_factory=list)
+    described: list[Model] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     tasks: dict[str, FakeTask] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
@@ -74,26 +78,79 @@ class FakeRun:
         """Appends an event."""
         self.events.append(Event(event_id=len(self.events) + 1, type=kind.value, created_at=_now(), data=data))
 
-    def add_model(self, content: bytes) -> Model:
-        """Adds a model version; raises ProblemError if it is not safetensors or cannot be trained by the spec."""
-        decode(content)
+    def add_model(
+        self,
+        content: bytes,
+        *,
+        number: int = 0,
+        parent: int | None = None,
+        restored_from: int | None = None,
+        control: bytes | None = None,
+    ) -> Model:
+        """Adds a model version that a round made; raises ProblemError if it cannot be trained by the spec."""
+        num_parameters = sum(int(np.prod(tensor.shape)) for tensor in decode(content).values())
         check_model(parse_header(_header_bytes(content)), self.run.spec)
+        version = len(self.models)
         self.models.append(content)
-        self.change(latest_version=len(self.models) - 1)
-        return self.model(len(self.models) - 1)
+        self.controls.append(control)
+        self.described.append(
+            Model(
+                version=version,
+                round=number,
+                digest=digest_of(content),
+                num_bytes=len(content),
+                num_parameters=num_parameters,
+                created_at=_now(),
+                parent_version=parent,
+                restored_from=restored_from,
+            )
+        )
+        self.change(latest_version=version)
+        return self.model(version)
 
     def model(self, version: int) -> Model:
-        """Describes a model version."""
-        content = self.models[version]
-        num_parameters = sum(int(np.prod(tensor.shape)) for tensor in decode(content).values())
-        return Model(
-            version=version,
-            round=version,
-            digest=digest_of(content),
-            num_bytes=len(content),
-            num_parameters=num_parameters,
-            created_at=_now(),
+        """Describes a model version as it stands now."""
+        tags = {"latest": self.run.latest_version, "best": self.run.best_version}
+        held = [tag for tag, tagged in tags.items() if tagged == version]
+        return self.described[version].model_copy(update={"tags": held})
+
+    def roll_back(self, version: int) -> Model:
+        """Publishes a version again and begins the open round anew from it; raises ProblemError."""
+        if not 0 <= version < len(self.models):
+            raise ProblemError(ProblemType.NOT_FOUND, f"the run has no model version {version}")
+        if self.run.state not in (RunState.RUNNING, RunState.PAUSED):
+            raise ProblemError(ProblemType.STATE_CONFLICT, f"the run is {self.run.state} and cannot be rolled back")
+        number, attempt = self.rounds[-1].number, self.rounds[-1].attempt
+        self.tell(EventType.ROUND_ABANDONED, round=number, attempt=attempt)
+        made = self.add_model(
+            self.models[version],
+            number=self.described[version].round,
+            parent=version,
+            restored_from=version,
+            control=self.controls[version],
         )
+        self.tell(EventType.MODEL_PUBLISHED, version=made.version, round=made.round, rolled_back_to=version)
+        self.rounds.pop()
+        self._open_round(number, attempt=attempt + 1)
+        return made
+
+    def with_lineage(self, version: int) -> bytes:
+        """Gives a version as a file that says how it came about; the fake lists no updates."""
+        facts = self.described[version]
+        lineage = Lineage(
+            run_id=self.run.run_id,
+            run_name=self.run.name,
+            spec_digest=spec_digest(self.run.spec),
+            initial_model=LineageOrigin(kind=self.run.spec.initial_model.kind, digest=self.described[0].digest),
+            version=version,
+            round=facts.round,
+            digest=facts.digest,
+            parent_version=facts.parent_version,
+            parent_digest=None if facts.parent_version is None else self.described[facts.parent_version].digest,
+            restored_from=facts.restored_from,
+            num_updates=0,
+        )
+        return b"".join(encode(decode(self.models[version]), {LINEAGE_KEY: lineage.model_dump_json()}))
 
     def task_for(self, client: str) -> tuple[Task, bool] | None:
         """Finds or makes a client's task and says whether it is new; None if there is nothing to do."""
@@ -105,7 +162,7 @@ class FakeRun:
             return None
         number = self.rounds[-1].number
         asked = [held for held in self.tasks.values() if self._is_open(held.task) and not held.given_up]
-        if any(held.task.round == number and held.task.kind is TaskKind.TRAIN for held in mine):
+        if any(self._is_open(held.task) for held in mine):
             return None
         if len(asked) >= self.rounds[-1].cohort_size:
             return None
@@ -122,7 +179,7 @@ class FakeRun:
         header = parse_header(_header_bytes(content))
         model = parse_header(_header_bytes(self.models[-1]))
         check_update_structure(header, update_layout(model, self.run.spec))
-        update_metadata(header)
+        update_metadata(header, self.run.spec.algorithm)
         decode(content)
         held.update = content
         held.receipt = _receipt(held.task, content)
@@ -141,12 +198,26 @@ class FakeRun:
                 if other.report is not None and other.task.round == held.task.round
             ]
             self._change_round(held.task.round, evaluation=mean_metrics(reports))
+            self._find_best()
             self.tell(EventType.EVALUATION_COMPLETED, round=held.task.round)
         return held.receipt
 
     def _is_open(self, task: Task) -> bool:
         last = self.rounds[-1]
-        return task.kind is TaskKind.TRAIN and task.round == last.number and last.state is RoundState.COLLECTING
+        is_newest = (task.round, task.attempt) == (last.number, last.attempt)
+        return task.kind is TaskKind.TRAIN and is_newest and last.state is RoundState.COLLECTING
+
+    def _find_best(self) -> None:
+        watched = self.run.spec.evaluation.watched
+        if watched is None:
+            return
+        values = {
+            done.result_version: done.evaluation[watched.metric]
+            for done in self.rounds
+            if done.evaluation is not None and watched.metric in done.evaluation
+        }
+        choose = max if watched.mode == "max" else min
+        self.change(best_version=choose(values, key=values.__getitem__, default=None))
 
     def _assign(self, client: str, kind: TaskKind, *, number: int) -> Task:
         version = len(self.models) - 1
@@ -155,7 +226,7 @@ class FakeRun:
             task_id=new_id("task"),
             run_id=self.run.run_id,
             round=number,
-            attempt=1,
+            attempt=self.rounds[number - 1].attempt,
             kind=kind,
             base_version=version,
             model_url=f"/v1/runs/{self.run.run_id}/models/{version}",
@@ -167,18 +238,37 @@ class FakeRun:
             privacy=self.run.spec.privacy,
             secure_aggregation=self.run.spec.secure_aggregation,
             deadline_at=_now() + timedelta(seconds=self.run.spec.round.deadline_seconds),
-            max_num_bytes=2 * len(content) + (1 << 20),
+            max_num_bytes=3 * len(content) + (1 << 20),
+            algorithm=self.run.spec.algorithm,
+            control_variate=self._control_of(version) if kind is TaskKind.TRAIN else None,
+            counted_update=self._counted_update(client),
         )
         self.tasks[task.task_id] = FakeTask(task, client)
         return task
 
-    def _open_round(self, number: int) -> None:
+    def _control_of(self, version: int) -> ControlVariate | None:
+        control = self.controls[version]
+        if control is None:
+            return None
+        url = f"/v1/runs/{self.run.run_id}/models/{version}/control-variate"
+        return ControlVariate(url=url, digest=digest_of(control), num_bytes=len(control))
+
+    def _counted_update(self, client: str) -> str | None:
+        completed = {done.number for done in self.rounds if done.state is RoundState.COMPLETED}
+        counted = [
+            (held.task.round, digest_of(held.update))
+            for held in self.tasks.values()
+            if held.client == client and held.update is not None and held.task.round in completed
+        ]
+        return max(counted)[1] if counted else None
+
+    def _open_round(self, number: int, *, attempt: int = 1) -> None:
         spec = self.run.spec.round
         self.change(current_round=number)
         self.rounds.append(
             Round(
                 number=number,
-                attempt=1,
+                attempt=attempt,
                 state=RoundState.COLLECTING,
                 base_version=len(self.models) - 1,
                 result_version=None,
@@ -202,14 +292,21 @@ class FakeRun:
 
     def _close_if_full(self) -> None:
         number = self.rounds[-1].number
-        contributed = [held for held in self.tasks.values() if held.update is not None and held.task.round == number]
+        contributed = [held for held in self.tasks.values() if held.update is not None and self._is_open(held.task)]
         self._change_round(number, num_updates=len(contributed))
         if len(contributed) < self.rounds[-1].quorum:
             return
         updates = [held.update for held in contributed if held.update is not None]
-        facts = [update_metadata(parse_header(_header_bytes(update))) for update in updates]
+        algorithm = self.run.spec.algorithm
+        facts = [update_metadata(parse_header(_header_bytes(update)), algorithm) for update in updates]
         weights = [fact.num_examples for fact in facts]
-        self.add_model(weighted_mean(self.models[-1], updates, weights=weights))
+        steps = [fact.local_steps for fact in facts if fact.local_steps is not None]
+        scales = fednova_scales(weights, steps) if steps else None
+        control = self.controls[-1]
+        if isinstance(algorithm, ScaffoldAlgorithm):
+            control = next_control(control, updates, num_clients=algorithm.num_clients)
+        made = weighted_mean(self.models[-1], updates, weights=weights, scales=scales)
+        self.add_model(made, number=number, parent=len(self.models) - 1, control=control)
         self._change_round(
             number,
             state=RoundState.COMPLETED,

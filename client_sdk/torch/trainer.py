@@ -13,6 +13,7 @@ from client_sdk.session.work import TrainedModel, TrainingTask
 from client_sdk.torch.freezing import frozen
 from client_sdk.torch.objective import Gradient, Patience
 from client_sdk.torch.parameters import load_into, module_structure, tensors_of
+from client_sdk.torch.scaffold import LocalSteps
 from fl_protocol.tasks import EvaluationReport
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -65,35 +66,50 @@ class TorchTrainer:
         """
         load_into(self.module, task.model)
         with frozen(self.module, task.parameters):
-            tally = self._train(task)
-        tensors = tensors_of(self.module, where=lambda name: not task.parameters.is_frozen(name))
-        return TrainedModel(tensors=tensors, num_examples=tally.num_examples, metrics=tally.metrics())
+            tally, steps = self._train(task)
+        return TrainedModel(
+            tensors=tensors_of(self.module, where=lambda name: not task.parameters.is_frozen(name)),
+            num_examples=tally.num_examples,
+            metrics=tally.metrics(),
+            local_steps=steps.count,
+            control=steps.control(),
+        )
 
-    def _train(self, task: TrainingTask) -> "Tally":
+    def _train(self, task: TrainingTask) -> "tuple[Tally, LocalSteps]":
         training = task.training
         generator = torch.Generator().manual_seed(round_seed(self._seed, client=self._client, round_number=task.round))
         batches = _shuffled(self._data, batch_size=training.batch_size, generator=generator)
         trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         optimizer = self._optimizer(trained, task.learning_rate)
         gradient, patience = Gradient.of(trained, training), Patience(training.early_stop)
+        steps = LocalSteps(self.module, task, optimizer)
         self.module.train()
         tally = Tally()
         for _ in range(task.local_epochs):
             tally = Tally()
             for inputs, targets in batches:
                 batch = (inputs.to(self._device), targets.to(self._device))
-                self._step(batch, optimizer, gradient=gradient, tally=tally)
+                self._step(batch, optimizer, gradient=gradient, steps=steps, tally=tally)
             if patience.is_over(tally.mean_loss):
                 break
-        return tally
+        return tally, steps
 
-    def _step(self, batch: Batch, optimizer: torch.optim.Optimizer, *, gradient: Gradient, tally: "Tally") -> None:
+    def _step(
+        self,
+        batch: Batch,
+        optimizer: torch.optim.Optimizer,
+        *,
+        gradient: Gradient,
+        steps: LocalSteps,
+        tally: "Tally",
+    ) -> None:
         inputs, targets = batch
         optimizer.zero_grad(set_to_none=True)
         outputs = self.module(inputs)
         loss = self._loss_fn(outputs, targets)
         loss.backward()
         gradient.change()
+        steps.correct()
         optimizer.step()
         tally.add(loss, outputs=outputs, targets=targets)
 

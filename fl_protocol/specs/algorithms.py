@@ -5,9 +5,14 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag
 
 from fl_protocol.messages import RequestMessage, kind_or
+from fl_protocol.specs.rounds import RoundSpec
+from fl_protocol.specs.strategies import MeanStrategy
+from fl_protocol.specs.training import TrainingSpec
 
 MAX_LOCAL_STEPS = 2**31
 """The largest number of local steps that an update may report."""
+
+_ONLY_A_MEAN = "control variates and normalised steps are defined for the mean, and one client's move all others'"
 
 
 class FedAvgAlgorithm(RequestMessage):
@@ -38,3 +43,40 @@ Algorithm = Annotated[
     | Annotated[FedNovaAlgorithm, Tag("fednova")],
     Discriminator(kind_or("fedavg")),
 ]
+
+
+def check_algorithm(algorithm: Algorithm, *, round_: RoundSpec, strategy: MeanStrategy, training: TrainingSpec) -> None:
+    """Raises ValueError naming the field for a choice that the algorithm does not work with."""
+    if isinstance(algorithm, FedAvgAlgorithm):
+        return
+    if strategy.kind != "mean":
+        raise ValueError(
+            f"strategy.kind {strategy.kind!r} does not go with algorithm.kind {algorithm.kind!r}: {_ONLY_A_MEAN}; "
+            "take 'mean', or 'fedavg' with a robust strategy"
+        )
+    if isinstance(algorithm, ScaffoldAlgorithm):
+        _check_scaffold(algorithm, round_=round_, training=training)
+    else:
+        _check_fednova(training)
+
+
+def _check_scaffold(algorithm: ScaffoldAlgorithm, *, round_: RoundSpec, training: TrainingSpec) -> None:
+    if algorithm.num_clients < round_.cohort_size:
+        raise ValueError(
+            f"algorithm.num_clients {algorithm.num_clients} is all clients that may take part, so it is at least "
+            f"round.cohort_size {round_.cohort_size}"
+        )
+    if training.proximal_mu != 0:
+        raise ValueError(
+            f"training.proximal_mu {training.proximal_mu:g} must be 0 with algorithm.kind 'scaffold': its control "
+            "variates are means of the loss's own gradients"
+        )
+
+
+def _check_fednova(training: TrainingSpec) -> None:
+    shrinkage = training.learning_rate * training.proximal_mu
+    if shrinkage >= 1:
+        raise ValueError(
+            f"training.learning_rate x training.proximal_mu is {shrinkage:g}; below 1 is what algorithm.kind 'fednova' "
+            "can normalise"
+        )

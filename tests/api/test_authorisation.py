@@ -18,7 +18,7 @@ from aggregator_service.api.bodies import BoundedRoute
 from aggregator_service.api.dependencies import allow, authenticated
 from aggregator_service.domain.records import TokenKind, TokenRecord
 from aggregator_service.telemetry import Telemetry
-from tests.support.participant import MEDIA_TYPE, create_run, enrol, pack, small_model, update_body
+from tests.support.participant import MEDIA_TYPE, create_run, enrol, evaluated_run, pack, small_model, update_body
 from tests.support.raw import exchange
 from tests.support.refusals import assert_refused
 from tests.support.server import ServerProcess
@@ -29,7 +29,18 @@ IDENTITIES = ("none", "unknown", "revoked", "expired", "spent", "enrolment", "ot
 
 NOBODY = ("none", "unknown", "revoked", "expired")
 
-SECRET_TABLES = ("runs", "models", "rounds", "clients", "tasks", "updates", "evaluations", "tokens", "idempotency_keys")
+SECRET_TABLES = (
+    "runs",
+    "models",
+    "rounds",
+    "clients",
+    "run_clients",
+    "tasks",
+    "updates",
+    "evaluations",
+    "tokens",
+    "idempotency_keys",
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,7 @@ class Row:
     tensors: Callable[[], bytes] | None = None
     draft: bool = False
     evaluates: bool = False
+    is_evaluated: bool = False
     is_open: bool = False
 
 
@@ -62,17 +74,29 @@ TABLE: dict[tuple[str, str], Row] = {
     ("POST", "/v1/runs/{run_id}/pause"): Row("/v1/runs/{run_id}/pause", OPERATOR),
     ("POST", "/v1/runs/{run_id}/resume"): Row("/v1/runs/{run_id}/resume", OPERATOR),
     ("POST", "/v1/runs/{run_id}/stop"): Row("/v1/runs/{run_id}/stop", OPERATOR),
+    ("POST", "/v1/runs/{run_id}/rollback"): Row(
+        "/v1/runs/{run_id}/rollback", _may(201, "operator"), json={"version": 0}
+    ),
     ("GET", "/v1/runs/{run_id}/rounds"): Row("/v1/runs/{run_id}/rounds", READERS),
     ("GET", "/v1/runs/{run_id}/rounds/{number}"): Row("/v1/runs/{run_id}/rounds/1", READERS),
     ("GET", "/v1/runs/{run_id}/rounds/{number}/updates"): Row("/v1/runs/{run_id}/rounds/1/updates", OPERATOR),
     ("GET", "/v1/runs/{run_id}/models"): Row("/v1/runs/{run_id}/models", READERS),
     ("GET", "/v1/runs/{run_id}/models/{version}"): Row("/v1/runs/{run_id}/models/0", READERS),
     ("GET", "/v1/runs/{run_id}/models/latest"): Row("/v1/runs/{run_id}/models/latest", READERS),
+    ("GET", "/v1/runs/{run_id}/models/best"): Row("/v1/runs/{run_id}/models/best", READERS, is_evaluated=True),
+    ("GET", "/v1/runs/{run_id}/models/{version}/export"): Row("/v1/runs/{run_id}/models/0/export", OPERATOR),
     ("PUT", "/v1/runs/{run_id}/models/0"): Row(
         "/v1/runs/{run_id}/models/0", _may(201, "operator"), tensors=lambda: pack(small_model()), draft=True
     ),
     ("GET", "/v1/runs/{run_id}/events"): Row("/v1/runs/{run_id}/events", READERS),
     ("POST", "/v1/runs/{run_id}/tasks"): Row("/v1/runs/{run_id}/tasks", _may(200, "client") | _may(201, "other")),
+    ("GET", "/v1/runs/{run_id}/exclusions"): Row("/v1/runs/{run_id}/exclusions", OPERATOR),
+    ("PUT", "/v1/runs/{run_id}/exclusions/{client_id}"): Row(
+        "/v1/runs/{run_id}/exclusions/{client_id}", _may(201, "operator"), json={"reason": "sends noise"}
+    ),
+    ("DELETE", "/v1/runs/{run_id}/exclusions/{client_id}"): Row(
+        "/v1/runs/{run_id}/exclusions/{client_id}", _may(204, "operator")
+    ),
     ("POST", "/v1/enrolment-tokens"): Row("/v1/enrolment-tokens", _may(201, "operator"), json={}),
     ("POST", "/v1/clients"): Row("/v1/clients", _may(201, "operator", "enrolment"), json={"name": "new"}),
     ("GET", "/v1/clients"): Row("/v1/clients", OPERATOR),
@@ -115,10 +139,12 @@ class World:
     tokens: dict[str, str] = field(default_factory=dict)
     names: dict[bool, dict[str, str]] = field(default_factory=dict)
     draft_id: str = ""
+    evaluated_id: str = ""
 
     def request(self, row: Row, method: str, identity: str) -> httpx.Response:
         """Sends an operation's request as somebody, and leaves a stream of events once it has begun."""
         names = self.names[row.evaluates] | ({"run_id": self.draft_id} if row.draft else {})
+        names |= {"run_id": self.evaluated_id} if row.is_evaluated else {}
         headers = {"Authorization": f"Bearer {self.tokens[identity]}"} if identity != "none" else {}
         content = None
         if row.tensors is not None:
@@ -170,6 +196,7 @@ def _fresh_world(server: ServerProcess, stored: Stored, operator: httpx.Client) 
         headers={"Authorization": f"Bearer {own}", "Content-Type": MEDIA_TYPE},
     )
     assert update.status_code == 201, update.text
+    world.evaluated_id = evaluated_run(operator, enrol(operator, "evaluates"))
     for is_evaluating, run_id in ((False, training), (True, evaluating)):
         task_id = _claimed(operator, own, run_id) if is_evaluating else train_task
         world.names[is_evaluating] = {"run_id": run_id, "task_id": task_id, "client_id": clients["named"].client_id}

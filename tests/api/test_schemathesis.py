@@ -24,7 +24,7 @@ from schemathesis.specs.openapi.checks import (
 from aggregator_service.api.application import create_application
 from aggregator_service.telemetry import Telemetry
 from tests.support.malformed import MODEL, UPDATE, body_of, compressed, model_body
-from tests.support.participant import MEDIA_TYPE, Participant, enrol
+from tests.support.participant import MEDIA_TYPE, Participant, enrol, evaluated_run
 from tests.support.server import ServerProcess
 
 MAX_EXAMPLES = 25
@@ -135,6 +135,10 @@ def _evaluation(world: World) -> Names:
     return {"task_id": world.claim(run_id)}
 
 
+def _best(world: World) -> Names:
+    return {"run_id": evaluated_run(world.operator, enrol(world.operator, "evaluates"))}
+
+
 def _client(world: World) -> Names:
     return {"client_id": enrol(world.operator, "revoked").client_id}
 
@@ -153,6 +157,8 @@ NAMED: dict[str, Callable[[World], Names]] = {
     "PUT /v1/tasks/{task_id}/evaluation": _evaluation,
     "DELETE /v1/clients/{client_id}": _client,
     "GET /v1/runs/{run_id}/models/{version}": lambda world: {"run_id": world.run(), "version": 0},
+    "GET /v1/runs/{run_id}/models/{version}/export": lambda world: {"run_id": world.run(), "version": 0},
+    "GET /v1/runs/{run_id}/models/best": _best,
     "GET /v1/runs/{run_id}/rounds/{number}": _round,
     "GET /v1/runs/{run_id}/rounds/{number}/updates": _round,
 }
@@ -226,4 +232,4 @@ def _shorten_waits(case: Any) -> None:
 def test_every_operation_below_v1_is_generated() -> None:
     documented = SCHEMA.raw_schema["paths"]
     assert OPERATIONS.keys() == {f"{method.upper()} {path}" for path in documented for method in documented[path]}
-    assert len(OPERATIONS) >= 26
+    assert len(OPERATIONS) >= 29

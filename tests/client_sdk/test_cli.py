@@ -162,6 +162,31 @@ def test_a_wrong_specification_names_the_key(change: list[str], run: Run, tmp_pa
     assert "specification" in error
 
 
+SPECIFICATION: dict[str, Any] = {
+    "num_rounds": 10,
+    "server_optimizer": {"kind": "adam", "tau": 0.01, "schedule": {"kind": "cosine", "num_rounds": 10}},
+}
+
+
+def test_a_file_gives_any_specification_and_options_change_it(run: Run, tmp_path: Path) -> None:
+    initial, spec = tmp_path / "initial.safetensors", tmp_path / "spec.json"
+    initial.write_bytes(b"".join(encode(MODEL, {})))
+    spec.write_text(json.dumps(SPECIFICATION))
+    create = ("run", "create", "--model", str(initial), "--spec", str(spec), "--json")
+    code, out, _ = run(*create, "--rounds", "9")
+    made = json.loads(out)["spec"]
+    assert (code, made["num_rounds"]) == (0, 9)
+    assert made["server_optimizer"] == {"learning_rate": 0.01, "beta1": 0.9, "beta2": 0.99} | {
+        **SPECIFICATION["server_optimizer"],
+        "schedule": {"kind": "cosine", "num_rounds": 10, "final_factor": 0.0, "warmup_rounds": 0},
+    }
+    code, _, error = run(*create, "--rounds", "11")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "the specification: server_optimizer.schedule.num_rounds 10 ends before num_rounds 11" in error
+    spec.write_text(json.dumps({"server_optimizer": {"kind": "adam", "beta1": 1}}))
+    assert "the specification: server_optimizer.beta1: Input should be less than 1" in run(*create)[2]
+
+
 async def _start(fake: FakeAggregator) -> str:
     return (await fake.start_run(RunSpec(num_rounds=2, round=RoundSpec(quorum=1)), MODEL)).run_id
 

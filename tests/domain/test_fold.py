@@ -47,12 +47,13 @@ def spec(**optimizer):
     return RunSpec(server_optimizer=SgdServerOptimizer(**optimizer))
 
 
-def run(base, updates, run_spec=None, state=None):
+def run(base, updates, run_spec=None, state=None, round_number=1):
     model, next_state = bytearray(), bytearray()
     aggregate(
         reader(base),
         updates,
         spec=run_spec or spec(),
+        round_number=round_number,
         optimizer_state=None if state is None else reader(state),
         write_model=model.extend,
         write_state=next_state.extend,
@@ -238,6 +239,7 @@ def test_memory_is_bounded_by_a_window():
             reader(base),
             [update] * number,
             spec=spec(),
+            round_number=1,
             optimizer_state=None,
             write_model=lambda data: written.append(len(data)),
             write_state=written.append,

@@ -2,7 +2,6 @@
 
 import random
 import re
-import socket
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from aggregator_service import failpoints
 from tests.support.chaos import Fault, KillAfter, KillAt, carry_out, taking_part
 from tests.support.ledger import NUM_CLIENTS, Ledger, check_run, initial_model
 from tests.support.participant import create_run, wait_for_run
-from tests.support.server import ServerProcess
+from tests.support.server import ServerProcess, free_port
 from tests.support.waiting import eventually
 from tests.support.zygote import Zygote
 
@@ -135,14 +134,6 @@ def undisturbed(operator: httpx.Client, *, num_rounds: int) -> list[str]:
     models = operator.get(f"/v1/runs/{run_id}/models", params={"limit": 1000}).json()
     assert models["next_cursor"] is None
     return [model["digest"] for model in models["items"]]
-
-
-def free_port() -> int:
-    """Finds a port that a server can be started on again and again."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def check_nothing_is_left_over(database_url: str) -> None:

@@ -69,12 +69,12 @@ def test_the_newest_attempt_is_found(store: Store) -> None:
 
 def test_updates_are_counted_while_the_round_collects_and_not_afterwards(store: Store) -> None:
     insert(store, round_record())
-    store.write(lambda tx: rounds.count_update(tx, "round_1", 2**53 - 1))
-    store.write(lambda tx: rounds.count_update(tx, "round_1", 1))
+    store.write(lambda tx: rounds.count_updates(tx, "round_1", num_updates=1, num_examples=2**53 - 1))
+    store.write(lambda tx: rounds.count_updates(tx, "round_1", num_updates=1, num_examples=1))
     assert (get(store).num_updates, get(store).num_examples) == (2, 2**53)
     store.write(lambda tx: rounds.close(tx, get(store), RoundState.AGGREGATING))
     with pytest.raises(StaleRowError):
-        store.write(lambda tx: rounds.count_update(tx, "round_1", 1))
+        store.write(lambda tx: rounds.count_updates(tx, "round_1", num_updates=1, num_examples=1))
     assert get(store).num_updates == 2
 
 

@@ -48,3 +48,16 @@ def test_tasks_given_up_free_their_place(store: Store) -> None:
     store.write(lambda tx: tasks.set_state(tx, task_record(), TaskState.GIVEN_UP))
     store.write(lambda tx: tasks.set_state(tx, task_record("task_2"), TaskState.DONE))
     assert count() == 2
+
+
+def test_tasks_are_answered_together_only_if_each_is_open(store: Store) -> None:
+    store.write(lambda tx: tasks.insert(tx, task_record("task_9", kind=TaskKind.EVALUATE, state=TaskState.GIVEN_UP)))
+    with pytest.raises(StaleRowError):
+        store.write(lambda tx: tasks.mark_done(tx, ["task_1", "task_9"]))
+    store.write(lambda tx: tasks.mark_done(tx, ["task_1", "task_2"]))
+    found = store.read(lambda tx: tasks.get_all(tx, ["task_1", "task_2", "task_9", "task_0"]))
+    assert {task_id: task.state for task_id, task in found.items()} == {
+        "task_1": TaskState.DONE,
+        "task_2": TaskState.DONE,
+        "task_9": TaskState.GIVEN_UP,
+    }

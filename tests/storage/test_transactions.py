@@ -12,7 +12,7 @@ from aggregator_service.storage.engine import open_database
 from aggregator_service.storage.rows import StaleRowError
 from aggregator_service.storage.schema import migrate
 from aggregator_service.storage.tables import runs as table
-from aggregator_service.storage.transactions import MAX_ATTEMPTS, ReadTx, Transactions, WriteTx
+from aggregator_service.storage.transactions import MAX_ATTEMPTS, ReadTx, Transactions, WriteTx, _alone
 from aggregator_service.telemetry import Telemetry
 from fl_protocol.problems import ProblemError, ProblemType
 from tests.support.records import NOON, client_record, run_record
@@ -217,7 +217,7 @@ def test_closing_finishes_what_is_queued_and_refuses_what_comes_later(database_u
     database = open_database(database_url)
     migrate(database)
     transactions = Transactions(database, lambda: NOON, on_commit=lambda _: None, telemetry=Telemetry())
-    jobs = [transactions._submit("insert", inserts(f"client_{number}")) for number in range(100)]
+    jobs = [transactions._submit(_alone("insert", inserts(f"client_{number}"))) for number in range(100)]
     transactions.close()
     assert [job.result(timeout=0) for job in jobs] == [f"client_{number}" for number in range(100)]
     with pytest.raises(ProblemError) as caught:

@@ -130,9 +130,9 @@ def create_run(http: httpx.Client, model: Mapping[str, NDArray[Any]], *, start: 
     return run_id
 
 
-def enrol(http: httpx.Client, name: str = "client-1") -> Participant:
+def enrol(http: httpx.Client, name: str = "client-1", **attributes: str) -> Participant:
     """Enrols a client through the operator's connection and opens a connection of its own."""
-    made = http.post("/v1/clients", json={"name": name, "attributes": {}})
+    made = http.post("/v1/clients", json={"name": name, "attributes": attributes})
     assert made.status_code == 201, made.text
     fields = made.json()
     own = httpx.Client(
@@ -155,3 +155,19 @@ def wait_for_run(http: httpx.Client, run_id: str, *, version: int, seconds: floa
     )
     assert answer.status_code == 200, answer.text
     return answer
+
+
+def evaluated_run(http: httpx.Client, client: Participant) -> str:
+    """Runs a round and its evaluation, so that the run has a best version, and gives the run's id."""
+    target = {"metric": "accuracy", "mode": "max", "value": 2}
+    run_id = create_run(
+        http, small_model(), num_rounds=3, round={"quorum": 1}, evaluation={"every": 1, "target": target}
+    )
+    task = client.claim(run_id, wait=20).json()
+    delta = {name: values * 0 for name, values in small_model().items()}
+    assert client.put(task["task_id"], update_body(delta, num_examples=1)).status_code == 201
+    wait_for_run(http, run_id, version=1)
+    task = client.claim(run_id, wait=20).json()
+    report = {"num_examples": 1, "metrics": {"accuracy": 0.5}}
+    assert client.http.put(f"/v1/tasks/{task['task_id']}/evaluation", json=report).status_code == 201
+    return run_id

@@ -17,6 +17,7 @@ from aggregator_service.domain.records import (
     TokenRecord,
     UpdateRecord,
 )
+from aggregator_service.domain.standing import Standing
 from aggregator_service.storage import clients, rounds, runs, tasks
 from aggregator_service.storage.blobs import BlobUpload, DatabaseBlobs
 from aggregator_service.storage.transactions import WriteTx
@@ -47,6 +48,7 @@ def run_record(run_id: str = "run_1", **changes: Any) -> RunRecord:
         started_at=None,
         finished_at=None,
         paused_at=None,
+        standing=Standing(),
     )
     return replace(record, **changes)
 
@@ -75,6 +77,7 @@ def round_record(round_id: str = "round_1", **changes: Any) -> RoundRecord:
         evaluation_state=EvaluationState.NONE,
         evaluation_deadline_at=None,
         evaluation=None,
+        evaluation_by_stratum=None,
     )
     return replace(record, **changes)
 
@@ -138,6 +141,9 @@ def model_record(version: int = 0, **changes: Any) -> ModelRecord:
         num_parameters=2**38,
         blob_id="blob_1",
         optimizer_blob_id=None,
+        parent_version=None,
+        restored_from=None,
+        quarantined=False,
         created_at=NOON,
     )
     return replace(record, **changes)

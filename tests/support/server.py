@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -136,3 +137,11 @@ class ServerProcess:
         timeout = options.get("timeout", 60)
         # Plain HTTP: reading the certificates would cost more than most requests.
         return httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False, verify=False)
+
+
+def free_port() -> int:
+    """Finds a port that a server can be started on again and again."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -14,7 +14,7 @@ class Stored:
     """One server's database, read through one connection without transactions; to be closed by its context."""
 
     def __init__(self, database_url: str) -> None:
-        engine = sa.create_engine(_with_driver(database_url), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        engine = sa.create_engine(with_driver(database_url), poolclass=NullPool, isolation_level="AUTOCOMMIT")
         self._connection = engine.connect()
 
     def __enter__(self) -> Self:
@@ -44,6 +44,7 @@ class Stored:
         return self._connection.execute(sa.select(sa.text("*")).select_from(sa.table(table))).all()
 
 
-def _with_driver(database_url: str) -> sa.URL:
+def with_driver(database_url: str) -> sa.URL:
+    """Gives a database's URL as SQLAlchemy opens it."""
     url = sa.make_url(database_url)
     return url.set(drivername="postgresql+psycopg") if url.get_backend_name() == "postgresql" else url

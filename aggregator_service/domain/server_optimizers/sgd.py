@@ -1,34 +1,34 @@
 """Stochastic gradient descent on the server; with momentum it is FedAvgM (Hsu et al. 2019, arXiv 1909.06335).
 
-The velocity is kept in float64, whatever the model's type: the model is the only thing that is rounded to its own type,
-once a round. An element always goes through the same two operations in the same order, so any tiling gives the same
-bits.
+Nesterov's form is that of Sutskever et al. 2013 as deep-learning libraries write it: the step looks one momentum ahead.
 """
 
 import numpy as np
 
+from aggregator_service.domain.server_optimizers.states import States
 from fl_protocol.dtypes import Float64Array
 from fl_protocol.specs.server_optimizers import SgdServerOptimizer
 
 
-def has_state(spec: SgdServerOptimizer) -> bool:
-    """Tells whether a velocity is kept from round to round; without momentum there is none."""
-    return spec.momentum > 0
+def slots(spec: SgdServerOptimizer) -> tuple[str, ...]:
+    """Names the velocity, which is kept with momentum only."""
+    return ("velocity",) if spec.momentum > 0 else ()
 
 
-def init(num_elements: int) -> Float64Array:
-    """Gives the velocity before the first step: zeros."""
-    return np.zeros(num_elements, dtype=np.float64)
+def init(spec: SgdServerOptimizer, num_elements: int) -> States:
+    """Gives a velocity of zeros."""
+    return tuple(np.zeros(num_elements) for _ in slots(spec))
 
 
-def velocity(spec: SgdServerOptimizer, mean: Float64Array, *, previous: Float64Array | None) -> Float64Array:
-    """Gives momentum * previous + mean, or the mean itself where no state is kept."""
-    if previous is None:
-        return mean
-    return spec.momentum * previous + mean
+def step(
+    spec: SgdServerOptimizer, delta: Float64Array, *, base: Float64Array, rate: float, states: States
+) -> tuple[Float64Array, States]:
+    """Gives base + rate * (momentum * velocity + delta), and the new velocity: what is in the brackets.
 
-
-def step(spec: SgdServerOptimizer, base: Float64Array, *, velocity: Float64Array) -> Float64Array:
-    """Gives base + learning_rate * velocity in float64, one tile of one tensor; the caller rounds it once."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return base + spec.learning_rate * velocity
+    With `nesterov` the step is rate * (momentum * new velocity + delta).
+    """
+    if not states:
+        return base + rate * delta, ()
+    velocity = spec.momentum * states[0] + delta
+    direction = spec.momentum * velocity + delta if spec.nesterov else velocity
+    return base + rate * direction, (velocity,)

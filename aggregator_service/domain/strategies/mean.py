@@ -8,8 +8,8 @@ from fl_protocol.specs.strategies import MeanStrategy
 
 
 def weight_of(num_examples: int, strategy: MeanStrategy) -> int:
-    """Gives an update's integer weight: its number of examples up to `max_weight`, or 1 where all count the same."""
-    return 1 if strategy.weighting == "uniform" else min(num_examples, strategy.max_weight)
+    """Gives an update's integer weight by itself: its examples up to `max_weight`, or 1 where they do not matter."""
+    return min(num_examples, strategy.max_weight) if strategy.weighting == "num_examples" else 1
 
 
 def weighted_metrics(reports: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, float]:

@@ -5,10 +5,10 @@ transaction, and is an orphan until a transaction seals it; orphans are swept.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -100,13 +100,15 @@ class DatabaseBlobs:
             self._transactions.write_blocking("discard_blob", lambda tx: _delete(tx, upload.blob_id))
 
     @staticmethod
-    def seal(tx: WriteTx, upload: BlobUpload) -> None:
-        """Writes the rest of an upload and makes it a blob, in the transaction that names it."""
-        if upload.num_written == 0:
-            _insert_blob(tx, upload, sealed=True)
-        else:
-            tx.connection.execute(_SEAL, {"of_blob": upload.blob_id, "total": upload.num_bytes})
-        _insert_chunks(tx, upload, last=True)
+    def seal(tx: WriteTx, *uploads: BlobUpload) -> None:
+        """Writes the rest of uploads and makes each a blob, in the transaction that names them."""
+        fresh = [upload for upload in uploads if upload.num_written == 0]
+        if fresh:
+            _insert_blobs(tx, fresh, sealed=True)
+        for upload in uploads:
+            if upload.num_written:
+                tx.connection.execute(_SEAL, {"of_blob": upload.blob_id, "total": upload.num_bytes})
+        _insert_chunks(tx, uploads, last=True)
 
     async def read(self, blob_id: str, begin: int, end: int) -> bytes:
         """Gives the bytes [begin, end); raises BlobCorruptError when they are not what was written."""
@@ -123,24 +125,36 @@ class DatabaseBlobs:
 
 def _write_ahead(tx: WriteTx, upload: BlobUpload) -> None:
     if upload.num_written == 0:
-        _insert_blob(tx, upload, sealed=False)
-    _insert_chunks(tx, upload, last=False)
+        _insert_blobs(tx, [upload], sealed=False)
+    _insert_chunks(tx, [upload], last=False)
 
 
-def _insert_blob(tx: WriteTx, upload: BlobUpload, *, sealed: bool) -> None:
-    values = {
-        "blob_id": upload.blob_id,
-        "num_bytes": upload.num_bytes if sealed else 0,
-        "chunk_num_bytes": CHUNK_NUM_BYTES,
-        "sealed": sealed,
-        "created_at": tx.now(),
-    }
+def _insert_blobs(tx: WriteTx, uploads: Sequence[BlobUpload], *, sealed: bool) -> None:
+    values = [
+        {
+            "blob_id": upload.blob_id,
+            "num_bytes": upload.num_bytes if sealed else 0,
+            "chunk_num_bytes": CHUNK_NUM_BYTES,
+            "sealed": sealed,
+            "created_at": tx.now(),
+        }
+        for upload in uploads
+    ]
     tx.connection.execute(_INSERT_BLOB, values)
 
 
-def _insert_chunks(tx: WriteTx, upload: BlobUpload, *, last: bool) -> None:
-    for number, data in upload.pieces(last=last):
-        values = {"blob_id": upload.blob_id, "number": number, "checksum": zlib.crc32(data), "data": data}
+def _insert_chunks(tx: WriteTx, uploads: Sequence[BlobUpload], *, last: bool) -> None:
+    """Writes chunks, at most 4 MiB of them a statement: drivers hold several copies of what a statement carries."""
+    values: list[dict[str, Any]] = []
+    room = CHUNKS_A_WRITE * CHUNK_NUM_BYTES
+    for upload in uploads:
+        for number, data in upload.pieces(last=last):
+            if values and room < len(data):
+                tx.connection.execute(_INSERT_CHUNK, values)
+                values, room = [], CHUNKS_A_WRITE * CHUNK_NUM_BYTES
+            values.append({"blob_id": upload.blob_id, "number": number, "checksum": zlib.crc32(data), "data": data})
+            room -= len(data)
+    if values:
         tx.connection.execute(_INSERT_CHUNK, values)
 
 

@@ -1,0 +1,60 @@
+"""Takes a run back to an earlier version of its model; its history only grows."""
+
+from aggregator_service import failpoints
+from aggregator_service.domain import standing
+from aggregator_service.domain.records import ModelRecord, RunRecord
+from aggregator_service.domain.transitions import check_can_roll_back
+from aggregator_service.flow import idempotency
+from aggregator_service.flow import rounds as round_steps
+from aggregator_service.flow.context import Flow
+from aggregator_service.flow.idempotency import IdempotentCreate
+from aggregator_service.flow.lifecycle import no_such_run
+from aggregator_service.flow.reading import no_such_version
+from aggregator_service.flow.versions import publish_again
+from aggregator_service.storage import models, runs
+from aggregator_service.storage.transactions import WriteTx
+from fl_protocol.runs import RunState
+
+
+async def roll_back(flow: Flow, run_id: str, *, version: int, create: IdempotentCreate | None) -> ModelRecord:
+    """Publishes an earlier version again as the newest, with its optimizer state; the same key gives the same version.
+
+    An open round and open evaluations are abandoned: what was acknowledged for them does not count, what comes later
+    is refused as `round-closed`, and a model being computed from them loses its compare-and-set. A running run opens
+    a round from the new version at once. Raises `state-conflict` for a draft or a run that has ended.
+    """
+
+    def body(tx: WriteTx) -> ModelRecord:
+        run = runs.lock(tx, run_id)
+        if run is None:
+            raise no_such_run(run_id)
+        earlier = idempotency.recall(tx, create)
+        if earlier is not None:
+            return _version(tx, run, int(earlier))
+        check_can_roll_back(run.state)
+        made = _go_back(flow, tx, run, version=version)
+        idempotency.remember(tx, create, str(made.version))
+        return made
+
+    made = await flow.transactions.write("roll_back", body)
+    failpoints.reach("rollback.after_commit")
+    return made
+
+
+def _go_back(flow: Flow, tx: WriteTx, run: RunRecord, *, version: int) -> ModelRecord:
+    model = _version(tx, run, version)
+    round_steps.abandon_open(flow, tx, run)
+    made = publish_again(tx, run, model)
+    reported = models.evaluations_along(tx, run.run_id, version)
+    runs.set_standing(tx, run.run_id, standing.along(run.spec.evaluation, reported))
+    failpoints.reach("rollback.in_transaction")
+    if run.state is RunState.RUNNING:
+        round_steps.advance(flow, tx, runs.reread(tx, run))
+    return made
+
+
+def _version(tx: WriteTx, run: RunRecord, version: int) -> ModelRecord:
+    model = models.get(tx, run.run_id, version)
+    if model is None:
+        raise no_such_version(run, version)
+    return model
