@@ -49,6 +49,8 @@ from fl_protocol.specs.evaluation import EvaluationSpec
 from fl_protocol.specs.parameters import ParametersSpec
 
 NUM_ROUNDS = 20
+NUM_EXAMPLES = {"shift": 200, "labels": 100}
+NUM_CLIENTS_WITH_OWN_LABELS = 8
 NUM_TEST_IMAGES = 1000
 TRAINING = TrainingSpec(local_epochs=1, batch_size=16, learning_rate=0.05)
 Images = NDArray[np.uint8]
@@ -69,7 +71,7 @@ SHIFTS: Mapping[str, Callable[[Images], Images]] = {
     "as they are": lambda images: images,
     "inverted": lambda images: 255 - images,
     "dark": lambda images: images // 5,
-    "bright": lambda images: 155 + images * np.float32(100 / 255),
+    "bright": lambda images: 155 + images // 5 * 2,
     "inverted, dark": lambda images: (255 - images) // 5,
     "faint on grey": lambda images: 120 + images // 8,
     "ink on half grey": lambda images: 128 - images // 2,
@@ -213,10 +215,10 @@ def main() -> None:
     given = parser.parse_args()
     use_threads(1)
     images = mnist.load()
-    shifted = shifted_clients(images, num_examples=200)
+    shifted = shifted_clients(images, num_examples=NUM_EXAMPLES["shift"])
     fedbn = {"FedBN": normalisation_patterns(network(10))}
     lines = show("shift", shifted, compare(shifted, personal=fedbn, num_classes=10, num_rounds=given.rounds))
-    own = clients_with_own_labels(images, num_clients=8, num_examples=100)
+    own = clients_with_own_labels(images, num_clients=NUM_CLIENTS_WITH_OWN_LABELS, num_examples=NUM_EXAMPLES["labels"])
     head = {"personal head": ["head.*"]}
     lines += show("labels", own, compare(own, personal=head, num_classes=5, num_rounds=given.rounds))
     save_lines(given.plot, lines, title="Personal layers", x="round", y="mean accuracy of the clients, %")
