@@ -63,8 +63,9 @@ def save_lines(path: str, lines: Sequence[Line], *, title: str, x: str, y: str) 
     for index, line in enumerate(lines):
         parts += _curve(line, index, across=across, up=up)
     body = "\n".join(parts)
-    size = f'viewBox="0 0 {WIDTH} {HEIGHT}" {FONT} font-size="13"'
-    Path(path).write_text(f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n{body}\n</svg>\n')
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {FONT} font-size="13">'
+    text = f"{head}\n{body}\n</svg>\n"
+    Path(path).write_text(text)
     print(f"plot saved as {path}")
 
 
@@ -93,10 +94,10 @@ def _frame(across: _Axis, up: _Axis, *, title: str, x: str, y: str) -> list[str]
         )
         parts.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{_short(value)}</text>')
     middle, side = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
-    axes = f"{LEFT},{TOP} {LEFT},{HEIGHT - BOTTOM} {WIDTH - RIGHT},{HEIGHT - BOTTOM}"
+    corners = f"{LEFT},{TOP} {LEFT},{HEIGHT - BOTTOM} {WIDTH - RIGHT},{HEIGHT - BOTTOM}"
     return [
         *parts,
-        f'<polyline points="{axes}" fill="none" stroke="#333"/>',
+        f'<polyline points="{corners}" fill="none" stroke="#333"/>',
         f'<text x="{middle}" y="{HEIGHT - 10}" text-anchor="middle">{escape(x)}</text>',
         f'<text transform="translate(18 {side}) rotate(-90)" text-anchor="middle">{escape(y)}</text>',
     ]

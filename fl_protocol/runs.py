@@ -12,9 +12,9 @@ from fl_protocol.specs.initial_model import PreviousModel, UploadedModel
 from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
 from fl_protocol.specs.rounds import RoundSpec
-from fl_protocol.specs.selection import OpenSelection, SelectionSpec, check_selection
+from fl_protocol.specs.selection import OpenSelection, SelectionSpec, check_selection, most_updates
 from fl_protocol.specs.server_optimizers import ServerOptimizer, SgdServerOptimizer, check_server_optimizer
-from fl_protocol.specs.strategies import MeanStrategy, check_max_share
+from fl_protocol.specs.strategies import MeanStrategy, Strategy, check_strategy
 from fl_protocol.specs.training import TrainingSpec, check_training
 
 InitialModel = Annotated[
@@ -30,7 +30,7 @@ class RunSpec(RequestMessage):
     num_rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     round: RoundSpec = RoundSpec(quorum=8, cohort_size=10, min_updates=8)
     selection: SelectionSpec = OpenSelection()
-    strategy: MeanStrategy = MeanStrategy()
+    strategy: Strategy = MeanStrategy()
     server_optimizer: ServerOptimizer = SgdServerOptimizer()
     training: TrainingSpec = TrainingSpec()
     parameters: ParametersSpec = ParametersSpec()
@@ -54,8 +54,8 @@ class RunSpec(RequestMessage):
         check_server_optimizer(self.server_optimizer, num_rounds=self.num_rounds)
         check_training(self.training, num_rounds=self.num_rounds)
         check_algorithm(self.algorithm, round_=self.round, strategy=self.strategy, training=self.training)
-        check_selection(self.selection, self.round)
-        check_max_share(self.strategy, self.round)
+        check_selection(self.selection, self.round, strategy=self.strategy, algorithm=self.algorithm)
+        check_strategy(self.strategy, self.round, max_updates=most_updates(self.selection, self.round))
         check_evaluation(self.evaluation, self.round, num_rounds=self.num_rounds)
         return self
 

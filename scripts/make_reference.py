@@ -25,11 +25,17 @@ PAGES: Final = (
     ("fl_protocol.specs.selection", "`RunSpec.selection`"),
     ("fl_protocol.specs.strategies", "`RunSpec.strategy`"),
     ("fl_protocol.specs.server_optimizers", "`RunSpec.server_optimizer`"),
+    ("fl_protocol.specs.schedules", "`RunSpec.training.schedule` and `RunSpec.server_optimizer.schedule`"),
     ("fl_protocol.specs.training", "`RunSpec.training`"),
+    ("fl_protocol.specs.parameters", "`RunSpec.parameters`"),
+    ("fl_protocol.specs.algorithms", "`RunSpec.algorithm`"),
+    ("fl_protocol.specs.initial_model", "`RunSpec.initial_model`"),
     ("fl_protocol.specs.evaluation", "`RunSpec.evaluation`"),
     ("fl_protocol.specs.protection", "`RunSpec.encoding`, `privacy` and `secure_aggregation`"),
     ("fl_protocol.tasks", "Tasks, receipts and clients"),
     ("fl_protocol.rounds", "Rounds, contributions and events"),
+    ("fl_protocol.lineage", "What an exported model says of itself"),
+    ("fl_protocol.exclusions", "Who may not take part in a run"),
 )
 MAX_LINE: Final = 110
 

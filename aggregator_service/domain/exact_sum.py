@@ -43,7 +43,8 @@ _MAGIC_BITS: Final = int(np.float64(_MAGIC).view(np.int64))
 def shift(contributions: Iterable[tuple[float, float]]) -> int:
     """Chooses a tensor's grid from each update's (largest |delta|, weight); the order does not matter.
 
-    Float64 contributions that are all below 2^-946 meet MAX_SHIFT and keep fewer bits. Raises ValueError for a
+    A weight is an integer up to 2^29, such an integer times a clip factor, or an algorithm's own: any finite number
+    above 0. Float64 contributions that are all below 2^-946 meet MAX_SHIFT and keep fewer bits. Raises ValueError for a
     magnitude or a weight that is not finite.
     """
     numerators: list[int] = []

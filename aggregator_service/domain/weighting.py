@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from aggregator_service.domain.strategies.mean import weight_of
-from fl_protocol.specs.strategies import MAX_WEIGHT, InverseStratumSizeWeighting, MeanStrategy, exact_share
+from fl_protocol.specs.strategies import MAX_WEIGHT, InverseStratumSizeWeighting, MeanStrategy, Strategy, exact_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +18,15 @@ class Weighed:
     stratum: str | None = None
 
 
-def effective_weights(updates: Sequence[Weighed], strategy: MeanStrategy) -> list[int]:
+def effective_weights(updates: Sequence[Weighed], strategy: Strategy) -> list[int]:
     """Gives each update's integer weight, from 1 to 2^29, in the order of the updates.
 
     Only the weights' ratios matter. `max_share` is kept exactly: no weight is more than that share of their sum. Raises
     ValueError for a largest share that so few updates cannot keep.
     """
     weights = [weight_of(update.num_examples, strategy) for update in updates]
+    if not isinstance(strategy, MeanStrategy):
+        return weights
     if isinstance(strategy.weighting, InverseStratumSizeWeighting):
         weights = _inverse_stratum_sizes([update.stratum for update in updates])
     return weights if strategy.max_share is None else _capped(weights, exact_share(strategy.max_share))

@@ -19,7 +19,8 @@ from aggregator_service.storage.blobs import BlobUpload
 from aggregator_service.storage.transactions import ReadTx
 from fl_protocol.rounds import RoundState
 from fl_protocol.specs.algorithms import FedNovaAlgorithm, ScaffoldAlgorithm
-from fl_protocol.specs.strategies import InverseStratumSizeWeighting
+from fl_protocol.specs.selection import fixed_denominator
+from fl_protocol.specs.strategies import InverseStratumSizeWeighting, MeanStrategy
 from fl_protocol.specs.training import local_learning_rate
 from fl_protocol.updates import update_layout
 
@@ -98,8 +99,9 @@ def load_sealed(tx: ReadTx, round_id: str) -> SealedRound | None:
 def effective_weights(tx: ReadTx, run: RunRecord, accepted: Sequence[UpdateRecord]) -> list[int]:
     """Gives what each update of a sealed round weighs, in their order."""
     strategy, strata = run.spec.strategy, {}
-    if accepted and isinstance(strategy.weighting, InverseStratumSizeWeighting):
-        strata = updates.attributes_of_round(tx, accepted[0].round_id, strategy.weighting.attribute)
+    weighs = strategy.weighting if isinstance(strategy, MeanStrategy) else None
+    if accepted and isinstance(weighs, InverseStratumSizeWeighting):
+        strata = updates.attributes_of_round(tx, accepted[0].round_id, weighs.attribute)
     return weighting.effective_weights(
         [Weighed(update.num_examples, strata.get(update.update_id)) for update in accepted], strategy
     )
@@ -157,15 +159,15 @@ def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> None:
 
 
 def _factored(updates: Sequence[SealedUpdate], sealed: SealedRound) -> tuple[Sequence[SealedUpdate], float | None]:
-    """Gives the updates with FedNova's factors and the divisor of their sum; as they are for other algorithms."""
+    """Gives the updates with FedNova's factors, and the divisor of their sum where that is not the sum of weights."""
     spec = sealed.run.spec
     if not isinstance(spec.algorithm, FedNovaAlgorithm):
-        return updates, None
+        return updates, fixed_denominator(spec.selection)
     pairs = zip(sealed.updates, sealed.weights, strict=True)
     told = [(weight, update.local_steps or 1) for update, weight in pairs]
     rate = local_learning_rate(spec.training, sealed.round.number)
     weights = normalised_weights(told, shrinkage=rate * spec.training.proximal_mu)
-    factored = [replace(one, factor=factor) for one, factor in zip(updates, weights.factors, strict=True)]
+    factored = [replace(one, delta_weight=factor) for one, factor in zip(updates, weights.factors, strict=True)]
     return factored, weights.divisor
 
 

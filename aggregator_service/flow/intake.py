@@ -21,10 +21,10 @@ from aggregator_service.domain.tally import Accepted, Tally
 from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.layouts import layout_of_run
+from aggregator_service.flow.measures import UpdateMeasure
 from aggregator_service.flow.reception import Body, Received, digest_of, receive
 from aggregator_service.storage import asks, events, rounds, runs, tasks, updates
 from aggregator_service.storage.transactions import WriteTx
-from fl_protocol.encodings.dense import DenseMeasure
 from fl_protocol.problems import ProblemError
 from fl_protocol.rounds import EventType
 from fl_protocol.streaming import StreamDecoder
@@ -92,7 +92,7 @@ async def take_update(flow: Flow, ask: Ask, body: Body) -> Accepted:
         digest = await digest_of(body, max_num_bytes=ask.max_num_bytes)
         judge(digest=digest, accepted_digest=ask.accepted.digest, task=ask.task, collecting=False, round_=ask.round)
         return Accepted(ask.accepted, ask.round, is_new=False)
-    measure = DenseMeasure(layout, ask.run.spec.strategy.max_abs_delta)
+    measure = UpdateMeasure(layout, ask.run.spec.strategy)
     decoder = StreamDecoder(
         max_header_bytes=update_header_limit(layout),
         max_num_bytes=ask.max_num_bytes,

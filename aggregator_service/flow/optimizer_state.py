@@ -14,6 +14,7 @@ import numpy as np
 
 from aggregator_service.domain.server_optimizers import choice
 from aggregator_service.domain.server_optimizers.states import States
+from aggregator_service.flow.read_ahead import ReadAhead
 from aggregator_service.flow.windows import Layout, RangeReader, Segment, layout_of, read_header, read_window
 from fl_protocol.dtypes import Float64Array
 from fl_protocol.specs.server_optimizers import AnyServerOptimizer
@@ -66,7 +67,8 @@ def open_state(
                 f"the stored optimizer state does not belong to this model: it holds {held or 'nothing'} where"
                 f" {optimizer.kind} keeps {wanted or 'nothing'}"
             )
-    return StoredState(read, layout_of(header, model), len(choice.slots(optimizer)))
+    ahead = ReadAhead(read, num_bytes=header.num_bytes, num_readers=1)
+    return StoredState(ahead, layout_of(header, model), len(choice.slots(optimizer)))
 
 
 def state_header(moving: Header, optimizer: AnyServerOptimizer) -> bytes:

@@ -41,17 +41,21 @@ class Segment:
         )
 
 
-def windows(model: Header) -> Iterator[list[Segment]]:
-    """Yields the model in order in windows of WINDOW_ELEMENTS: small tensors share one, large tensors span several."""
+def windows(model: Header, num_elements: int | None = None) -> Iterator[list[Segment]]:
+    """Yields the model in order in windows of so many elements: small tensors share one, large tensors span several.
+
+    They have WINDOW_ELEMENTS where nobody asks for fewer.
+    """
+    size = WINDOW_ELEMENTS if num_elements is None else min(num_elements, WINDOW_ELEMENTS)
     window: list[Segment] = []
     filled = 0
     for tensor, spec in enumerate(model.tensors):
         first = 0
         while first < spec.num_elements:
-            taken = min(WINDOW_ELEMENTS - filled, spec.num_elements - first)
+            taken = min(size - filled, spec.num_elements - first)
             window.append(Segment(tensor=tensor, spec=spec, first=first, num_elements=taken, offset=filled))
             first, filled = first + taken, filled + taken
-            if filled == WINDOW_ELEMENTS:
+            if filled == size:
                 yield window
                 window, filled = [], 0
     if window:

@@ -6,7 +6,7 @@ from pydantic import Discriminator, Field, Tag
 
 from fl_protocol.messages import RequestMessage, kind_or
 from fl_protocol.specs.rounds import RoundSpec
-from fl_protocol.specs.strategies import MeanStrategy
+from fl_protocol.specs.strategies import Strategy
 from fl_protocol.specs.training import TrainingSpec
 
 MAX_LOCAL_STEPS = 2**31
@@ -45,7 +45,7 @@ Algorithm = Annotated[
 ]
 
 
-def check_algorithm(algorithm: Algorithm, *, round_: RoundSpec, strategy: MeanStrategy, training: TrainingSpec) -> None:
+def check_algorithm(algorithm: Algorithm, *, round_: RoundSpec, strategy: Strategy, training: TrainingSpec) -> None:
     """Raises ValueError naming the field for a choice that the algorithm does not work with."""
     if isinstance(algorithm, FedAvgAlgorithm):
         return

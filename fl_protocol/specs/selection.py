@@ -7,7 +7,9 @@ from pydantic import Discriminator, Field, Tag
 
 from fl_protocol.attributes import AttributeName, AttributeValue
 from fl_protocol.messages import MAX_EXACT_INTEGER, RequestMessage, kind_or
+from fl_protocol.specs.algorithms import Algorithm, FedNovaAlgorithm
 from fl_protocol.specs.rounds import MAX_COHORT_SIZE, RoundSpec
+from fl_protocol.specs.strategies import MeanStrategy, Strategy
 
 MIN_SEEN_WITHIN_SECONDS: Final = 10
 """A held request looks again every 10 s, so a client that waits may not have been seen for as long."""
@@ -44,7 +46,11 @@ class UniformSelection(_Selection):
 
 
 class PoissonSelection(_Selection):
-    """Each client by a secret coin of its own; the round waits for everyone whose coin came up, or for its deadline."""
+    """Each client by a secret coin of its own; the round waits for everyone whose coin came up, or for its deadline.
+
+    With a `population` the sum of the updates is divided by probability x population, a fixed public denominator, and
+    who does not answer counts as zero; without it the mean is that of those who answered.
+    """
 
     kind: Literal["poisson"] = "poisson"
     probability: Annotated[float, Field(gt=0, le=1)]
@@ -73,10 +79,15 @@ SelectionSpec = Annotated[
 ]
 
 
-def check_selection(selection: SelectionSpec, round_: RoundSpec) -> None:
-    """Raises ValueError for coins that choose too few or too many of a known population."""
+def check_selection(selection: SelectionSpec, round_: RoundSpec, *, strategy: Strategy, algorithm: Algorithm) -> None:
+    """Raises ValueError for coins that choose too few or too many of a known population, or without a denominator."""
     if not isinstance(selection, PoissonSelection) or selection.population is None:
         return
+    fixed = "the fixed denominator that selection.population gives divides a plain sum of updates; "
+    if not isinstance(strategy, MeanStrategy) or strategy.weighting != "uniform":
+        raise ValueError(f"{fixed}it needs strategy.kind 'mean' with strategy.weighting 'uniform'")
+    if isinstance(algorithm, FedNovaAlgorithm):
+        raise ValueError(f"{fixed}algorithm.kind 'fednova' has a denominator of its own; leave the population out")
     probability, population = selection.probability, selection.population
     expected = probability * population
     chosen = f"selection.probability {probability:g} of selection.population {population} chooses {expected:g} clients"
@@ -88,3 +99,15 @@ def check_selection(selection: SelectionSpec, round_: RoundSpec) -> None:
             f"{chosen} a round on average and up to {likely_most:.0f} (six standard deviations more); "
             f"at most {MAX_COHORT_SIZE} may take part"
         )
+
+
+def most_updates(selection: SelectionSpec, round_: RoundSpec) -> int:
+    """Gives the most updates with which a round may close: its quorum, unless everyone chosen by a coin is awaited."""
+    return MAX_COHORT_SIZE if isinstance(selection, PoissonSelection) else round_.quorum
+
+
+def fixed_denominator(selection: SelectionSpec) -> float | None:
+    """Gives what a sum of updates is divided by whoever has answered; None where that is how many have."""
+    if not isinstance(selection, PoissonSelection) or selection.population is None:
+        return None
+    return selection.probability * selection.population

@@ -156,6 +156,20 @@ def test_update_within_the_bound_that_its_run_declared_is_accepted(shared_operat
     assert client.put(task["task_id"], update_body(half, num_examples=1)).status_code == 201
 
 
+def test_update_longer_than_its_run_accepts_is_refused_with_its_norm(shared_operator: httpx.Client) -> None:
+    bound = {"kind": "reject", "norm": 4.0}
+    run_id = create_run(shared_operator, small_model(), round={"quorum": 2}, strategy={"max_update_norm": bound})
+    client, task = _ask(shared_operator, run_id)
+    # 16 elements of 1.0, all others zero: an L2 norm of 4.
+    delta = {name: np.zeros_like(values) for name, values in small_model().items()}
+    delta["layer.weight"].reshape(-1)[:9] = 1.0
+    delta["layer.bias"][:] = -1.0
+    above = delta | {"scale": np.array(1.5, dtype=np.float32)}
+    refused = client.put(task["task_id"], update_body(above, num_examples=1))
+    assert_refused(refused, "value-out-of-range", "L2 norm", "4.27", "strategy.max_update_norm", "4.0")
+    assert client.put(task["task_id"], update_body(delta, num_examples=1)).status_code == 201
+
+
 def test_missing_tensor_is_named(asked: Asked) -> None:
     delta = {name: values for name, values in small_model().items() if name != "scale"}
     refused = asked.put(update_body(delta, num_examples=1))
@@ -514,7 +528,46 @@ def test_evaluation_is_answered_once(shared_operator: httpx.Client) -> None:
         ({"name": "a" * 50_000}, ["name"]),
         ({"name": "Ünï"}, ["name"]),
         ({"name": 5}, ["name"]),
-        ({"strategy": {"kind": "median"}}, ["strategy.kind"]),
+        ({"strategy": {"kind": "mode"}}, ["strategy.kind", "'mode'", "'trimmed_mean'"]),
+        ({"strategy": {"kind": "trimmed_mean", "trim_fraction": 0.5}}, ["strategy.trim_fraction", "0.5"]),
+        (
+            {"strategy": {"kind": "trimmed_mean", "trim_fraction": 0.12}},
+            ["strategy.trim_fraction 0.12", "none of the 8", "round.min_updates"],
+        ),
+        ({"strategy": {"kind": "krum"}}, ["strategy.num_byzantine"]),
+        (
+            {"strategy": {"kind": "krum", "num_byzantine": 3}},
+            ["strategy.num_byzantine 3", "2 * num_byzantine + 3 = 9", "with 8 (round.min_updates)", "at most 2"],
+        ),
+        (
+            {"strategy": {"kind": "multi_krum", "num_byzantine": 3, "num_selected": 2}},
+            ["strategy.num_byzantine 3", "= 9", "at most 2"],
+        ),
+        (
+            {"strategy": {"kind": "multi_krum", "num_byzantine": 2, "num_selected": 7}},
+            ["strategy.num_selected 7", "at most 6"],
+        ),
+        (
+            {"round": {"quorum": 10}, "strategy": {"kind": "bulyan", "num_byzantine": 3}},
+            ["strategy.num_byzantine 3", "4 * num_byzantine + 3 = 15", "with 10", "at most 1"],
+        ),
+        (
+            {"round": {"quorum": 2}, "strategy": {"kind": "krum", "num_byzantine": 0}},
+            ["strategy.num_byzantine 0", "= 3", "no num_byzantine"],
+        ),
+        (
+            {"round": {"quorum": 12, "min_updates": 6}, "strategy": {"kind": "krum", "num_byzantine": 2}},
+            ["with 6 (round.min_updates)"],
+        ),
+        (
+            {"round": {"quorum": 1025}, "strategy": {"kind": "geometric_median"}},
+            ["strategy.kind geometric_median", "1025", "at most 1024"],
+        ),
+        ({"strategy": {"kind": "geometric_median", "smoothing": 0}}, ["strategy.smoothing"]),
+        ({"strategy": {"kind": "geometric_median", "num_iterations": 0}}, ["strategy.num_iterations"]),
+        ({"strategy": {"kind": "median", "weighting": "uniform"}}, ["strategy.weighting"]),
+        ({"strategy": {"max_update_norm": {"kind": "clip", "norm": 0}}}, ["strategy.max_update_norm.norm"]),
+        ({"strategy": {"max_update_norm": {"kind": "cut", "norm": 1}}}, ["strategy.max_update_norm.kind"]),
         ({"strategy": "mean"}, ["strategy"]),
         ({"strategy": {"weighting": "size"}}, ["strategy.weighting"]),
         ({"strategy": {"max_weight": 0}}, ["strategy.max_weight"]),

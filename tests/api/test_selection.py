@@ -122,9 +122,10 @@ def test_coins_never_cut_at_a_goal(shared_operator: httpx.Client) -> None:
     own = {"eligibility": {"region": ["north"]}}
     spec = {"quorum": 1, "deadline_seconds": 3600}
     selection = {"kind": "poisson", "probability": 0.5, "population": 40} | own
+    even = {"weighting": "uniform"}
     tries = 0
     while True:  # once in 2^12 nobody's coin comes up
-        run_id = create_run(shared_operator, MODEL, num_rounds=1, round=spec, selection=selection)
+        run_id = create_run(shared_operator, MODEL, num_rounds=1, round=spec, selection=selection, strategy=even)
         tasks = claim_all(clients, run_id)
         # The coins of clients that other tests enrolled came up too; exclude them, and nobody else is waited for.
         _exclude_others(shared_operator, run_id, clients)

@@ -94,7 +94,7 @@ def test_the_step_stays_within_the_contracts_bound(number, seed, longest):
     deltas = [(source.standard_normal(6) * 10.0 ** source.uniform(-6, 2)) for _ in range(number)]
     weights = normalised_weights(told, shrinkage=0.0)
     updates = [
-        replace(sealed(delta, weight), factor=factor)
+        replace(sealed(delta, weight), delta_weight=factor)
         for delta, (weight, _), factor in zip(deltas, told, weights.factors, strict=True)
     ]
     found = fold(np.zeros(6), updates, weights.divisor)

@@ -1,1 +1,1 @@
-"""How updates are combined: one module a strategy."""
+"""How updates are combined: one module a strategy, and the decision that the fold carries out."""

@@ -4,12 +4,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
-from fl_protocol.specs.strategies import MeanStrategy
+from fl_protocol.specs.strategies import GeometricMedianStrategy, MeanStrategy, Strategy
 
 
-def weight_of(num_examples: int, strategy: MeanStrategy) -> int:
+def weight_of(num_examples: int, strategy: Strategy) -> int:
     """Gives an update's integer weight by itself: its examples up to `max_weight`, or 1 where they do not matter."""
-    return min(num_examples, strategy.max_weight) if strategy.weighting == "num_examples" else 1
+    if isinstance(strategy, MeanStrategy | GeometricMedianStrategy) and strategy.weighting == "num_examples":
+        return min(num_examples, strategy.max_weight)
+    return 1
 
 
 def weighted_metrics(reports: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, float]:

@@ -1,0 +1,45 @@
+"""Looks at whole updates before they are combined: how long each one is, and how they lie to each other."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from aggregator_service.domain.inner_products import InnerProducts, centre_of
+from aggregator_service.domain.update_norm import UpdateNorm, clip_factor
+from aggregator_service.flow.contributions import Contribution, blocks
+from aggregator_service.flow.windows import read_window, windows
+from fl_protocol.dtypes import Float64Array
+from fl_protocol.specs.strategies import Strategy
+from fl_protocol.tensors import Header
+
+
+def clipped(contributions: Sequence[Contribution], model: Header, *, strategy: Strategy) -> Sequence[Contribution]:
+    """Gives the contributions with the factors that bring each of them down to the strategy's norm, if it clips."""
+    bound = strategy.max_update_norm
+    if bound is None or bound.kind != "clip":
+        return contributions
+    return [replace(one, factor=clip_factor(_norm(one, model), bound.norm)) for one in contributions]
+
+
+def _norm(contribution: Contribution, model: Header) -> float:
+    norm = UpdateNorm()
+    for window in windows(model):
+        floats = [segment for segment in window if segment.spec.is_float]
+        for segment, values in read_window(contribution.update.read, floats, layout=contribution.layout):
+            norm.add(segment.spec.name, values, dtype=segment.spec.dtype)
+    return norm.result()
+
+
+def inner_products(contributions: Sequence[Contribution], model: Header, *, moving: Header) -> Float64Array:
+    """Gives the matrix of the contributions' inner products around one of them, over the floats that travel."""
+    names = {spec.name for spec in moving.tensors if spec.is_float}
+    largest = [max((one.magnitude(name) for name in names), default=0.0) for one in contributions]
+    products = InnerProducts(len(contributions), centre=centre_of(largest))
+    for window, block in blocks(contributions, model):
+        for segment in window:
+            if segment.spec.name not in names:
+                continue
+            if segment.first == 0:
+                magnitudes = [one.magnitude(segment.spec.name) for one in contributions]
+                products.begin_tensor(magnitudes, segment.spec.num_elements)
+            products.add(block.floats[:, segment.offset : segment.offset + segment.num_elements])
+    return products.result()

@@ -1,0 +1,116 @@
+"""The sealed updates as the fold reads them, in canonical order: each with its layout, weight and clip factor."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aggregator_service.flow.read_ahead import ReadAhead
+from aggregator_service.flow.windows import Layout, RangeReader, Segment, layout_of, read_header, read_window, windows
+from fl_protocol.dtypes import Values, as_native_float
+from fl_protocol.tensors import Header
+from fl_protocol.updates import check_update_structure
+
+_BLOCK_NUM_BYTES: Final = 32 << 20
+_MIN_BLOCK_ELEMENTS: Final = 1 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class SealedUpdate:
+    """One update of a sealed round: its weight, each tensor's largest |delta|, and how to read its bytes.
+
+    `delta_weight` replaces the weight in a mean's floating-point tensors, where it cannot be an integer.
+    """
+
+    update_id: str
+    digest: str
+    weight: int
+    max_abs: Mapping[str, float]
+    read: RangeReader
+    delta_weight: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """A sealed update whose header was read; `factor` is what clipping multiplies its floating-point deltas by."""
+
+    update: SealedUpdate
+    layout: Layout
+    num_bytes: int
+    factor: float = 1.0
+
+    def magnitude(self, tensor: str) -> float:
+        """Gives the largest |delta| of a floating-point tensor, clipped."""
+        return self.update.max_abs[tensor] * self.factor
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A window of several updates at once, a row an update.
+
+    `floats` [n, elements] has the window's floating-point values at their segments' offsets, as float32 or float64 and
+    without negative zeros; where a tensor does not travel it means nothing. `integers` has, by a segment's offset, the
+    int64 values of the updates that hold it.
+    """
+
+    floats: NDArray[Any]
+    integers: Mapping[int, Sequence[NDArray[np.int64]]]
+
+
+def open_contributions(updates: Sequence[SealedUpdate], model: Header, *, holds: Header) -> list[Contribution]:
+    """Reads the headers of the updates and puts them into the order of their digests; `holds` is what each has."""
+    # Most updates come from the same kind of client: equal layouts are kept once, whole headers not at all.
+    known: dict[bytes, Layout] = {}
+    opened = []
+    for update in sorted(updates, key=lambda update: update.digest):
+        header = read_header(update.read)
+        check_update_structure(header, holds)
+        layout = layout_of(header, model)
+        opened.append(Contribution(update, known.setdefault(layout.tobytes(), layout), header.num_bytes))
+    return opened
+
+
+def blocks(contributions: Sequence[Contribution], model: Header) -> Iterator[tuple[Sequence[Segment], Block]]:
+    """Yields the whole model in windows so small that all the contributions' rows of one take at most 32 MiB.
+
+    A block is valid until the next one is asked for.
+    """
+    row_type = _row_type(contributions, model)
+    widest = row_type.itemsize if all(spec.is_float for spec in model.tensors) else 8
+    num_elements = max(_BLOCK_NUM_BYTES // (len(contributions) * widest), _MIN_BLOCK_ELEMENTS)
+    ahead = [
+        replace(one, update=replace(one.update, read=_ahead(one, num_readers=len(contributions))))
+        for one in contributions
+    ]
+    rows: NDArray[Any] = np.empty((0, 0), dtype=row_type)
+    for window in windows(model, num_elements):
+        size = window[-1].offset + window[-1].num_elements
+        if rows.shape[1] < size:
+            rows = np.empty((len(ahead), size), dtype=row_type)
+        yield window, _read_block(ahead, window, floats=rows[:, :size])
+
+
+def _ahead(contribution: Contribution, *, num_readers: int) -> RangeReader:
+    return ReadAhead(contribution.update.read, num_bytes=contribution.num_bytes, num_readers=num_readers)
+
+
+def _row_type(contributions: Sequence[Contribution], model: Header) -> np.dtype[Any]:
+    is_exact = all(one.factor == 1.0 for one in contributions)
+    return np.dtype(np.float32 if is_exact and all(spec.dtype != "F64" for spec in model.tensors) else np.float64)
+
+
+def _read_block(contributions: Sequence[Contribution], window: Sequence[Segment], *, floats: Values) -> Block:
+    integers: dict[int, list[NDArray[np.int64]]] = {}
+    for row, one in zip(floats, contributions, strict=True):
+        for segment, values in read_window(one.update.read, window, layout=one.layout):
+            if not segment.spec.is_float:
+                integers.setdefault(segment.offset, []).append(values.astype(np.int64))
+                continue
+            target = row[segment.offset : segment.offset + segment.num_elements]
+            np.copyto(target, as_native_float(values, segment.spec.dtype))
+            if one.factor != 1.0:
+                np.multiply(target, one.factor, out=target)
+            np.add(target, 0.0, out=target)
+    return Block(floats, integers)
