@@ -1,0 +1,43 @@
+"""The examples of personal layers and of an adapter, with few clients, few images and few rounds."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from client_sdk.demo import mnist
+from tests.docs.pages import CHECKOUT
+
+
+@pytest.fixture(autouse=True)
+def beside_the_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(CHECKOUT / "examples"))
+
+
+def test_each_client_measures_the_normalisation_layers_that_are_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = importlib.import_module("personalised_layers")
+    monkeypatch.setattr(example, "SHIFTS", dict(list(example.SHIFTS.items())[:2]))
+    monkeypatch.setattr(example, "NUM_TEST_IMAGES", 50)
+    clients = example.shifted_clients(mnist.load(), num_examples=16)
+    patterns = example.normalisation_patterns(example.network(10))
+    fedbn = example.federated(clients, num_classes=10, num_rounds=2, personal=patterns)
+    assert {number: set(found) for number, found in fedbn.items()} == {1: {0, 1}, 2: {0, 1}}
+    lines = example.show(
+        "shift", clients, {"FedBN": fedbn, "alone": example.alone(clients, num_classes=10, num_rounds=2)}
+    )
+    assert [len(line.points) for line in lines] == [2, 2]
+    assert "inverted" in capsys.readouterr().out
+
+
+def test_an_adapters_update_has_few_of_the_models_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example, images = importlib.import_module("lora_adapter"), mnist.load()
+    few = images.train_images[:32], images.train_labels[:32]
+    arm = example.arms_from(example.pretrained(example.image_dataset(*few), num_epochs=1))[1]
+    clients = example.clients_of(*few, num_clients=2)
+    outcome = example.federate(arm, clients, example.upside_down(*few), num_rounds=1)
+    assert (outcome.num_parameters, outcome.num_bytes) == (11_402, 48_080)
+    example.show({arm.name: outcome}, plot=str(tmp_path / "plot.svg"))
+    assert "48,080" in capsys.readouterr().out
+    assert (tmp_path / "plot.svg").read_text().startswith("<svg")
