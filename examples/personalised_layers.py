@@ -3,7 +3,8 @@
 Two federations on MNIST, each with one global model, with personal layers, and with every client alone:
 
 - the same digits, seen differently: each client's scanner inverts, darkens, brightens, blurs ... its images. The
-  normalisation layers are personal (FedBN, Li et al. 2021), so that each client normalises what it sees.
+  normalisation layers are personal (FedBN, Li et al. 2021), so that each client normalises what it sees. Their running
+  statistics belong to the client's own weights; it may renew them for a new model by one pass over its images.
 - different label sets: each client knows five of the ten digits and numbers them in an order of its own. The last
   layer is personal (FedPer, Arivazhagan et al. 2019), so that each client has answers of its own.
 
@@ -131,9 +132,26 @@ def clients_with_own_labels(images: mnist.MnistSubset, *, num_clients: int, num_
     return clients
 
 
-def federated(
-    clients: Sequence[Client], *, num_classes: int, num_rounds: int, personal: Sequence[str] = ()
-) -> Accuracies:
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to train: what is personal, and whether a client renews its statistics before it uses a new model."""
+
+    personal: Sequence[str] = ()
+    renews: bool = False
+
+
+def renew_statistics(module: nn.Module, data: ImageDataset) -> None:
+    """Sets the normalisation layers' running statistics to those of the data as the module's weights now show it."""
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None
+    module.train()
+    with torch.no_grad():
+        module(data.tensors[0])
+
+
+def federated(clients: Sequence[Client], arm: Arm, *, num_classes: int, num_rounds: int) -> Accuracies:
     """Trains with all clients in each round; after each, every client measures the model that it would use."""
     found: Accuracies = defaultdict(dict)
 
@@ -145,6 +163,9 @@ def federated(
 
         def evaluate(task: TrainingTask) -> EvaluationReport:
             report = evaluator(task)
+            if arm.renews:
+                renew_statistics(evaluator.module, clients[index].train)
+                report = evaluator.measure()
             found[task.round][index] = report.metrics["accuracy"]
             return report
 
@@ -155,7 +176,7 @@ def federated(
         num_rounds=num_rounds,
         round=RoundSpec(quorum=len(clients)),
         training=TRAINING,
-        parameters=ParametersSpec(personal=list(personal)),
+        parameters=ParametersSpec(personal=list(arm.personal)),
         evaluation=EvaluationSpec(every=1),
     )
     model = tensors_of(network(num_classes))
@@ -180,13 +201,12 @@ def alone(clients: Sequence[Client], *, num_classes: int, num_rounds: int) -> Ac
 
 
 def compare(
-    clients: Sequence[Client], *, personal: Mapping[str, Sequence[str]], num_classes: int, num_rounds: int
+    clients: Sequence[Client], arms: Mapping[str, Arm], *, num_classes: int, num_rounds: int
 ) -> dict[str, Accuracies]:
-    """Trains one global model, then with each choice of personal layers, then every client alone."""
-    arms = {"one global model": (), **personal}
+    """Trains one global model, then in each other way, then every client alone."""
     found = {
-        name: federated(clients, num_classes=num_classes, num_rounds=num_rounds, personal=patterns)
-        for name, patterns in arms.items()
+        name: federated(clients, arm, num_classes=num_classes, num_rounds=num_rounds)
+        for name, arm in {"one global model": Arm(), **arms}.items()
     }
     return found | {"alone": alone(clients, num_classes=num_classes, num_rounds=num_rounds)}
 
@@ -216,11 +236,12 @@ def main() -> None:
     use_threads(1)
     images = mnist.load()
     shifted = shifted_clients(images, num_examples=NUM_EXAMPLES["shift"])
-    fedbn = {"FedBN": normalisation_patterns(network(10))}
-    lines = show("shift", shifted, compare(shifted, personal=fedbn, num_classes=10, num_rounds=given.rounds))
+    own_layers = normalisation_patterns(network(10))
+    ways = {"FedBN": Arm(own_layers), "FedBN, renewed": Arm(own_layers, renews=True)}
+    lines = show("shift", shifted, compare(shifted, ways, num_classes=10, num_rounds=given.rounds))
     own = clients_with_own_labels(images, num_clients=NUM_CLIENTS_WITH_OWN_LABELS, num_examples=NUM_EXAMPLES["labels"])
-    head = {"personal head": ["head.*"]}
-    lines += show("labels", own, compare(own, personal=head, num_classes=5, num_rounds=given.rounds))
+    ways = {"personal head": Arm(["head.*"])}
+    lines += show("labels", own, compare(own, ways, num_classes=5, num_rounds=given.rounds))
     save_lines(given.plot, lines, title="Personal layers", x="round", y="mean accuracy of the clients, %")
 
 

@@ -21,8 +21,8 @@ def test_each_client_measures_the_normalisation_layers_that_are_its_own(
     monkeypatch.setattr(example, "SHIFTS", dict(list(example.SHIFTS.items())[:2]))
     monkeypatch.setattr(example, "NUM_TEST_IMAGES", 50)
     clients = example.shifted_clients(mnist.load(), num_examples=16)
-    patterns = example.normalisation_patterns(example.network(10))
-    fedbn = example.federated(clients, num_classes=10, num_rounds=2, personal=patterns)
+    arm = example.Arm(example.normalisation_patterns(example.network(10)), renews=True)
+    fedbn = example.federated(clients, arm, num_classes=10, num_rounds=2)
     assert {number: set(found) for number, found in fedbn.items()} == {1: {0, 1}, 2: {0, 1}}
     lines = example.show(
         "shift", clients, {"FedBN": fedbn, "alone": example.alone(clients, num_classes=10, num_rounds=2)}
