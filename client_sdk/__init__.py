@@ -37,13 +37,14 @@ if TYPE_CHECKING:
     from client_sdk.transfer import StoredModel
     from fl_protocol.arrays import RawTensor, Tensor
     from fl_protocol.runs import Run, RunSpec
-    from fl_protocol.specs.rounds import RoundSpec
+    from fl_protocol.specs.rounds import BufferedRoundSpec, RoundSpec
     from fl_protocol.specs.training import TrainingSpec
     from fl_protocol.tasks import EvaluationReport
 
 __all__ = [
     "AggregatorClient",
     "BlockingOperator",
+    "BufferedRoundSpec",
     "Enrolment",
     "EvaluationReport",
     "Evaluator",
@@ -107,7 +108,7 @@ _HOMES: Final = {
     "client_sdk.transfer": ("StoredModel",),
     "fl_protocol.arrays": ("RawTensor", "Tensor"),
     "fl_protocol.runs": ("Run", "RunSpec"),
-    "fl_protocol.specs.rounds": ("RoundSpec",),
+    "fl_protocol.specs.rounds": ("BufferedRoundSpec", "RoundSpec"),
     "fl_protocol.specs.training": ("TrainingSpec",),
     "fl_protocol.tasks": ("EvaluationReport",),
 }

@@ -25,7 +25,12 @@ def describe_fault(fault: Mapping[str, Any], document: object) -> str:
 def _names(location: Sequence[str | int], document: object, *, of_whole: bool) -> list[str]:
     names = []
     inside: Any = document
+    behind_tag = False
     for depth, part in enumerate(location, start=1):
+        # A kind may be called as one of its own fields is: then its tag comes first in the path, and the field behind.
+        behind_tag = not behind_tag and isinstance(inside, Mapping) and inside.get("kind") == part
+        if behind_tag:
+            continue
         held = _holds(inside, part)
         inside = inside[part] if held else inside
         # A last part that the document lacks is a key that should be there, unless the fault is of the whole choice.

@@ -7,6 +7,13 @@ from pydantic import JsonValue
 from fl_protocol.messages import ResponseMessage, Timestamp
 
 
+class RoundKind(StrEnum):
+    """Whether a round asks a cohort and closes with it, or is a buffer that takes updates whenever they come."""
+
+    SYNCHRONOUS = "synchronous"
+    BUFFERED = "buffered"
+
+
 class RoundState(StrEnum):
     """Where one attempt at a round stands; completed and abandoned are terminal."""
 
@@ -28,8 +35,12 @@ class Round(ResponseMessage):
     """One attempt at one round; metrics are example-weighted means of what clients reported.
 
     `evaluation_by_stratum` has an entry for each value of the attribute that the RunSpec's `evaluation.strata` names.
+
+    A buffered round is one buffer: `quorum` is its size, `cohort_size` the run's concurrency, `base_version` the model
+    that it is applied to. At `deadline_at` tasks handed out at its opening are given up; it goes on until it is full.
     """
 
+    kind: RoundKind = RoundKind.SYNCHRONOUS
     number: int
     attempt: int
     state: RoundState
@@ -53,7 +64,8 @@ class Round(ResponseMessage):
 class Contribution(ResponseMessage):
     """What the operator may know of one update: never a tensor.
 
-    `weight`: what it weighs in the mean, known once the round is sealed; before that, what it would weigh by itself.
+    It was made from the model `staleness` versions before the round's base version. `weight`: what it weighs in the
+    mean, known once the round is sealed; before that, what it would weigh by itself; never discounted by staleness.
     `local_steps` is told for FedNova only.
     """
 
@@ -62,6 +74,7 @@ class Contribution(ResponseMessage):
     digest: str
     num_examples: int
     weight: int
+    staleness: int = 0
     metrics: dict[str, float]
     num_bytes: int
     accepted_at: Timestamp

@@ -7,11 +7,12 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from fl_protocol.messages import Name, RequestMessage, ResponseMessage, Timestamp, kind_or
 from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm, check_algorithm
+from fl_protocol.specs.buffering import check_buffering
 from fl_protocol.specs.evaluation import EvaluationSpec, check_evaluation
 from fl_protocol.specs.initial_model import PreviousModel, UploadedModel
 from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
-from fl_protocol.specs.rounds import RoundSpec
+from fl_protocol.specs.rounds import AnyRoundSpec, RoundSpec
 from fl_protocol.specs.selection import OpenSelection, SelectionSpec, check_selection, most_updates
 from fl_protocol.specs.server_optimizers import ServerOptimizer, SgdServerOptimizer, check_server_optimizer
 from fl_protocol.specs.strategies import MeanStrategy, Strategy, check_strategy
@@ -28,7 +29,7 @@ class RunSpec(RequestMessage):
 
     name: Name = "mnist"
     num_rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 10
-    round: RoundSpec = RoundSpec(quorum=8, cohort_size=10, min_updates=8)
+    round: AnyRoundSpec = RoundSpec(quorum=8, cohort_size=10, min_updates=8)
     selection: SelectionSpec = OpenSelection()
     strategy: Strategy = MeanStrategy()
     server_optimizer: ServerOptimizer = SgdServerOptimizer()
@@ -51,6 +52,7 @@ class RunSpec(RequestMessage):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        check_buffering(self)
         check_server_optimizer(self.server_optimizer, num_rounds=self.num_rounds)
         check_training(self.training, num_rounds=self.num_rounds)
         check_algorithm(self.algorithm, round_=self.round, strategy=self.strategy, training=self.training)

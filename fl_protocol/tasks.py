@@ -31,9 +31,9 @@ class ControlVariate(ResponseMessage):
 class Task(ResponseMessage):
     """What one client is asked to do in one round.
 
-    For SCAFFOLD `control_variate` is null while the server's is zero (version 0), and `counted_update` is the digest
-    of this client's newest update that a published model holds, null if there is none: the client's own control
-    variate is the one that it computed with that update.
+    For SCAFFOLD `control_variate` is null while the server's is zero (version 0 and one that is published again), and
+    `counted_update` is the digest of this client's newest update that a model published since then holds, null if
+    there is none: the client's own control variate is the one that it computed with that update, or zero.
     """
 
     task_id: str

@@ -54,6 +54,7 @@ def render_run(run: RunRecord) -> Run:
 def render_round(round_: RoundRecord) -> Round:
     """Renders an attempt at a round."""
     return Round(
+        kind=round_.kind,
         number=round_.number,
         attempt=round_.attempt,
         state=round_.state,
@@ -134,6 +135,7 @@ def render_contribution(update: UpdateRecord) -> Contribution:
         digest=update.digest,
         num_examples=update.num_examples,
         weight=update.weight,
+        staleness=update.staleness,
         metrics=dict(update.metrics),
         num_bytes=update.num_bytes,
         accepted_at=update.accepted_at,
@@ -160,7 +162,7 @@ def render_task(assignment: Assignment) -> Task:
         encoding=spec.encoding,
         privacy=spec.privacy,
         secure_aggregation=spec.secure_aggregation,
-        deadline_at=evaluation_deadline or assignment.round.deadline_at,
+        deadline_at=assignment.task.deadline_at or evaluation_deadline or assignment.round.deadline_at,
         max_num_bytes=assignment.max_num_bytes,
         algorithm=spec.algorithm,
         control_variate=_render_control(model) if assignment.task.kind is TaskKind.TRAIN else None,

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from aggregator_service.domain.records import AttendanceRecord, RoundRecord, TaskRecord, TaskState
+from aggregator_service.domain.records import AttendanceRecord, RoundRecord, RunRecord, TaskRecord, TaskState
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import RoundState
+from fl_protocol.specs.rounds import BufferedRoundSpec
 from fl_protocol.tasks import TaskKind
 
 
@@ -60,8 +61,21 @@ def round_closed(round_: RoundRecord) -> ProblemError:
 
 
 def given_up(task: TaskRecord) -> ProblemError:
-    """Gives the problem of an answer to a task that its client gave up."""
-    return ProblemError(ProblemType.ROUND_CLOSED, f"task {task.task_id} was given up; ask for a new task")
+    """Gives the problem of an answer to a task that was taken back; one with a deadline may be by the server itself."""
+    late = " or taken back, by its deadline or by a rollback" if task.deadline_at is not None else ""
+    return ProblemError(ProblemType.ROUND_CLOSED, f"task {task.task_id} was given up{late}; ask for a new task")
+
+
+def check_not_stale(task: TaskRecord, run: RunRecord, round_: RoundRecord) -> None:
+    """Raises `round-closed` for a task of a buffered run whose model is too old for the buffer that collects now."""
+    spec, staleness = run.spec.round, round_.base_version - task.base_version
+    if isinstance(spec, BufferedRoundSpec) and staleness > spec.max_staleness:
+        raise ProblemError(
+            ProblemType.ROUND_CLOSED,
+            f"the update is {staleness} versions stale and round.max_staleness is {spec.max_staleness}: it comes from "
+            f"version {task.base_version} and round {round_.number} is applied to version {round_.base_version}; "
+            "ask for a new task",
+        )
 
 
 def judge(

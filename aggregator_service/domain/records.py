@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from aggregator_service.domain.standing import Standing
-from fl_protocol.rounds import RoundState
+from fl_protocol.rounds import RoundKind, RoundState
 from fl_protocol.runs import RunSpec, RunState
 from fl_protocol.tasks import TaskKind
 
@@ -92,13 +92,14 @@ class EvaluationState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """One attempt at a round, with the evaluation of its result.
+    """One attempt at a round, with the evaluation of its result; a buffered one has no deadline of its own.
 
     `num_awaited` is set where secret coins choose the cohort: how many updates close the round, in place of `quorum`.
     """
 
     round_id: str
     run_id: str
+    kind: RoundKind
     number: int
     attempt: int
     state: RoundState
@@ -133,7 +134,10 @@ class TaskState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
-    """What one client was asked to do in one attempt at a round."""
+    """What one client was asked to do with one model; `deadline_at` is None where the round has the deadline.
+
+    `round_id` names the attempt at a round that handed it out, `turn` counts the client's tasks of the kind in it.
+    """
 
     task_id: str
     run_id: str
@@ -141,13 +145,17 @@ class TaskRecord:
     client_id: str
     kind: TaskKind
     state: TaskState
+    base_version: int
     assigned_at: datetime
+    deadline_at: datetime | None = None
+    turn: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateRecord:
     """An accepted update; `max_abs` is the largest |delta| of each tensor, which fixes the sum's scale.
 
+    `round_id` names the attempt that counts it, to whose base version its own is `staleness` versions behind.
     `local_steps` is what FedNova normalises by, None for other algorithms.
     """
 
@@ -160,6 +168,7 @@ class UpdateRecord:
     num_bytes: int
     num_examples: int
     weight: int
+    staleness: int
     metrics: Mapping[str, float]
     max_abs: Mapping[str, float]
     blob_id: str

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from aggregator_service import failpoints
-from aggregator_service.domain import weighting
+from aggregator_service.domain import staleness, weighting
 from aggregator_service.domain.fednova import normalised_weights
 from aggregator_service.domain.records import ModelRecord, RoundRecord, RunRecord, UpdateRecord
 from aggregator_service.domain.strategies.mean import weighted_metrics
@@ -19,6 +19,7 @@ from aggregator_service.storage.blobs import BlobUpload
 from aggregator_service.storage.transactions import ReadTx
 from fl_protocol.rounds import RoundState
 from fl_protocol.specs.algorithms import FedNovaAlgorithm, ScaffoldAlgorithm
+from fl_protocol.specs.rounds import BufferedRoundSpec
 from fl_protocol.specs.selection import fixed_denominator
 from fl_protocol.specs.strategies import InverseStratumSizeWeighting, MeanStrategy
 from fl_protocol.specs.training import local_learning_rate
@@ -85,11 +86,13 @@ class _Files:
 
 
 def load_sealed(tx: ReadTx, round_id: str) -> SealedRound | None:
-    """Reads a sealed round; None if it no longer waits for its aggregate."""
+    """Reads a sealed round; None if it no longer waits for its aggregate, or a buffer before it still does."""
     round_ = rounds.get(tx, round_id)
     if round_ is None or round_.state is not RoundState.AGGREGATING:
         return None
     run, base = runs.get(tx, round_.run_id), models.get(tx, round_.run_id, round_.base_version)
+    if run is not None and (run.latest_version or 0) < round_.base_version:
+        return None
     if run is None or base is None:
         raise LookupError(f"round {round_id} lacks its run or base model")
     accepted = updates.of_round(tx, round_id)
@@ -159,16 +162,22 @@ def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> None:
 
 
 def _factored(updates: Sequence[SealedUpdate], sealed: SealedRound) -> tuple[Sequence[SealedUpdate], float | None]:
-    """Gives the updates with FedNova's factors, and the divisor of their sum where that is not the sum of weights."""
+    """Gives the updates with the factors of FedNova or of staleness, and the divisor of a sum that has its own."""
     spec = sealed.run.spec
+    if isinstance(spec.round, BufferedRoundSpec):
+        aged = zip(sealed.weights, (update.staleness for update in sealed.updates), strict=True)
+        return _with_factors(updates, staleness.discounted(list(aged), spec.round.staleness)), sum(sealed.weights)
     if not isinstance(spec.algorithm, FedNovaAlgorithm):
         return updates, fixed_denominator(spec.selection)
     pairs = zip(sealed.updates, sealed.weights, strict=True)
     told = [(weight, update.local_steps or 1) for update, weight in pairs]
     rate = local_learning_rate(spec.training, sealed.round.number)
     weights = normalised_weights(told, shrinkage=rate * spec.training.proximal_mu)
-    factored = [replace(one, delta_weight=factor) for one, factor in zip(updates, weights.factors, strict=True)]
-    return factored, weights.divisor
+    return _with_factors(updates, weights.factors), weights.divisor
+
+
+def _with_factors(updates: Sequence[SealedUpdate], factors: Sequence[float]) -> Sequence[SealedUpdate]:
+    return [replace(one, delta_weight=factor) for one, factor in zip(updates, factors, strict=True)]
 
 
 def _sealed_update(flow: Flow, update: UpdateRecord, weight: int) -> SealedUpdate:

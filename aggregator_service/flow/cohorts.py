@@ -8,11 +8,18 @@ from typing import Final
 
 from aggregator_service.domain import allocation, cohort, presence, topics
 from aggregator_service.domain.records import Candidate, DrawRecord, RoundRecord, RunRecord
+from aggregator_service.flow import buffers
 from aggregator_service.flow.context import Flow
 from aggregator_service.storage import candidates, invitations, rounds
 from aggregator_service.storage.transactions import ReadTx, WriteTx
-from fl_protocol.specs.rounds import MAX_COHORT_SIZE
-from fl_protocol.specs.selection import DrawnSelection, OpenSelection, PoissonSelection, StratifiedSelection
+from fl_protocol.specs.rounds import MAX_COHORT_SIZE, BufferedRoundSpec
+from fl_protocol.specs.selection import (
+    DrawnSelection,
+    OpenSelection,
+    PoissonSelection,
+    SelectionSpec,
+    StratifiedSelection,
+)
 
 _ANYONE: Final = OpenSelection()
 
@@ -54,10 +61,8 @@ def prospect(tx: ReadTx, run: RunRecord, round_: RoundRecord, client_id: str) ->
     """Tells whether a client without a task may get one in a collecting round."""
     selection = run.spec.selection
     if isinstance(selection, OpenSelection):
-        is_open = cohort.has_place(round_) and (
-            selection == _ANYONE or candidates.find(tx, round_, selection, client_id) is not None
-        )
-        return Prospect(is_open)
+        has_place = _has_place(tx, run, round_, client_id)
+        return Prospect(has_place and (selection == _ANYONE or _may_take_part(tx, selection, round_, client_id)))
     is_invited = invitations.find(tx, round_.round_id, client_id)
     if is_invited is not None:
         return Prospect(is_invited)
@@ -107,6 +112,16 @@ def draw_if_due(tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
     if drawn:
         invitations.invite(tx, round_.round_id, drawn)
         tx.wake(topics.tasks_of(run.run_id))
+
+
+def _has_place(tx: ReadTx, run: RunRecord, round_: RoundRecord, client_id: str) -> bool:
+    if isinstance(run.spec.round, BufferedRoundSpec):
+        return buffers.is_free(tx, run, run.spec.round, round_=round_, client_id=client_id)
+    return cohort.has_place(round_)
+
+
+def _may_take_part(tx: ReadTx, selection: SelectionSpec, round_: RoundRecord, client_id: str) -> bool:
+    return candidates.find(tx, round_, selection, client_id) is not None
 
 
 def _prospect_undrawn(tx: ReadTx, selection: DrawnSelection, round_: RoundRecord, client_id: str) -> Prospect:

@@ -5,10 +5,10 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from aggregator_service.domain.records import EvaluationState
-from aggregator_service.flow import evaluation
+from aggregator_service.flow import buffers, evaluation
 from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.context import Flow
-from aggregator_service.storage import rounds, runs
+from aggregator_service.storage import rounds, runs, tasks
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.rounds import RoundState
 from fl_protocol.runs import RunState
@@ -23,13 +23,14 @@ async def seconds_until_due(flow: Flow) -> float | None:
     def body(tx: ReadTx) -> float | None:
         deadlines = [round_.deadline_at for round_ in rounds.collecting(tx)[:1]]
         deadlines += [at for round_ in rounds.evaluating(tx)[:1] if (at := round_.evaluation_deadline_at)]
+        deadlines += tasks.deadlines(tx).values()
         return min((at - tx.now()).total_seconds() for at in deadlines) if deadlines else None
 
     return await flow.transactions.read("next_deadline", body)
 
 
 async def expire(flow: Flow) -> None:
-    """Closes every round and evaluation whose deadline has passed."""
+    """Closes every round and evaluation whose deadline has passed, and takes back the tasks of buffered runs."""
 
     def find(tx: ReadTx) -> list[tuple[str, str]]:
         due = [round_ for round_ in rounds.collecting(tx) if round_.deadline_at <= tx.now()]
@@ -38,6 +39,8 @@ async def expire(flow: Flow) -> None:
 
     for run_id, round_id in await flow.transactions.read("find_expired", find):
         await flow.transactions.write("expire_round", _expiring(flow, run_id=run_id, round_id=round_id))
+    for run_id in await flow.transactions.read("find_overdue", _runs_with_overdue_tasks):
+        await flow.transactions.write("expire_tasks", _releasing(run_id))
 
 
 async def sweep_orphans(flow: Flow, *, begun_before: datetime | None) -> int:
@@ -60,6 +63,19 @@ def _expiring(flow: Flow, *, run_id: str, round_id: str) -> Callable[[WriteTx], 
             round_steps.close_if_due(flow, tx, run=run, round_=round_)
         if round_.evaluation_state is EvaluationState.COLLECTING:
             evaluation.complete_if_due(flow, tx, run=run, round_=round_)
+
+    return body
+
+
+def _runs_with_overdue_tasks(tx: ReadTx) -> list[str]:
+    return [run_id for run_id, deadline in tasks.deadlines(tx).items() if deadline <= tx.now()]
+
+
+def _releasing(run_id: str) -> Callable[[WriteTx], None]:
+    def body(tx: WriteTx) -> None:
+        run = runs.lock(tx, run_id)
+        if run is not None and run.state is RunState.RUNNING:
+            buffers.release_overdue(tx, run_id)
 
     return body
 

@@ -1,6 +1,6 @@
 """Takes an update in: checks it while it streams, makes its bytes durable, then counts it together with others."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -8,6 +8,7 @@ from functools import partial
 from aggregator_service import failpoints
 from aggregator_service.domain.admission import (
     check_kind,
+    check_not_stale,
     check_owner,
     given_up,
     is_collecting,
@@ -18,15 +19,18 @@ from aggregator_service.domain.admission import (
 from aggregator_service.domain.records import RoundRecord, RunRecord, TaskRecord, TaskState, UpdateRecord
 from aggregator_service.domain.strategies.mean import weight_of
 from aggregator_service.domain.tally import Accepted, Tally
+from aggregator_service.flow import buffers
 from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.layouts import layout_of_run
 from aggregator_service.flow.measures import UpdateMeasure
 from aggregator_service.flow.reception import Body, Received, digest_of, receive
 from aggregator_service.storage import asks, events, rounds, runs, tasks, updates
-from aggregator_service.storage.transactions import WriteTx
+from aggregator_service.storage.asks import AskRecord
+from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.problems import ProblemError
-from fl_protocol.rounds import EventType
+from fl_protocol.rounds import EventType, RoundKind
+from fl_protocol.specs.rounds import BufferedRoundSpec
 from fl_protocol.streaming import StreamDecoder
 from fl_protocol.tasks import TaskKind
 from fl_protocol.tensors import Header
@@ -74,15 +78,24 @@ async def look_up(flow: Flow, *, task_id: str, client_id: str) -> Ask:
         raise no_such_task(task_id)
     check_owner(found.task, task_id=task_id, client_id=client_id)
     check_kind(found.task, TaskKind.TRAIN)
-    accepted = None
-    if found.task.state is TaskState.DONE:
-        accepted = await flow.transactions.read_one("look_up_update", lambda tx: updates.of_task(tx, task_id))
-    elif found.task.state is TaskState.GIVEN_UP:
-        raise given_up(found.task)
-    elif not is_collecting(found.round):
-        raise round_closed(found.round)
-    model = await layout_of_run(flow, found.run.run_id, version=found.round.base_version)
-    return Ask(found.task, found.round, found.run, update_layout(model, found.run.spec), accepted)
+    accepted, round_ = None, found.round
+    if found.task.state is TaskState.DONE or isinstance(found.run.spec.round, BufferedRoundSpec):
+        accepted, round_ = await flow.transactions.read("look_up_round", lambda tx: _counting(tx, found))
+    if accepted is None:
+        check_not_stale(found.task, found.run, round_)
+        if found.task.state is TaskState.GIVEN_UP:
+            raise given_up(found.task)
+        if not is_collecting(round_):
+            raise round_closed(round_)
+    model = await layout_of_run(flow, found.run.run_id, version=found.task.base_version)
+    return Ask(found.task, round_, found.run, update_layout(model, found.run.spec), accepted)
+
+
+def _counting(tx: ReadTx, found: AskRecord) -> tuple[UpdateRecord | None, RoundRecord]:
+    """Gives what was accepted for a task, and the round that counts it or would count it now."""
+    accepted = updates.of_task(tx, found.task.task_id) if found.task.state is TaskState.DONE else None
+    round_ = rounds.newest(tx, found.run.run_id) if accepted is None else rounds.get(tx, accepted.round_id)
+    return accepted, round_ or found.round
 
 
 async def take_update(flow: Flow, ask: Ask, body: Body) -> Accepted:
@@ -126,37 +139,62 @@ async def _commit(flow: Flow, ask: Ask, received: Received, *, max_abs: dict[str
 
 
 def _count_all(flow: Flow, tx: WriteTx, arrivals: Sequence[_Arrival]) -> list[Accepted | ProblemError]:
-    """Judges updates in the order of their arrival and writes those that are new, all by the same few statements."""
+    """Judges updates in the order of their arrival and writes those that are new, all by the same few statements.
+
+    Those of a buffered run that come after one which filled its buffer are judged again once the next one is open.
+    """
     locked = runs.lock_all(tx, {arrival.ask.run.run_id for arrival in arrivals})
-    tally = _tally(tx, locked, arrivals)
-    outcomes = [_outcome(tally, _update(arrival, accepted_at=tx.now())) for arrival in arrivals]
-    new = [outcome for outcome in outcomes if isinstance(outcome, Accepted) and outcome.is_new]
+    outcomes: dict[str, Accepted | ProblemError] = {}
+    while left := [arrival for arrival in arrivals if arrival.update_id not in outcomes]:
+        tally = _tally(tx, locked, left)
+        settled = [(arrival, _outcome(tally, _update(arrival, accepted_at=tx.now()))) for arrival in left]
+        outcomes |= {arrival.update_id: outcome for arrival, outcome in settled if outcome is not None}
+        _write(flow, tx, locked, settled)
+    return [outcomes[arrival.update_id] for arrival in arrivals]
+
+
+def _write(
+    flow: Flow,
+    tx: WriteTx,
+    locked: Mapping[str, RunRecord],
+    settled: Sequence[tuple[_Arrival, Accepted | ProblemError | None]],
+) -> None:
+    new = [outcome for _, outcome in settled if isinstance(outcome, Accepted) and outcome.is_new]
     if not new:
-        return outcomes
+        return
     named = {accepted.update.blob_id for accepted in new}
-    uploads = [arrival.received.upload for arrival in arrivals]
+    uploads = [arrival.received.upload for arrival, _ in settled]
     flow.blobs.seal(tx, *(upload for upload in uploads if upload.blob_id in named))
     updates.insert(tx, *(accepted.update for accepted in new))
     tasks.mark_done(tx, [accepted.update.task_id for accepted in new])
     for round_id in dict.fromkeys(accepted.round.round_id for accepted in new):
         members = [accepted for accepted in new if accepted.round.round_id == round_id]
         _count(flow, tx, run=locked[members[0].round.run_id], members=members)
-    return outcomes
 
 
 def _tally(tx: WriteTx, locked: Mapping[str, RunRecord], arrivals: Sequence[_Arrival]) -> Tally:
     asked = tasks.get_all(tx, {arrival.ask.task.task_id for arrival in arrivals})
     done = [task.task_id for task in asked.values() if task.state is TaskState.DONE]
+    accepted = updates.of_tasks(tx, done) if done else {}
+    named = [task.round_id for task in asked.values()] + [update.round_id for update in accepted.values()]
     return Tally(
         now=tx.now(),
         runs=locked,
-        rounds=rounds.get_all(tx, {task.round_id for task in asked.values()}),
+        rounds=rounds.get_all(tx, set(named)),
         tasks=asked,
-        accepted=updates.of_tasks(tx, done) if done else {},
+        accepted=accepted,
+        buffers=_buffers(tx, locked.values()),
     )
 
 
-def _outcome(tally: Tally, update: UpdateRecord) -> Accepted | ProblemError:
+def _buffers(tx: WriteTx, locked: Iterable[RunRecord]) -> dict[str, RoundRecord]:
+    """Gives the newest round of each buffered run, which is the only one that may collect."""
+    buffered = [run.run_id for run in locked if isinstance(run.spec.round, BufferedRoundSpec)]
+    found = [rounds.newest(tx, run_id) for run_id in buffered]
+    return {round_.run_id: round_ for round_ in found if round_ is not None}
+
+
+def _outcome(tally: Tally, update: UpdateRecord) -> Accepted | ProblemError | None:
     try:
         return tally.take(update)
     except ProblemError as refusal:
@@ -175,6 +213,7 @@ def _update(arrival: _Arrival, *, accepted_at: datetime) -> UpdateRecord:
         num_bytes=received.upload.num_bytes,
         num_examples=metadata.num_examples,
         weight=weight_of(metadata.num_examples, arrival.ask.run.spec.strategy),
+        staleness=0,
         metrics=metadata.metrics,
         max_abs=arrival.max_abs,
         blob_id=received.upload.blob_id,
@@ -192,6 +231,8 @@ def _count(flow: Flow, tx: WriteTx, *, run: RunRecord, members: Sequence[Accepte
         num_examples=sum(accepted.update.num_examples for accepted in members),
     )
     events.append_all(tx, run.run_id, EventType.UPDATE_ACCEPTED, [_event(accepted) for accepted in members])
+    if counted.kind is RoundKind.BUFFERED:
+        buffers.offer_freed_places(tx, run, num_answered=len(members))
     round_steps.close_if_due(flow, tx, run=run, round_=counted)
 
 
@@ -203,6 +244,7 @@ def _event(accepted: Accepted) -> dict[str, object]:
         "client_id": update.client_id,
         "num_updates": round_.num_updates,
         "quorum": round_.quorum,
+        "staleness": update.staleness,
         "num_bytes": update.num_bytes,
         "digest": update.digest,
     }

@@ -12,7 +12,7 @@ from aggregator_service.flow.context import Flow
 from aggregator_service.flow.idempotency import IdempotentCreate
 from aggregator_service.flow.layouts import layout_of
 from aggregator_service.flow.versions import take_over
-from aggregator_service.storage import events, models, rounds, runs
+from aggregator_service.storage import events, models, rounds, runs, tasks
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import EventType, RoundState
@@ -173,6 +173,7 @@ def _postpone_deadlines(tx: WriteTx, run: RunRecord) -> None:
     newest = rounds.newest(tx, run.run_id)
     if newest is not None and newest.state is RoundState.COLLECTING:
         affected[newest.round_id] = newest
+    tasks.postpone(tx, run.run_id, pause)
     for round_ in affected.values():
         evaluation_deadline = round_.evaluation_deadline_at
         rounds.postpone(

@@ -50,7 +50,7 @@ def _publish(flow: Flow, tx: WriteTx, sealed: SealedRound, candidate: Candidate)
     )
     if not won:
         return False
-    _store(flow, tx, sealed, candidate, version=version)
+    _store(flow, tx, sealed, candidate, version=version, current_round=run.current_round)
     failpoints.reach("publication.in_transaction")
     moved = runs.get(tx, run.run_id)
     if moved is not None and moved.state is RunState.RUNNING:
@@ -58,7 +58,9 @@ def _publish(flow: Flow, tx: WriteTx, sealed: SealedRound, candidate: Candidate)
     return True
 
 
-def _store(flow: Flow, tx: WriteTx, sealed: SealedRound, candidate: Candidate, *, version: int) -> None:
+def _store(
+    flow: Flow, tx: WriteTx, sealed: SealedRound, candidate: Candidate, *, version: int, current_round: int
+) -> None:
     for upload in candidate.uploads:
         if upload.num_bytes:
             flow.blobs.seal(tx, upload)
@@ -83,4 +85,4 @@ def _store(flow: Flow, tx: WriteTx, sealed: SealedRound, candidate: Candidate, *
             control_num_bytes=control.num_bytes or None,
         ),
     )
-    runs.set_progress(tx, sealed.run.run_id, current_round=sealed.round.number, latest_version=version)
+    runs.set_progress(tx, sealed.run.run_id, current_round=current_round, latest_version=version)

@@ -115,7 +115,7 @@ async def get_control(flow: Flow, run_id: str, version: int) -> TensorFile:
     if model.control is None:
         raise ProblemError(
             ProblemType.NOT_FOUND,
-            f"model version {version} has no control variate; versions of a SCAFFOLD run have one, from version 1 on",
+            f"model version {version} has no control variate; those that a round of a SCAFFOLD run made have one",
         )
     return model.control
 

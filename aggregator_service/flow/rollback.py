@@ -4,7 +4,7 @@ from aggregator_service import failpoints
 from aggregator_service.domain import standing
 from aggregator_service.domain.records import ModelRecord, RunRecord
 from aggregator_service.domain.transitions import check_can_roll_back
-from aggregator_service.flow import idempotency
+from aggregator_service.flow import buffers, idempotency
 from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.idempotency import IdempotentCreate
@@ -14,14 +14,16 @@ from aggregator_service.flow.versions import publish_again
 from aggregator_service.storage import models, runs
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.runs import RunState
+from fl_protocol.specs.rounds import BufferedRoundSpec
 
 
 async def roll_back(flow: Flow, run_id: str, *, version: int, create: IdempotentCreate | None) -> ModelRecord:
     """Publishes an earlier version again as the newest, with its optimizer state; the same key gives the same version.
 
-    An open round and open evaluations are abandoned: what was acknowledged for them does not count, what comes later
-    is refused as `round-closed`, and a model being computed from them loses its compare-and-set. A running run opens
-    a round from the new version at once. Raises `state-conflict` for a draft or a run that has ended.
+    Open rounds and evaluations are abandoned, in a buffered run the tasks that are out too: what was acknowledged for
+    them does not count, what comes later is refused as `round-closed`, and a model being computed from them loses its
+    compare-and-set. A running run opens a round from the new version at once. Raises `state-conflict` for a draft or a
+    run that has ended.
     """
 
     def body(tx: WriteTx) -> ModelRecord:
@@ -44,6 +46,8 @@ async def roll_back(flow: Flow, run_id: str, *, version: int, create: Idempotent
 def _go_back(flow: Flow, tx: WriteTx, run: RunRecord, *, version: int) -> ModelRecord:
     model = _version(tx, run, version)
     round_steps.abandon_open(flow, tx, run)
+    if isinstance(run.spec.round, BufferedRoundSpec):
+        buffers.release_all(tx, run.run_id)
     made = publish_again(tx, run, model)
     reported = models.evaluations_along(tx, run.run_id, version)
     runs.set_standing(tx, run.run_id, standing.along(run.spec.evaluation, reported))

@@ -5,16 +5,20 @@ from datetime import timedelta
 from aggregator_service.domain import quorum
 from aggregator_service.domain.quorum import QuorumDecision
 from aggregator_service.domain.records import EvaluationState, RoundRecord, RunRecord
-from aggregator_service.flow import cohorts
+from aggregator_service.flow import buffers, cohorts
 from aggregator_service.flow.context import Flow
 from aggregator_service.storage import events, rounds, runs
 from aggregator_service.storage.transactions import WriteTx
-from fl_protocol.rounds import EventType, RoundState
+from fl_protocol.rounds import EventType, RoundKind, RoundState
 from fl_protocol.runs import RunState
+from fl_protocol.specs.rounds import BufferedRoundSpec
 
 
 def advance(flow: Flow, tx: WriteTx, run: RunRecord) -> None:
-    """Takes the next step of a running run: opens a round, tries one again, or ends the run."""
+    """Takes the next step of a running run: opens a round, tries one again, or ends the run.
+
+    A buffer is opened when the one before is sealed, whether or not the run is running: see `close_if_due`.
+    """
     newest = rounds.newest(tx, run.run_id)
     if run.standing.stop_reason is not None:
         abandon_open(flow, tx, run)
@@ -34,6 +38,8 @@ def close_if_due(flow: Flow, tx: WriteTx, *, run: RunRecord, round_: RoundRecord
             return
         case QuorumDecision.SEAL:
             _seal(tx, round_)
+            if round_.kind is RoundKind.BUFFERED and round_.number < run.spec.num_rounds:
+                _open(flow, tx, run, number=round_.number + 1, attempt=1, num_waiting=_num_waiting(tx, run.run_id))
         case QuorumDecision.ABANDON:
             _abandon(tx, round_)
             flow.telemetry.round_ended("abandoned")
@@ -42,10 +48,9 @@ def close_if_due(flow: Flow, tx: WriteTx, *, run: RunRecord, round_: RoundRecord
 
 
 def abandon_open(flow: Flow, tx: WriteTx, run: RunRecord) -> None:
-    """Abandons whatever round of a run is open, because the run ends."""
-    newest = rounds.newest(tx, run.run_id)
-    if newest is not None and newest.state in (RoundState.COLLECTING, RoundState.AGGREGATING):
-        _abandon(tx, newest)
+    """Abandons whatever rounds of a run are open, because the run ends."""
+    for round_ in rounds.unfinished(tx, run.run_id):
+        _abandon(tx, round_)
         flow.telemetry.round_ended("abandoned")
     for evaluated in rounds.open_evaluations(tx, run.run_id):
         rounds.complete_evaluation(tx, evaluated.round_id, None)
@@ -69,12 +74,18 @@ def _go_on(flow: Flow, tx: WriteTx, run: RunRecord, completed: RoundRecord) -> N
         _open(flow, tx, run, number=completed.number + 1, attempt=1)
 
 
-def _open(flow: Flow, tx: WriteTx, run: RunRecord, *, number: int, attempt: int) -> None:
-    spec = run.spec.round
-    base_version = run.latest_version or 0
+def _num_waiting(tx: WriteTx, run_id: str) -> int:
+    return sum(round_.state is RoundState.AGGREGATING for round_ in rounds.unfinished(tx, run_id))
+
+
+def _open(flow: Flow, tx: WriteTx, run: RunRecord, *, number: int, attempt: int, num_waiting: int = 0) -> None:
+    """Opens a round on the newest model, or on the one that so many sealed buffers will have made by their turn."""
+    spec, latest_version = run.spec.round, run.latest_version or 0
+    base_version = latest_version + num_waiting
     round_ = RoundRecord(
         round_id=flow.new_id("round"),
         run_id=run.run_id,
+        kind=RoundKind(spec.kind),
         number=number,
         attempt=attempt,
         state=RoundState.COLLECTING,
@@ -97,7 +108,9 @@ def _open(flow: Flow, tx: WriteTx, run: RunRecord, *, number: int, attempt: int)
         evaluation_by_stratum=None,
     )
     rounds.insert(tx, round_)
-    runs.set_progress(tx, run.run_id, current_round=number, latest_version=base_version)
+    runs.set_progress(tx, run.run_id, current_round=number, latest_version=latest_version)
+    if isinstance(spec, BufferedRoundSpec):
+        buffers.release_stale(tx, run.run_id, oldest_version=base_version - spec.max_staleness)
     events.append(
         tx,
         run.run_id,
@@ -132,15 +145,16 @@ def _abandon(tx: WriteTx, round_: RoundRecord) -> None:
 
 
 def _try_again(flow: Flow, tx: WriteTx, run: RunRecord, abandoned: RoundRecord) -> None:
+    spec = run.spec.round
     # After a rollback the round begins from another version, and all its attempts are before it again.
     base_version = run.latest_version or 0
     num_attempts = rounds.count_attempts(tx, run.run_id, number=abandoned.number, base_version=base_version)
-    if num_attempts < run.spec.round.max_attempts:
+    if isinstance(spec, BufferedRoundSpec) or num_attempts < spec.max_attempts:
         _open(flow, tx, run, number=abandoned.number, attempt=abandoned.attempt + 1)
         return
     reason = (
         f"round {abandoned.number} was abandoned {num_attempts} times: {abandoned.num_updates} of at least "
-        f"{abandoned.min_updates} updates arrived within {run.spec.round.deadline_seconds:g} s"
+        f"{abandoned.min_updates} updates arrived within {spec.deadline_seconds:g} s"
     )
     abandon_open(flow, tx, run)
     finish(tx, run, RunState.FAILED, reason=reason)

@@ -1,8 +1,8 @@
 """Who is asked: a client claims a task, waits for one, or gives one up."""
 
 import asyncio
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Final
 
 from aggregator_service.domain import pace_steering, presence, topics
@@ -15,7 +15,7 @@ from aggregator_service.domain.records import (
     TaskRecord,
     TaskState,
 )
-from aggregator_service.flow import cohorts
+from aggregator_service.flow import buffers, cohorts
 from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.cohorts import Prospect
 from aggregator_service.flow.context import Flow
@@ -28,6 +28,7 @@ from fl_protocol.rounds import RoundState
 from fl_protocol.runs import FINISHED_RUN_STATES, RunState
 from fl_protocol.specs.algorithms import ScaffoldAlgorithm
 from fl_protocol.specs.evaluation import evaluation_terms
+from fl_protocol.specs.rounds import BufferedRoundSpec
 from fl_protocol.specs.selection import OpenSelection
 from fl_protocol.tasks import TaskKind
 from fl_protocol.updates import max_update_bytes, update_layout
@@ -75,6 +76,12 @@ class _Offer:
     kind: TaskKind
     round: RoundRecord
     task: TaskRecord | None
+
+    @property
+    def base_version(self) -> int:
+        """The model that the round asks about."""
+        version = self.round.result_version if self.kind is TaskKind.EVALUATE else self.round.base_version
+        return version or 0
 
     @property
     def is_held(self) -> bool:
@@ -128,14 +135,12 @@ async def give_up(flow: Flow, *, task_id: str, client_id: str) -> None:
 
 def release(flow: Flow, tx: WriteTx, run: RunRecord, task: TaskRecord) -> None:
     """Takes an open task from its client and frees the place, in a transaction that has locked the run."""
-    tasks.set_state(tx, task, TaskState.GIVEN_UP)
+    buffers.take_back(tx, task)
     if task.kind is TaskKind.TRAIN:
-        rounds.count_task(tx, task.round_id, -1)
         cohorts.withdraw(tx, task.round_id, task.client_id)
         round_ = rounds.get(tx, task.round_id)
         if round_ is not None and round_.state is RoundState.COLLECTING:
             round_steps.close_if_due(flow, tx, run=run, round_=round_)
-    tx.wake(topics.tasks_of(task.run_id))
 
 
 async def _try_claim(flow: Flow, run_id: str, client_id: str) -> Assignment | None:
@@ -150,11 +155,11 @@ async def _try_claim(flow: Flow, run_id: str, client_id: str) -> Assignment | No
         if offer is None or not _has_place(tx, run, offer, client_id):
             return None
         is_new = offer.task is None
-        task, round_ = offer.task or _assign(tx, run, offer, client_id=client_id, task_id=task_id), offer.round
-        version = round_.result_version if task.kind is TaskKind.EVALUATE else round_.base_version
-        model = models.get(tx, run_id, version or 0)
-        if model is None:
-            raise LookupError(f"run {run_id} has no model version {version}")
+        task = offer.task or _assign(tx, run, offer, client_id=client_id, task_id=task_id)
+        round_ = offer.round if task.round_id == offer.round.round_id else rounds.get(tx, task.round_id)
+        model = models.get(tx, run_id, task.base_version)
+        if round_ is None or model is None:
+            raise LookupError(f"task {task.task_id} lacks its round or its model, version {task.base_version}")
         counted = None
         if isinstance(run.spec.algorithm, ScaffoldAlgorithm):
             counted = updates.last_counted(tx, run_id=run_id, client_id=client_id)
@@ -247,10 +252,13 @@ def _offers(tx: ReadTx, run: RunRecord, client_id: str) -> list[_Offer]:
     newest = rounds.newest(tx, run.run_id)
     if newest is not None and newest.state is RoundState.COLLECTING:
         open_now.append((TaskKind.TRAIN, newest))
-    return [
-        _Offer(kind, round_, tasks.find(tx, round_id=round_.round_id, client_id=client_id, kind=kind))
-        for kind, round_ in open_now
-    ]
+    return [_Offer(kind, round_, _task(tx, run, round_, kind=kind, client_id=client_id)) for kind, round_ in open_now]
+
+
+def _task(tx: ReadTx, run: RunRecord, round_: RoundRecord, *, kind: TaskKind, client_id: str) -> TaskRecord | None:
+    if kind is TaskKind.TRAIN and isinstance(run.spec.round, BufferedRoundSpec):
+        return tasks.held(tx, run.run_id, client_id)
+    return tasks.find(tx, round_id=round_.round_id, client_id=client_id, kind=kind)
 
 
 def _prospect(tx: ReadTx, run: RunRecord, offer: _Offer, client_id: str) -> Prospect:
@@ -270,7 +278,24 @@ def _has_place(tx: WriteTx, run: RunRecord, offer: _Offer, client_id: str) -> bo
 
 
 def _assign(tx: WriteTx, run: RunRecord, offer: _Offer, *, client_id: str, task_id: str) -> TaskRecord:
-    task = TaskRecord(task_id, run.run_id, offer.round.round_id, client_id, offer.kind, TaskState.OPEN, tx.now())
+    task = TaskRecord(
+        task_id=task_id,
+        run_id=run.run_id,
+        round_id=offer.round.round_id,
+        client_id=client_id,
+        kind=offer.kind,
+        state=TaskState.OPEN,
+        base_version=offer.base_version,
+        assigned_at=tx.now(),
+    )
+    if offer.kind is TaskKind.TRAIN and isinstance(run.spec.round, BufferedRoundSpec):
+        earlier = tasks.find(tx, round_id=task.round_id, client_id=client_id, kind=task.kind)
+        task = replace(
+            task,
+            base_version=run.latest_version or 0,
+            deadline_at=tx.now() + timedelta(seconds=run.spec.round.deadline_seconds),
+            turn=1 if earlier is None else earlier.turn + 1,
+        )
     tasks.insert(tx, task)
     if offer.kind is TaskKind.TRAIN:
         rounds.count_task(tx, offer.round.round_id, 1)

@@ -24,7 +24,11 @@ def add_model(tx: WriteTx, model: ModelRecord) -> None:
 
 
 def publish_again(tx: WriteTx, run: RunRecord, version: ModelRecord) -> ModelRecord:
-    """Makes an earlier version the newest: a version of its own that names the same bytes and optimizer state."""
+    """Makes an earlier version the newest: a version of its own that names the same bytes and optimizer state.
+
+    SCAFFOLD's control variates begin anew, at zero on both sides: the clients' have moved on since that version, and
+    the server's must stay their mean.
+    """
     again = replace(
         version,
         version=(run.latest_version or 0) + 1,
@@ -32,6 +36,9 @@ def publish_again(tx: WriteTx, run: RunRecord, version: ModelRecord) -> ModelRec
         restored_from=version.version,
         quarantined=False,
         created_at=tx.now(),
+        control_blob_id=None,
+        control_digest=None,
+        control_num_bytes=None,
     )
     add_model(tx, again)
     runs.set_progress(tx, run.run_id, current_round=run.current_round, latest_version=again.version)

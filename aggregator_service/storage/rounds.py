@@ -11,7 +11,7 @@ from aggregator_service.domain.records import EvaluationState, RoundRecord, Stra
 from aggregator_service.storage.rows import StaleRowError, change_one, changes_one, fields, is_behind
 from aggregator_service.storage.tables import rounds, runs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
-from fl_protocol.rounds import RoundState
+from fl_protocol.rounds import RoundKind, RoundState
 from fl_protocol.runs import RunState
 
 _GET: Final = sa.select(rounds).where(rounds.c.round_id == sa.bindparam("round_id"))
@@ -23,6 +23,14 @@ _NEWEST: Final = (
     .limit(1)
 )
 _NEWEST_OF_NUMBER: Final = _NEWEST.where(rounds.c.number == sa.bindparam("number"))
+_UNFINISHED: Final = (
+    sa.select(rounds)
+    .where(
+        rounds.c.run_id == sa.bindparam("run_id"),
+        rounds.c.state.in_([RoundState.COLLECTING.value, RoundState.AGGREGATING.value]),
+    )
+    .order_by(rounds.c.number)
+)
 _OPEN_EVALUATIONS: Final = (
     sa.select(rounds)
     .where(rounds.c.run_id == sa.bindparam("run_id"), rounds.c.evaluation_state == EvaluationState.COLLECTING.value)
@@ -56,6 +64,7 @@ def record(values: dict[str, Any]) -> RoundRecord:
     return RoundRecord(
         **values
         | {
+            "kind": RoundKind(values["kind"]),
             "state": RoundState(values["state"]),
             "evaluation_state": EvaluationState(values["evaluation_state"]),
             "evaluation_by_stratum": strata and {name: StratumRecord(**entry) for name, entry in strata.items()},
@@ -79,9 +88,11 @@ def insert(tx: WriteTx, round_: RoundRecord) -> None:
             {
                 column.name: getattr(round_, column.name)
                 for column in rounds.columns
-                if column.name not in ("state", "evaluation_state", "metrics", "evaluation", "evaluation_by_stratum")
+                if column.name
+                not in ("kind", "state", "evaluation_state", "metrics", "evaluation", "evaluation_by_stratum")
             }
             | {
+                "kind": round_.kind.value,
                 "state": round_.state.value,
                 "evaluation_state": round_.evaluation_state.value,
                 "metrics": dict(round_.metrics),
@@ -133,6 +144,11 @@ def page(tx: ReadTx, run_id: str, *, after: tuple[int, int], limit: int) -> list
     return _records(tx, query)
 
 
+def unfinished(tx: ReadTx, run_id: str) -> list[RoundRecord]:
+    """Lists the attempts of a run that collect or wait for their aggregate, oldest first."""
+    return _records(tx, _UNFINISHED, {"run_id": run_id})
+
+
 def open_evaluations(tx: ReadTx, run_id: str) -> list[RoundRecord]:
     """Lists the rounds of a run whose model clients are being asked to evaluate, oldest first."""
     return _records(tx, _OPEN_EVALUATIONS, {"run_id": run_id})
@@ -147,17 +163,21 @@ def sealed(tx: ReadTx) -> list[RoundRecord]:
             rounds.c.state == RoundState.AGGREGATING.value,
             runs.c.state.in_([RunState.RUNNING.value, RunState.PAUSED.value]),
         )
-        .order_by(rounds.c.closed_at)
+        .order_by(rounds.c.closed_at, rounds.c.number)
     )
     return _records(tx, query)
 
 
 def collecting(tx: ReadTx) -> list[RoundRecord]:
-    """Lists the rounds of running runs that have a deadline ahead, soonest first."""
+    """Lists the rounds of running runs that have a deadline ahead, soonest first; a buffer has none."""
     query = (
         sa.select(rounds)
         .join(runs, runs.c.run_id == rounds.c.run_id)
-        .where(rounds.c.state == RoundState.COLLECTING.value, runs.c.state == RunState.RUNNING.value)
+        .where(
+            rounds.c.state == RoundState.COLLECTING.value,
+            rounds.c.kind == RoundKind.SYNCHRONOUS.value,
+            runs.c.state == RunState.RUNNING.value,
+        )
         .order_by(rounds.c.deadline_at)
     )
     return _records(tx, query)

@@ -47,8 +47,11 @@ def migrate(database: Database) -> None:
         config = alembic_config()
         config.attributes["connection"] = connection
         script = ScriptDirectory.from_config(config)
-        _refuse_unknown(script, _revision(connection))
+        found = _revision(connection)
+        _refuse_unknown(script, found)
         command.upgrade(config, "head")
+        if found != script.get_current_head():
+            _check_references(connection)
 
 
 def is_current(database: Database) -> bool:
@@ -74,7 +77,7 @@ def _refuse_unknown(script: ScriptDirectory, revision: str | None) -> None:
 
 @contextmanager
 def _locked(database: Database) -> Iterator[sa.Connection]:
-    with database.writer.connect() as connection, connection.begin():
+    with database.writer.connect() as connection, _rebuilding(connection), connection.begin():
         if database.dialect == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
         yield connection
@@ -96,3 +99,25 @@ def _wait_until_reachable(database: Database) -> None:
             _log.warning("waiting_for_database", error=str(error.orig))
             time.sleep(pause)
             pause = min(2.0, pause * 2)
+
+
+@contextmanager
+def _rebuilding(connection: sa.Connection) -> Iterator[None]:
+    """Lets SQLite change a table that others refer to, which it does by building it anew and dropping the old one."""
+    # The pragma does nothing inside a transaction, and the pool's connection would begin one.
+    driver = connection.connection.driver_connection
+    if connection.dialect.name != "sqlite" or driver is None:
+        yield
+        return
+    driver.execute("PRAGMA foreign_keys=OFF")
+    try:
+        yield
+    finally:
+        driver.execute("PRAGMA foreign_keys=ON")
+
+
+def _check_references(connection: sa.Connection) -> None:
+    if connection.dialect.name == "sqlite":
+        broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
+        if broken is not None:
+            raise SchemaError(f"a migration left a row of {broken[0]!r} without the {broken[2]!r} it refers to")

@@ -98,6 +98,7 @@ rounds: Final = sa.Table(
     metadata,
     _identifier("round_id", primary_key=True),
     _identifier("run_id", sa.ForeignKey("runs.run_id"), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False, server_default="synchronous"),
     sa.Column("number", sa.BigInteger, nullable=False),
     sa.Column("attempt", sa.BigInteger, nullable=False),
     sa.Column("state", sa.String(16), nullable=False, index=True),
@@ -171,8 +172,12 @@ tasks: Final = sa.Table(
     _identifier("client_id", sa.ForeignKey("clients.client_id"), nullable=False, index=True),
     sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("base_version", sa.BigInteger, nullable=False),
     sa.Column("assigned_at", Instant, nullable=False),
-    sa.UniqueConstraint("round_id", "client_id", "kind"),
+    sa.Column("deadline_at", Instant),
+    sa.Column("turn", sa.BigInteger, nullable=False, server_default="1"),
+    sa.UniqueConstraint("round_id", "client_id", "kind", "turn"),
+    sa.Index("ix_tasks_run_id", "run_id", "kind", "state", "deadline_at"),
 )
 
 updates: Final = sa.Table(
@@ -187,6 +192,7 @@ updates: Final = sa.Table(
     sa.Column("num_bytes", sa.BigInteger, nullable=False),
     sa.Column("num_examples", sa.BigInteger, nullable=False),
     sa.Column("weight", sa.BigInteger, nullable=False),
+    sa.Column("staleness", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("metrics", sa.JSON, nullable=False),
     sa.Column("max_abs", sa.JSON, nullable=False),
     _identifier("blob_id", sa.ForeignKey("blobs.blob_id"), nullable=False),

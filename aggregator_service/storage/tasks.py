@@ -1,22 +1,49 @@
 """The tasks table: what each client of a cohort was asked to do."""
 
 from collections.abc import Collection
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from aggregator_service.domain.records import TaskRecord, TaskState
 from aggregator_service.storage.rows import change_all, change_one, fields
-from aggregator_service.storage.tables import tasks
+from aggregator_service.storage.tables import runs, tasks
 from aggregator_service.storage.transactions import ReadTx, WriteTx
+from fl_protocol.runs import RunState
 from fl_protocol.tasks import TaskKind
 
 _GET: Final = sa.select(tasks).where(tasks.c.task_id == sa.bindparam("task_id"))
 _GET_ALL: Final = sa.select(tasks).where(tasks.c.task_id.in_(sa.bindparam("task_ids", expanding=True)))
-_FIND: Final = sa.select(tasks).where(
+_OF_CLIENT: Final = sa.select(tasks).where(
     tasks.c.round_id == sa.bindparam("round_id"),
     tasks.c.client_id == sa.bindparam("client_id"),
     tasks.c.kind == sa.bindparam("kind"),
+)
+_FIND: Final = _OF_CLIENT.order_by(tasks.c.turn.desc()).limit(1)
+_IS_OUT: Final = (
+    (tasks.c.run_id == sa.bindparam("of_run"))
+    & (tasks.c.kind == TaskKind.TRAIN.value)
+    & (tasks.c.state == TaskState.OPEN.value)
+)
+_OUT: Final = sa.select(tasks).where(_IS_OUT).order_by(tasks.c.task_id)
+_COUNT_OUT: Final = sa.select(sa.func.count()).select_from(tasks).where(_IS_OUT)
+_HELD: Final = sa.select(tasks).where(_IS_OUT, tasks.c.client_id == sa.bindparam("client_id"))
+_POSTPONE: Final = (
+    sa.update(tasks)
+    .where(_IS_OUT, tasks.c.deadline_at.is_not(None))
+    .values(deadline_at=sa.type_coerce(tasks.c.deadline_at, sa.BigInteger) + sa.bindparam("microseconds"))
+)
+_DEADLINES: Final = (
+    sa.select(tasks.c.run_id, sa.func.min(tasks.c.deadline_at).label("deadline"))
+    .join(runs, runs.c.run_id == tasks.c.run_id)
+    .where(
+        runs.c.state == RunState.RUNNING.value,
+        tasks.c.kind == TaskKind.TRAIN.value,
+        tasks.c.state == TaskState.OPEN.value,
+        tasks.c.deadline_at.is_not(None),
+    )
+    .group_by(tasks.c.run_id)
 )
 _INSERT: Final = sa.insert(tasks)
 _SET_STATE: Final = (
@@ -42,7 +69,7 @@ def _record(row: sa.Row[Any] | None) -> TaskRecord | None:
 
 
 def insert(tx: WriteTx, task: TaskRecord) -> None:
-    """Adds a task; a client has at most one of a kind in an attempt."""
+    """Adds a task; a client has at most one of a kind in an attempt and turn."""
     tx.connection.execute(
         _INSERT,
         {
@@ -52,7 +79,10 @@ def insert(tx: WriteTx, task: TaskRecord) -> None:
             "client_id": task.client_id,
             "kind": task.kind.value,
             "state": task.state.value,
+            "base_version": task.base_version,
             "assigned_at": task.assigned_at,
+            "deadline_at": task.deadline_at,
+            "turn": task.turn,
         },
     )
 
@@ -69,9 +99,37 @@ def get_all(tx: ReadTx, task_ids: Collection[str]) -> dict[str, TaskRecord]:
 
 
 def find(tx: ReadTx, *, round_id: str, client_id: str, kind: TaskKind) -> TaskRecord | None:
-    """Gives a client's task of a kind in an attempt, in whatever state."""
+    """Gives a client's newest task of a kind in an attempt, in whatever state."""
     parameters = {"round_id": round_id, "client_id": client_id, "kind": kind.value}
     return _record(tx.connection.execute(_FIND, parameters).one_or_none())
+
+
+def out(tx: ReadTx, run_id: str) -> list[TaskRecord]:
+    """Lists the tasks to train that a run waits for, of whatever round."""
+    return [record(fields(row)) for row in tx.connection.execute(_OUT, {"of_run": run_id})]
+
+
+def count_out(tx: ReadTx, run_id: str) -> int:
+    """Counts the tasks to train that a run waits for."""
+    total: int = tx.connection.execute(_COUNT_OUT, {"of_run": run_id}).scalar_one()
+    return total
+
+
+def held(tx: ReadTx, run_id: str, client_id: str) -> TaskRecord | None:
+    """Gives the task to train that a client of a buffered run is at work on; it has one at most."""
+    parameters = {"of_run": run_id, "client_id": client_id}
+    return _record(tx.connection.execute(_HELD, parameters).one_or_none())
+
+
+def deadlines(tx: ReadTx) -> dict[str, datetime]:
+    """Gives the soonest deadline of a task in each running run that has tasks with deadlines of their own."""
+    return {row.run_id: row.deadline for row in tx.connection.execute(_DEADLINES)}
+
+
+def postpone(tx: WriteTx, run_id: str, by: timedelta) -> None:
+    """Moves the deadlines of the tasks that a run waits for, after a pause."""
+    microseconds = by // timedelta(microseconds=1)
+    tx.connection.execute(_POSTPONE, {"of_run": run_id, "microseconds": microseconds})
 
 
 def count(tx: ReadTx, *, round_id: str, kind: TaskKind) -> int:

@@ -7,15 +7,24 @@ import sqlalchemy as sa
 
 from aggregator_service.domain.records import EvaluationRecord, UpdateRecord
 from aggregator_service.storage.rows import fields
-from aggregator_service.storage.tables import clients, evaluations, rounds, tasks, updates
+from aggregator_service.storage.tables import clients, evaluations, models, rounds, tasks, updates
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.rounds import RoundState
 
 _INSERT: Final = sa.insert(updates)
 _OF_TASK: Final = sa.select(updates).where(updates.c.task_id == sa.bindparam("task_id"))
+_OF_CLIENT: Final = sa.select(updates.c.update_id).where(
+    updates.c.round_id == sa.bindparam("round_id"), updates.c.client_id == sa.bindparam("client_id")
+)
 _OF_TASKS: Final = sa.select(updates).where(updates.c.task_id.in_(sa.bindparam("task_ids", expanding=True)))
 
 
+# With a version that is published again SCAFFOLD's control variates begin anew, so that older rounds do not count.
+_BEGAN_ANEW: Final = (
+    sa.select(sa.func.coalesce(sa.func.max(models.c.version), 0))
+    .where(models.c.run_id == sa.bindparam("run_id"), models.c.restored_from.is_not(None))
+    .scalar_subquery()
+)
 # By the client's tasks, which have an index; a client has one for each round that it was asked in.
 _LAST_COUNTED: Final = (
     sa.select(updates.c.digest)
@@ -24,6 +33,7 @@ _LAST_COUNTED: Final = (
         tasks.c.client_id == sa.bindparam("client_id"),
         tasks.c.run_id == sa.bindparam("run_id"),
         rounds.c.state == RoundState.COMPLETED.value,
+        rounds.c.base_version >= _BEGAN_ANEW,
     )
     .order_by(rounds.c.number.desc())
     .limit(1)
@@ -55,6 +65,12 @@ def of_tasks(tx: ReadTx, task_ids: Collection[str]) -> dict[str, UpdateRecord]:
     return {row.task_id: UpdateRecord(**fields(row)) for row in rows}
 
 
+def has_one_of(tx: ReadTx, client_id: str, *, round_id: str) -> bool:
+    """Tells whether an attempt counts an update of a client."""
+    parameters = {"round_id": round_id, "client_id": client_id}
+    return tx.connection.execute(_OF_CLIENT, parameters).one_or_none() is not None
+
+
 def of_round(tx: ReadTx, round_id: str) -> list[UpdateRecord]:
     """Lists the accepted updates of an attempt in the order of their digests, which is the canonical one."""
     query = sa.select(updates).where(updates.c.round_id == round_id).order_by(updates.c.digest, updates.c.client_id)
@@ -62,7 +78,7 @@ def of_round(tx: ReadTx, round_id: str) -> list[UpdateRecord]:
 
 
 def last_counted(tx: ReadTx, *, run_id: str, client_id: str) -> str | None:
-    """Gives the digest of a client's newest update that a published model of the run holds; None if there is none."""
+    """Gives the digest of a client's newest update that counts for its control variate; None if there is none."""
     return tx.connection.execute(_LAST_COUNTED, {"run_id": run_id, "client_id": client_id}).scalar_one_or_none()
 
 

@@ -127,7 +127,6 @@ class FakeRun:
             number=self.described[version].round,
             parent=version,
             restored_from=version,
-            control=self.controls[version],
         )
         self.tell(EventType.MODEL_PUBLISHED, version=made.version, round=made.round, rolled_back_to=version)
         self.rounds.pop()
@@ -254,7 +253,11 @@ class FakeRun:
         return ControlVariate(url=url, digest=digest_of(control), num_bytes=len(control))
 
     def _counted_update(self, client: str) -> str | None:
-        completed = {done.number for done in self.rounds if done.state is RoundState.COMPLETED}
+        # With a version that is published again the control variates begin anew.
+        anew = max((model.version for model in self.described if model.restored_from is not None), default=0)
+        completed = {
+            done.number for done in self.rounds if done.state is RoundState.COMPLETED and done.base_version >= anew
+        }
         counted = [
             (held.task.round, digest_of(held.update))
             for held in self.tasks.values()

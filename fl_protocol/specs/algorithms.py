@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag
 
 from fl_protocol.messages import RequestMessage, kind_or
-from fl_protocol.specs.rounds import RoundSpec
+from fl_protocol.specs.rounds import AnyRoundSpec
 from fl_protocol.specs.strategies import Strategy
 from fl_protocol.specs.training import TrainingSpec
 
@@ -45,7 +45,7 @@ Algorithm = Annotated[
 ]
 
 
-def check_algorithm(algorithm: Algorithm, *, round_: RoundSpec, strategy: Strategy, training: TrainingSpec) -> None:
+def check_algorithm(algorithm: Algorithm, *, round_: AnyRoundSpec, strategy: Strategy, training: TrainingSpec) -> None:
     """Raises ValueError naming the field for a choice that the algorithm does not work with."""
     if isinstance(algorithm, FedAvgAlgorithm):
         return
@@ -60,7 +60,7 @@ def check_algorithm(algorithm: Algorithm, *, round_: RoundSpec, strategy: Strate
         _check_fednova(training)
 
 
-def _check_scaffold(algorithm: ScaffoldAlgorithm, *, round_: RoundSpec, training: TrainingSpec) -> None:
+def _check_scaffold(algorithm: ScaffoldAlgorithm, *, round_: AnyRoundSpec, training: TrainingSpec) -> None:
     if algorithm.num_clients < round_.cohort_size:
         raise ValueError(
             f"algorithm.num_clients {algorithm.num_clients} is all clients that may take part, so it is at least "

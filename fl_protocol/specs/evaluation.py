@@ -7,7 +7,7 @@ from pydantic import Field
 
 from fl_protocol.attributes import AttributeName
 from fl_protocol.messages import MetricName, RequestMessage
-from fl_protocol.specs.rounds import MAX_COHORT_SIZE, RoundSpec
+from fl_protocol.specs.rounds import MAX_COHORT_SIZE, AnyRoundSpec
 
 Mode = Literal["max", "min"]
 """Whether more of a metric is better, or less."""
@@ -73,7 +73,7 @@ class EvaluationTerms:
     deadline_seconds: float
 
 
-def evaluation_terms(evaluation: EvaluationSpec, round_: RoundSpec) -> EvaluationTerms:
+def evaluation_terms(evaluation: EvaluationSpec, round_: AnyRoundSpec) -> EvaluationTerms:
     """Gives an evaluation's terms; those that it does not state are the round's, within its own cohort."""
     cohort_size = evaluation.cohort_size or round_.cohort_size
     return EvaluationTerms(
@@ -84,7 +84,7 @@ def evaluation_terms(evaluation: EvaluationSpec, round_: RoundSpec) -> Evaluatio
     )
 
 
-def check_evaluation(evaluation: EvaluationSpec, round_: RoundSpec, *, num_rounds: int) -> None:
+def check_evaluation(evaluation: EvaluationSpec, round_: AnyRoundSpec, *, num_rounds: int) -> None:
     """Raises ValueError naming the field of an evaluation that cannot work in such a run."""
     _check_terms(evaluation_terms(evaluation, round_))
     num_evaluations = num_rounds // evaluation.every if evaluation.every else 0

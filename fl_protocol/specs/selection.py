@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag
 from fl_protocol.attributes import AttributeName, AttributeValue
 from fl_protocol.messages import MAX_EXACT_INTEGER, RequestMessage, kind_or
 from fl_protocol.specs.algorithms import Algorithm, FedNovaAlgorithm
-from fl_protocol.specs.rounds import MAX_COHORT_SIZE, RoundSpec
+from fl_protocol.specs.rounds import MAX_COHORT_SIZE, AnyRoundSpec
 from fl_protocol.specs.strategies import MeanStrategy, Strategy
 
 MIN_SEEN_WITHIN_SECONDS: Final = 10
@@ -79,7 +79,9 @@ SelectionSpec = Annotated[
 ]
 
 
-def check_selection(selection: SelectionSpec, round_: RoundSpec, *, strategy: Strategy, algorithm: Algorithm) -> None:
+def check_selection(
+    selection: SelectionSpec, round_: AnyRoundSpec, *, strategy: Strategy, algorithm: Algorithm
+) -> None:
     """Raises ValueError for coins that choose too few or too many of a known population, or without a denominator."""
     if not isinstance(selection, PoissonSelection) or selection.population is None:
         return
@@ -101,7 +103,7 @@ def check_selection(selection: SelectionSpec, round_: RoundSpec, *, strategy: St
         )
 
 
-def most_updates(selection: SelectionSpec, round_: RoundSpec) -> int:
+def most_updates(selection: SelectionSpec, round_: AnyRoundSpec) -> int:
     """Gives the most updates with which a round may close: its quorum, unless everyone chosen by a coin is awaited."""
     return MAX_COHORT_SIZE if isinstance(selection, PoissonSelection) else round_.quorum
 

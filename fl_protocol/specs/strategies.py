@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag
 
 from fl_protocol.attributes import AttributeName
 from fl_protocol.messages import RequestMessage, kind_or
-from fl_protocol.specs.rounds import RoundSpec
+from fl_protocol.specs.rounds import AnyRoundSpec
 
 MAX_WEIGHT = 2**29
 """The largest weight whose product with a float32 is exact in float64 (24 + 29 = 53 bits)."""
@@ -143,7 +143,7 @@ def exact_share(max_share: float) -> Fraction:
     return Fraction(repr(max_share))
 
 
-def check_strategy(strategy: Strategy, round_: RoundSpec, *, max_updates: int) -> None:
+def check_strategy(strategy: Strategy, round_: AnyRoundSpec, *, max_updates: int) -> None:
     """Raises ValueError, naming the field, unless a strategy works for any number of updates that a round may have."""
     min_updates = round_.min_updates
     if isinstance(strategy, MeanStrategy):

@@ -27,9 +27,12 @@ class Rows:
         self.rounds = {round_.round_id: round_ for round_ in rounds}
         self.tasks = {task.task_id: task for task in tasks}
         self.updates: dict[str, UpdateRecord] = {}
+        self.buffers: dict[str, RoundRecord] = {}
 
     def tally(self) -> Tally:
-        return Tally(now=NOW, runs=self.runs, rounds=self.rounds, tasks=self.tasks, accepted=self.updates)
+        return Tally(
+            now=NOW, runs=self.runs, rounds=self.rounds, tasks=self.tasks, accepted=self.updates, buffers=self.buffers
+        )
 
     def count(self, update: UpdateRecord) -> None:
         round_ = self.rounds[update.round_id]

@@ -32,9 +32,18 @@ class Fancy(RequestMessage):
         return self
 
 
+class Depth(RequestMessage):
+    """A kind that is called as its field is."""
+
+    kind: Literal["depth"]
+    depth: int
+    odd: int = 0
+
+
 class Message(RequestMessage):
     choice: Annotated[
-        Annotated[Plain, Tag("plain")] | Annotated[Fancy, Tag("fancy")], Discriminator(kind_or("plain"))
+        Annotated[Plain, Tag("plain")] | Annotated[Fancy, Tag("fancy")] | Annotated[Depth, Tag("depth")],
+        Discriminator(kind_or("plain")),
     ] = Plain()
     numbers: list[int] = Field(default_factory=list)
     total: int = 0
@@ -55,7 +64,10 @@ class Message(RequestMessage):
         ({"choice": {"inner": {"more": 1}}}, "choice.inner.more: Extra inputs are not permitted"),
         ({"choice": {"kind": "fancy"}}, "choice.size: Field required"),
         ({"choice": {"kind": "fancy", "size": 3, "odd": True}}, "choice: odd and size 3 exclude each other"),
-        ({"choice": {"kind": "other"}}, "choice.kind: 'other' is none of 'plain', 'fancy'"),
+        ({"choice": {"kind": "depth", "depth": "x"}}, "choice.depth: Input should be a valid integer"),
+        ({"choice": {"kind": "depth"}}, "choice.depth: Field required"),
+        ({"choice": {"kind": "depth", "depth": 1, "odd": "x"}}, "choice.odd: Input should be a valid integer"),
+        ({"choice": {"kind": "other"}}, "choice.kind: 'other' is none of 'plain', 'fancy', 'depth'"),
         ({"choice": {"kind": 5}}, "choice.kind: '' is none of 'plain', 'fancy'"),
         ({"choice": 5}, "choice: Input should be a valid dictionary"),
         ({"plain": 5}, "plain: Extra inputs are not permitted"),

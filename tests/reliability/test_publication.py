@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from aggregator_service.flow import aggregation, lifecycle, publication
+from aggregator_service.flow import aggregation, lifecycle, publication, rollback
 from aggregator_service.flow.aggregation import SealedRound
 from aggregator_service.storage import clients, events, models, rounds, runs, tasks, updates
 from aggregator_service.storage.transactions import WriteTx
@@ -76,6 +76,15 @@ async def test_a_model_that_comes_after_its_run_was_stopped_is_dropped(store: St
     await lifecycle.stop_run(flow, "run_1")
     assert not await publication.publish(flow, sealed, candidate)
     assert versions(store) == [0]
+
+
+async def test_a_model_that_comes_after_its_run_was_rolled_back_is_dropped(store: Store) -> None:
+    flow, sealed = flow_on(store), sealed_round(store)
+    candidate = aggregation.compute(flow, sealed)
+    made = await rollback.roll_back(flow, "run_1", version=0, create=None)
+    assert not await publication.publish(flow, sealed, candidate)
+    assert versions(store) == [0, 1]
+    assert (made.version, made.restored_from, made.digest) == (1, 0, sealed.base.digest)
 
 
 async def test_a_model_that_comes_after_its_round_was_abandoned_is_dropped(store: Store) -> None:

@@ -21,7 +21,7 @@ from aggregator_service.domain.standing import Standing
 from aggregator_service.storage import clients, rounds, runs, tasks
 from aggregator_service.storage.blobs import BlobUpload, DatabaseBlobs
 from aggregator_service.storage.transactions import WriteTx
-from fl_protocol.rounds import RoundState
+from fl_protocol.rounds import RoundKind, RoundState
 from fl_protocol.runs import RunSpec, RunState
 from fl_protocol.tasks import TaskKind
 
@@ -58,6 +58,7 @@ def round_record(round_id: str = "round_1", **changes: Any) -> RoundRecord:
     record = RoundRecord(
         round_id=round_id,
         run_id="run_1",
+        kind=RoundKind.SYNCHRONOUS,
         number=1,
         attempt=1,
         state=RoundState.COLLECTING,
@@ -90,7 +91,7 @@ def client_record(client_id: str = "client_1", **changes: Any) -> ClientRecord:
 
 def task_record(task_id: str = "task_1", **changes: Any) -> TaskRecord:
     """Makes an open task to train."""
-    record = TaskRecord(task_id, "run_1", "round_1", "client_1", TaskKind.TRAIN, TaskState.OPEN, NOON)
+    record = TaskRecord(task_id, "run_1", "round_1", "client_1", TaskKind.TRAIN, TaskState.OPEN, 0, NOON)
     return replace(record, **changes)
 
 
@@ -106,6 +107,7 @@ def update_record(update_id: str = "update_1", **changes: Any) -> UpdateRecord:
         num_bytes=2**40,
         num_examples=2**53 - 1,
         weight=1_000_000,
+        staleness=0,
         metrics={"loss": 0.1},
         max_abs={"layer": 5e-324},
         blob_id="blob_1",
