@@ -1,12 +1,18 @@
-"""The examples of personal layers and of an adapter, with few clients, few images and few rounds."""
+"""The examples of personal layers and of an adapter, small; the program and the RunSpecs of the pages on learning."""
 
+import contextlib
 import importlib
+import io
+import json
 from pathlib import Path
 
 import pytest
 
 from client_sdk.demo import mnist
-from tests.docs.pages import CHECKOUT
+from fl_protocol.runs import RunSpec
+from tests.docs.pages import CHECKOUT, block, blocks
+
+LEARNING = CHECKOUT / "docs" / "learning"
 
 
 @pytest.fixture(autouse=True)
@@ -41,3 +47,23 @@ def test_an_adapters_update_has_few_of_the_models_bytes(tmp_path: Path, capsys: 
     example.show({arm.name: outcome}, plot=str(tmp_path / "plot.svg"))
     assert "48,080" in capsys.readouterr().out
     assert (tmp_path / "plot.svg").read_text().startswith("<svg")
+
+
+def test_the_simulations_program_comes_to_the_weights_that_its_data_hide() -> None:
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        exec(block(LEARNING / "simulation.md", "simulate_clients.py"), {})
+    *rounds, digest = told.getvalue().splitlines()
+    assert [line.split()[:2] for line in rounds] == [[str(number), "10"] for number in range(1, 6)]
+    errors = [float(line.split()[-1].rstrip("}")) for line in rounds]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.1
+    assert digest.startswith("sha256:")
+
+
+def test_the_run_specs_that_the_pages_show_can_be_created() -> None:
+    for page in ("local-training.md", "parameters.md", "server-optimizers.md"):
+        shown = [each.text for each in blocks(LEARNING / page) if each.language == "json"]
+        assert shown, page
+        for text in shown:
+            RunSpec.model_validate(json.loads(text))
