@@ -38,6 +38,7 @@ def fold(base, updates, divisor):
         reader(blob_of({"w": base})),
         updates,
         spec=RunSpec(),
+        round_number=1,
         optimizer_state=None,
         write_model=written.extend,
         write_state=written.extend,
