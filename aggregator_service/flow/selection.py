@@ -267,7 +267,8 @@ def _prospect(tx: ReadTx, run: RunRecord, offer: _Offer, client_id: str) -> Pros
     if offer.kind is TaskKind.TRAIN:
         return cohorts.prospect(tx, run, offer.round, client_id)
     terms = evaluation_terms(run.spec.evaluation, run.spec.round)
-    return Prospect(tasks.count(tx, round_id=offer.round.round_id, kind=offer.kind) < terms.cohort_size)
+    has_place = tasks.count(tx, round_id=offer.round.round_id, kind=offer.kind) < terms.cohort_size
+    return Prospect(has_place and cohorts.may_evaluate(tx, run, client_id))
 
 
 def _has_place(tx: WriteTx, run: RunRecord, offer: _Offer, client_id: str) -> bool:
