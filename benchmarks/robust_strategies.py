@@ -1,8 +1,8 @@
 """Robust strategies on 10 updates of 10M float32 parameters in memory, beside numpy and beside Flower's functions.
 
-`make bench-peers`, or `python -m benchmarks robust_strategies` (without Flower where it is not installed). One thread on
-all sides, and seconds of the processor, so that other work on the machine counts little. The kernels are what the fold
-runs on one block after the other; reading the updates, and measuring their largest |value|, is not part of it.
+`make bench-peers`, or `python -m benchmarks robust_strategies` (without Flower where it is not installed). One thread
+on all sides, and seconds of the processor, so that other work on the machine counts little. The kernels are what the
+fold runs on one block after the other; reading the updates, and measuring their largest |value|, is not part of it.
 """
 
 import time
