@@ -79,8 +79,8 @@ def run_krum(updates: Updates, magnitudes: Sequence[float]) -> object:
 
 
 def _run_bulyan(updates: Updates, magnitudes: Sequence[float]) -> object:
-    chosen = bulyan.select(squared_distances(products_of(updates, magnitudes)), num_byzantine=1)
-    return by_coordinate(updates[list(chosen)], lambda block: bulyan.mean_around_median(block, num_byzantine=1))
+    chosen = list(bulyan.select(squared_distances(products_of(updates, magnitudes)), num_byzantine=1))
+    return by_coordinate(updates, lambda block: bulyan.mean_around_median(block[chosen], num_byzantine=1))
 
 
 def _run_geometric_median(updates: Updates, magnitudes: Sequence[float]) -> object:
