@@ -1,8 +1,8 @@
 """Who is asked: a client claims a task, waits for one, or gives one up."""
 
 import asyncio
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from aggregator_service.domain import pace_steering, presence, topics
@@ -290,13 +290,7 @@ def _assign(tx: WriteTx, run: RunRecord, offer: _Offer, *, client_id: str, task_
         assigned_at=tx.now(),
     )
     if offer.kind is TaskKind.TRAIN and isinstance(run.spec.round, BufferedRoundSpec):
-        earlier = tasks.find(tx, round_id=task.round_id, client_id=client_id, kind=task.kind)
-        task = replace(
-            task,
-            base_version=run.latest_version or 0,
-            deadline_at=tx.now() + timedelta(seconds=run.spec.round.deadline_seconds),
-            turn=1 if earlier is None else earlier.turn + 1,
-        )
+        task = buffers.timed(tx, run, run.spec.round, task)
     tasks.insert(tx, task)
     if offer.kind is TaskKind.TRAIN:
         rounds.count_task(tx, offer.round.round_id, 1)

@@ -50,6 +50,7 @@ def undisturbed(num_rounds: int) -> list[tuple[str, str]]:
             reader(model),
             updates,
             spec=spec,
+            round_number=number,
             optimizer_state=None,
             write_model=next_model.extend,
             write_state=next_model.extend,
