@@ -90,12 +90,13 @@ async def _train(server: Server, images: MnistSubset, *, seed: int) -> dict[int,
 def _shards(images: MnistSubset, *, seed: int) -> list[TensorDataset]:
     order = np.random.default_rng(seed).permutation(len(images.train_labels))
     return [
-        _standardised(images.train_images[mine], images.train_labels[mine])
+        standardised(images.train_images[mine], images.train_labels[mine])
         for mine in np.array_split(order, NUM_CLIENTS)
     ]
 
 
-def _standardised(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> TensorDataset:
+def standardised(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> TensorDataset:
+    """Makes a data set of images whose pixels have mean 0 and deviation 1 over the training images."""
     pixels, targets = image_dataset(images, labels).tensors
     return TensorDataset((pixels - PIXEL_MEAN) / PIXEL_DEVIATION, targets)
 
@@ -108,7 +109,7 @@ async def _take_part(url: str, run_id: str, *, client: EnrolledClient, shard: Te
 
 async def _follow(operator: Operator, run_id: str, images: MnistSubset) -> dict[int, float]:
     module = network(seed=0)
-    evaluator = TorchEvaluator(module, _standardised(images.test_images, images.test_labels))
+    evaluator = TorchEvaluator(module, standardised(images.test_images, images.test_labels))
     accuracies: dict[int, float] = {}
     async with anyio.TemporaryDirectory(prefix="fedquorum-bench-") as folder:
         async for event in operator.watch(run_id):

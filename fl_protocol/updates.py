@@ -89,7 +89,7 @@ def check_model(model: Header, rules: UpdateRules) -> None:
     Raises ProblemError (structure-mismatch) naming the field and the pattern that matches no tensor, or the tensor that
     cannot be trained, or saying that nothing would travel.
     """
-    for field_name in ("trainable", "personal"):
+    for field_name in () if rules.parameters.is_everything else ("trainable", "personal"):
         for index, pattern in enumerate(getattr(rules.parameters, field_name)):
             if not any(matches(pattern, spec.name) for spec in model.tensors):
                 raise _mismatch(

@@ -164,9 +164,10 @@ async def list_updates(
     cursor: Cursor = None,
 ) -> Page[Contribution]:
     """Lists the updates of the newest attempt at a round; never a tensor."""
-    after = "" if cursor is None else decode_cursor(cursor, str)[0]
-    found = await reading.list_contributions(flow, run_id, number=number, after_client_id=after, limit=limit)
-    next_cursor = encode_cursor(found[-1].client_id) if len(found) == limit else None
+    client_id, update_id = ("", "") if cursor is None else decode_cursor(cursor, str, str)
+    after = (client_id, update_id)
+    found = await reading.list_contributions(flow, run_id, number=number, after=after, limit=limit)
+    next_cursor = encode_cursor(found[-1].client_id, found[-1].update_id) if len(found) == limit else None
     return Page(items=[render_contribution(update) for update in found], next_cursor=next_cursor)
 
 

@@ -62,7 +62,7 @@ def round_closed(round_: RoundRecord) -> ProblemError:
 
 def given_up(task: TaskRecord) -> ProblemError:
     """Gives the problem of an answer to a task that was taken back; one with a deadline may be by the server itself."""
-    late = " or taken back, by its deadline or by a rollback" if task.deadline_at is not None else ""
+    late = " or taken back (its deadline, a rollback, an exclusion)" if task.deadline_at is not None else ""
     return ProblemError(ProblemType.ROUND_CLOSED, f"task {task.task_id} was given up{late}; ask for a new task")
 
 

@@ -9,11 +9,23 @@ from typing import Final
 
 from aggregator_service.domain.records import RoundRecord
 from fl_protocol.rounds import RoundState
+from fl_protocol.runs import RunSpec
+from fl_protocol.specs.rounds import BufferedRoundSpec
+from fl_protocol.specs.strategies import MeanStrategy
 
 KEY_BYTES: Final = 32
 _COIN_BYTES: Final = 8
 _GATHERING_SHARE: Final = 4
 _LONGEST_GATHERING: Final = timedelta(seconds=60)
+
+
+def counts_once(spec: RunSpec) -> bool:
+    """Tells whether a client counts at most once in a round or buffer.
+
+    In a buffered mean it may count again, or fewer clients than a buffer holds could never fill it; a strategy that
+    stands a number of bad clients must not be outvoted by one.
+    """
+    return not isinstance(spec.round, BufferedRoundSpec) or not isinstance(spec.strategy, MeanStrategy)
 
 
 def has_room(round_: RoundRecord, *, num_out: int, latest_version: int, max_staleness: int) -> bool:

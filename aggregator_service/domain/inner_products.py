@@ -11,7 +11,7 @@ little keep their precision.
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -33,44 +33,56 @@ def centre_of(magnitudes: Sequence[float]) -> int:
 
 
 class InnerProducts:
-    """Adds up the matrix of inner products of n updates less their centre, tile by tile, tensor by tensor."""
+    """Adds up the matrix of inner products of n updates less their centre, tile by tile, tensor by tensor.
 
-    def __init__(self, num_updates: int, *, centre: int) -> None:
+    The centre itself takes no part in the work: its row and column are zeros. `dtype` is what rows come in.
+    """
+
+    def __init__(self, num_updates: int, *, centre: int, dtype: np.dtype[Any]) -> None:
         self._centre = centre
         self._total = np.zeros((num_updates, num_updates))
-        self._sums = np.zeros((num_updates, num_updates), dtype=np.int64)
-        self._scales = np.zeros((num_updates, 1))
+        num_others = num_updates - 1
+        self._sums = np.zeros((num_others, num_others), dtype=np.int64)
+        self._scales = np.ones((num_others, 1))
+        self._max_scale_bits = np.finfo(dtype).maxexp - 1
         # Smaller tiles for many updates, so that a tile stays in a core's cache.
         self._tile = min(max(_CACHED_ELEMENTS // num_updates, _MIN_TILE_ELEMENTS), TILE_ELEMENTS)
-        self._scratch = np.empty((num_updates, self._tile))
+        self._differences = np.empty((num_others, self._tile), dtype=dtype)
+        self._grid = np.empty((num_others, self._tile))
 
     def begin_tensor(self, magnitudes: Sequence[float], num_elements: int) -> None:
         """Starts a tensor of so many elements, of which `magnitudes` are each update's largest |value|."""
         self._end_tensor()
         bits = min(GRID_BITS, (_SUM_BITS - (num_elements - 1).bit_length()) // 2)
-        for number, magnitude in enumerate(magnitudes):
-            bound = magnitude + magnitudes[self._centre]
-            self._scales[number] = math.ldexp(1.0, bits - math.frexp(bound)[1]) if bound else 1.0
+        others = [*magnitudes[: self._centre], *magnitudes[self._centre + 1 :]]
+        for number, magnitude in enumerate(others):
+            exponent = math.frexp(magnitude + magnitudes[self._centre])[1]
+            self._scales[number] = math.ldexp(1.0, min(bits - exponent, self._max_scale_bits))
 
     def add(self, rows: Values) -> None:
-        """Takes the next elements of the current tensor: float32 or float64 [n, elements], a row an update."""
+        """Takes the next elements of the current tensor: [n, elements], a row an update."""
+        scales = self._scales.astype(self._differences.dtype)
         for begin in range(0, rows.shape[1], self._tile):
             tile = rows[:, begin : begin + self._tile]
-            grid = self._scratch[:, : tile.shape[1]]
-            np.copyto(grid, tile)
-            np.subtract(grid, grid[self._centre].copy(), out=grid)
-            np.multiply(grid, self._scales, out=grid)
-            np.rint(grid, out=grid)
+            steps, grid = self._differences[:, : tile.shape[1]], self._grid[:, : tile.shape[1]]
+            np.subtract(tile[: self._centre], tile[self._centre], out=steps[: self._centre])
+            np.subtract(tile[self._centre + 1 :], tile[self._centre], out=steps[self._centre :])
+            np.multiply(steps, scales, out=steps)
+            np.rint(steps, out=steps)
+            np.copyto(grid, steps)
             self._sums += (grid @ grid.T).astype(np.int64)
 
     def result(self) -> Float64Array:
-        """Gives the matrix [n, n] over all tensors; the centre's own row and column are zeros."""
+        """Gives the matrix [n, n] over all tensors."""
         self._end_tensor()
         return self._total
 
     def _end_tensor(self) -> None:
         if self._sums.any():
-            self._total += self._sums / self._scales / self._scales.T
+            products = self._sums / self._scales / self._scales.T
+            for axis in (0, 1):
+                products = np.insert(products, self._centre, 0.0, axis=axis)
+            self._total += products
             self._sums.fill(0)
 
 

@@ -156,7 +156,8 @@ class UpdateRecord:
     """An accepted update; `max_abs` is the largest |delta| of each tensor, which fixes the sum's scale.
 
     `round_id` names the attempt that counts it, to whose base version its own is `staleness` versions behind.
-    `local_steps` is what FedNova normalises by, None for other algorithms.
+    `local_steps` is what FedNova normalises by, None for other algorithms. Where it `counts_once` the attempt counts no
+    other of the same client.
     """
 
     update_id: str
@@ -174,6 +175,7 @@ class UpdateRecord:
     blob_id: str
     accepted_at: datetime
     local_steps: int | None = None
+    counts_once: bool = True
 
 
 @dataclass(frozen=True, slots=True)

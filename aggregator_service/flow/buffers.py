@@ -1,6 +1,8 @@
 """A buffered run's places: who may begin at any time, and how a task that comes to nothing makes room for another."""
 
 from collections.abc import Iterable
+from dataclasses import replace
+from datetime import timedelta
 
 from aggregator_service.domain import cohort, topics
 from aggregator_service.domain.records import RoundRecord, RunRecord, TaskRecord, TaskState
@@ -11,14 +13,30 @@ from fl_protocol.tasks import TaskKind
 
 
 def is_free(tx: ReadTx, run: RunRecord, spec: BufferedRoundSpec, *, round_: RoundRecord, client_id: str) -> bool:
-    """Tells whether a client that holds no task may be given one: once for each buffer, while there are places."""
+    """Tells whether a client that holds no task may be given one: at any time, while there are places."""
     has_room = cohort.has_room(
         round_,
         num_out=tasks.count_out(tx, run.run_id),
         latest_version=run.latest_version or 0,
         max_staleness=spec.max_staleness,
     )
-    return has_room and not updates.has_one_of(tx, client_id, round_id=round_.round_id)
+    if not has_room or not cohort.counts_once(run.spec):
+        return has_room
+    return not updates.has_one_of(tx, client_id, round_id=round_.round_id)
+
+
+def timed(tx: WriteTx, run: RunRecord, spec: BufferedRoundSpec, task: TaskRecord) -> TaskRecord:
+    """Makes a new task one on the newest model, with a deadline of its own that the worker then knows of."""
+    if tasks.count_out(tx, run.run_id) == 0:
+        # A later task has a later deadline: the worker finds it when it looks at this one's.
+        tx.wake(topics.WORK)
+    earlier = tasks.find(tx, round_id=task.round_id, client_id=task.client_id, kind=task.kind)
+    return replace(
+        task,
+        base_version=run.latest_version or 0,
+        deadline_at=tx.now() + timedelta(seconds=spec.deadline_seconds),
+        turn=1 if earlier is None else earlier.turn + 1,
+    )
 
 
 def take_back(tx: WriteTx, task: TaskRecord) -> None:

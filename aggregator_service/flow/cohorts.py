@@ -71,6 +71,12 @@ def prospect(tx: ReadTx, run: RunRecord, round_: RoundRecord, client_id: str) ->
     return _prospect_undrawn(tx, selection, round_, client_id)
 
 
+def may_evaluate(tx: ReadTx, run: RunRecord, client_id: str) -> bool:
+    """Tells whether a client may evaluate a run's models: whoever is eligible to train, however often it has."""
+    selection = run.spec.selection
+    return selection == _ANYONE or candidates.belongs(tx, run.run_id, selection, client_id)
+
+
 def take_place(tx: WriteTx, run: RunRecord, round_: RoundRecord, client_id: str) -> bool:
     """Makes the choice that waits for a client's claim, if any does, and tells whether the client has a place.
 

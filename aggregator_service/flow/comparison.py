@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from aggregator_service.domain.inner_products import InnerProducts, centre_of
 from aggregator_service.domain.update_norm import UpdateNorm, clip_factor
-from aggregator_service.flow.contributions import Contribution, blocks
+from aggregator_service.flow.contributions import Contribution, blocks, row_type
 from aggregator_service.flow.windows import read_window, windows
 from fl_protocol.dtypes import Float64Array
 from fl_protocol.specs.strategies import Strategy
@@ -33,7 +33,7 @@ def inner_products(contributions: Sequence[Contribution], model: Header, *, movi
     """Gives the matrix of the contributions' inner products around one of them, over the floats that travel."""
     names = {spec.name for spec in moving.tensors if spec.is_float}
     largest = [max((one.magnitude(name) for name in names), default=0.0) for one in contributions]
-    products = InnerProducts(len(contributions), centre=centre_of(largest))
+    products = InnerProducts(len(contributions), centre=centre_of(largest), dtype=row_type(contributions, model))
     for window, block in blocks(contributions, model):
         for segment in window:
             if segment.spec.name not in names:

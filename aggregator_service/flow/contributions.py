@@ -72,33 +72,34 @@ def open_contributions(updates: Sequence[SealedUpdate], model: Header, *, holds:
     return opened
 
 
+def row_type(contributions: Sequence[Contribution], model: Header) -> np.dtype[Any]:
+    """Gives the type that holds every floating-point delta, clipped, without a rounding."""
+    is_exact = all(one.factor == 1.0 for one in contributions)
+    return np.dtype(np.float32 if is_exact and all(spec.dtype != "F64" for spec in model.tensors) else np.float64)
+
+
 def blocks(contributions: Sequence[Contribution], model: Header) -> Iterator[tuple[Sequence[Segment], Block]]:
     """Yields the whole model in windows so small that all the contributions' rows of one take at most 32 MiB.
 
     A block is valid until the next one is asked for.
     """
-    row_type = _row_type(contributions, model)
-    widest = row_type.itemsize if all(spec.is_float for spec in model.tensors) else 8
+    dtype = row_type(contributions, model)
+    widest = dtype.itemsize if all(spec.is_float for spec in model.tensors) else 8
     num_elements = max(_BLOCK_NUM_BYTES // (len(contributions) * widest), _MIN_BLOCK_ELEMENTS)
     ahead = [
         replace(one, update=replace(one.update, read=_ahead(one, num_readers=len(contributions))))
         for one in contributions
     ]
-    rows: NDArray[Any] = np.empty((0, 0), dtype=row_type)
+    rows: NDArray[Any] = np.empty((0, 0), dtype=dtype)
     for window in windows(model, num_elements):
         size = window[-1].offset + window[-1].num_elements
         if rows.shape[1] < size:
-            rows = np.empty((len(ahead), size), dtype=row_type)
+            rows = np.empty((len(ahead), size), dtype=dtype)
         yield window, _read_block(ahead, window, floats=rows[:, :size])
 
 
 def _ahead(contribution: Contribution, *, num_readers: int) -> RangeReader:
     return ReadAhead(contribution.update.read, num_bytes=contribution.num_bytes, num_readers=num_readers)
-
-
-def _row_type(contributions: Sequence[Contribution], model: Header) -> np.dtype[Any]:
-    is_exact = all(one.factor == 1.0 for one in contributions)
-    return np.dtype(np.float32 if is_exact and all(spec.dtype != "F64" for spec in model.tensors) else np.float64)
 
 
 def _read_block(contributions: Sequence[Contribution], window: Sequence[Segment], *, floats: Values) -> Block:

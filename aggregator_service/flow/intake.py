@@ -6,6 +6,7 @@ from datetime import datetime
 from functools import partial
 
 from aggregator_service import failpoints
+from aggregator_service.domain import cohort
 from aggregator_service.domain.admission import (
     check_kind,
     check_not_stale,
@@ -218,6 +219,7 @@ def _update(arrival: _Arrival, *, accepted_at: datetime) -> UpdateRecord:
         max_abs=arrival.max_abs,
         blob_id=received.upload.blob_id,
         accepted_at=accepted_at,
+        counts_once=cohort.counts_once(arrival.ask.run.spec),
         local_steps=metadata.local_steps,
     )
 

@@ -62,13 +62,13 @@ async def get_round(flow: Flow, run_id: str, number: int) -> RoundRecord:
 
 
 async def list_contributions(
-    flow: Flow, run_id: str, *, number: int, after_client_id: str, limit: int
+    flow: Flow, run_id: str, *, number: int, after: tuple[str, str], limit: int
 ) -> list[UpdateRecord]:
     """Lists who contributed to the newest attempt at a round; once it is sealed, with the weights in its mean."""
 
     def body(tx: ReadTx) -> list[UpdateRecord]:
         run, round_ = _run(tx, run_id), _round(tx, run_id, number)
-        found = updates.page(tx, round_.round_id, after_client_id=after_client_id, limit=limit)
+        found = updates.page(tx, round_.round_id, after=after, limit=limit)
         if round_.state not in (RoundState.AGGREGATING, RoundState.COMPLETED):
             return found
         accepted = updates.of_round(tx, round_.round_id)

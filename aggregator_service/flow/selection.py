@@ -1,8 +1,8 @@
 """Who is asked: a client claims a task, waits for one, or gives one up."""
 
 import asyncio
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from aggregator_service.domain import pace_steering, presence, topics
@@ -267,7 +267,8 @@ def _prospect(tx: ReadTx, run: RunRecord, offer: _Offer, client_id: str) -> Pros
     if offer.kind is TaskKind.TRAIN:
         return cohorts.prospect(tx, run, offer.round, client_id)
     terms = evaluation_terms(run.spec.evaluation, run.spec.round)
-    return Prospect(tasks.count(tx, round_id=offer.round.round_id, kind=offer.kind) < terms.cohort_size)
+    has_place = tasks.count(tx, round_id=offer.round.round_id, kind=offer.kind) < terms.cohort_size
+    return Prospect(has_place and cohorts.may_evaluate(tx, run, client_id))
 
 
 def _has_place(tx: WriteTx, run: RunRecord, offer: _Offer, client_id: str) -> bool:
@@ -289,13 +290,7 @@ def _assign(tx: WriteTx, run: RunRecord, offer: _Offer, *, client_id: str, task_
         assigned_at=tx.now(),
     )
     if offer.kind is TaskKind.TRAIN and isinstance(run.spec.round, BufferedRoundSpec):
-        earlier = tasks.find(tx, round_id=task.round_id, client_id=client_id, kind=task.kind)
-        task = replace(
-            task,
-            base_version=run.latest_version or 0,
-            deadline_at=tx.now() + timedelta(seconds=run.spec.round.deadline_seconds),
-            turn=1 if earlier is None else earlier.turn + 1,
-        )
+        task = buffers.timed(tx, run, run.spec.round, task)
     tasks.insert(tx, task)
     if offer.kind is TaskKind.TRAIN:
         rounds.count_task(tx, offer.round.round_id, 1)

@@ -21,6 +21,11 @@ def find(tx: ReadTx, round_: RoundRecord, selection: SelectionSpec, client_id: s
     return found[0] if found else None
 
 
+def belongs(tx: ReadTx, run_id: str, selection: SelectionSpec, client_id: str) -> bool:
+    """Tells whether a client is eligible for a run and not excluded from it, rested or not."""
+    return bool(_candidates(tx, selection, [*_belongs(run_id, selection), clients.c.client_id == client_id]))
+
+
 def enrolled(tx: ReadTx, round_: RoundRecord, selection: SelectionSpec) -> list[Candidate]:
     """Lists every enrolled client that may take part in a round."""
     return _candidates(tx, selection, _may_take_part(round_, selection))

@@ -198,7 +198,16 @@ updates: Final = sa.Table(
     _identifier("blob_id", sa.ForeignKey("blobs.blob_id"), nullable=False),
     sa.Column("accepted_at", Instant, nullable=False),
     sa.Column("local_steps", sa.BigInteger),
-    sa.UniqueConstraint("round_id", "client_id"),
+    sa.Column("counts_once", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Index(None, "round_id", "client_id"),
+    sa.Index(
+        "uq_updates_round_id_client_id",
+        "round_id",
+        "client_id",
+        unique=True,
+        sqlite_where=sa.text("counts_once"),
+        postgresql_where=sa.text("counts_once"),
+    ),
     sa.Index(None, "run_id", "client_id"),
 )
 

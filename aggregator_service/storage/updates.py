@@ -6,7 +6,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from aggregator_service.domain.records import EvaluationRecord, UpdateRecord
-from aggregator_service.storage.rows import fields
+from aggregator_service.storage.rows import fields, is_behind
 from aggregator_service.storage.tables import clients, evaluations, models, rounds, tasks, updates
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.rounds import RoundState
@@ -45,7 +45,7 @@ def _values(table: sa.Table, record: UpdateRecord | EvaluationRecord) -> dict[st
 
 
 def insert(tx: WriteTx, *accepted: UpdateRecord) -> None:
-    """Adds accepted updates; the database itself refuses a second one of a task or of a client in an attempt."""
+    """Adds accepted updates; the database itself refuses a second one of a task, or of a client that counts once."""
     values = [
         _values(updates, update) | {"metrics": dict(update.metrics), "max_abs": dict(update.max_abs)}
         for update in accepted
@@ -68,7 +68,7 @@ def of_tasks(tx: ReadTx, task_ids: Collection[str]) -> dict[str, UpdateRecord]:
 def has_one_of(tx: ReadTx, client_id: str, *, round_id: str) -> bool:
     """Tells whether an attempt counts an update of a client."""
     parameters = {"round_id": round_id, "client_id": client_id}
-    return tx.connection.execute(_OF_CLIENT, parameters).one_or_none() is not None
+    return tx.connection.execute(_OF_CLIENT, parameters).first() is not None
 
 
 def of_round(tx: ReadTx, round_id: str) -> list[UpdateRecord]:
@@ -92,12 +92,12 @@ def attributes_of_round(tx: ReadTx, round_id: str, name: str) -> dict[str, str |
     return dict(tx.connection.execute(query).tuples().all())
 
 
-def page(tx: ReadTx, round_id: str, *, after_client_id: str, limit: int) -> list[UpdateRecord]:
-    """Lists the accepted updates of an attempt by client, from behind a given one."""
+def page(tx: ReadTx, round_id: str, *, after: tuple[str, str], limit: int) -> list[UpdateRecord]:
+    """Lists the accepted updates of an attempt by client and update, from behind a given pair of their ids."""
     query = (
         sa.select(updates)
-        .where(updates.c.round_id == round_id, updates.c.client_id > after_client_id)
-        .order_by(updates.c.client_id)
+        .where(updates.c.round_id == round_id, is_behind((updates.c.client_id, updates.c.update_id), after))
+        .order_by(updates.c.client_id, updates.c.update_id)
         .limit(limit)
     )
     return [UpdateRecord(**fields(row)) for row in tx.connection.execute(query)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import typer
 
 from client_sdk.cli.options import DEFAULT_SERVER, Insecure, Json, Server, TokenFile, with_client
-from client_sdk.cli.output import console, print_fields, print_messages
+from client_sdk.cli.output import console, print_fields, print_json, print_table
 from client_sdk.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 app: Final = typer.Typer(no_args_is_help=True)
 
 
-_COLUMNS: Final = ("version", "round", "parent_version", "restored_from", "tags", "digest", "num_bytes", "created_at")
+_COLUMNS: Final = ("version", "round", "parent_version", "restored_from", "tags", "created_at")
+_DIGEST_LENGTH: Final = len("sha256:") + 12
+"""As much of a digest as tells versions apart at a glance, so that a version takes one line."""
 
 
 @app.command("list")
@@ -32,14 +34,18 @@ def list_models(
     allow_insecure_http: Insecure = False,
     as_json: Json = False,
 ) -> None:
-    """List the versions of a run's model: what each came from, and which stand out."""
+    """List the versions of a run's model: what each came from, and which stand out; whole digests with --json."""
     found = with_client(
         lambda client: client.list_models(run_id),
         server=server,
         token_file=token_file,
         allow_insecure_http=allow_insecure_http,
     )
-    print_messages(found, columns=_COLUMNS, as_json=as_json)
+    if as_json:
+        print_json([model.model_dump(mode="json") for model in found])
+        return
+    rows = ([*(getattr(model, column) for column in _COLUMNS), model.digest[:_DIGEST_LENGTH]] for model in found)
+    print_table((*_COLUMNS, "digest"), rows)
 
 
 @app.command("download")

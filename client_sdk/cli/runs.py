@@ -11,6 +11,7 @@ import typer
 from client_sdk.cli.options import DEFAULT_SERVER, Insecure, Json, Server, TokenFile, with_client
 from client_sdk.cli.output import console, print_fields, print_json, print_messages, print_model
 from client_sdk.cli.specification import read_spec
+from client_sdk.cli.strata import print_newest_strata
 from client_sdk.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,8 +41,12 @@ _ROUND_COLUMNS: Final = ("number", "attempt", "state", "num_updates", "quorum", 
 @app.command("create")
 def create(
     model: Annotated[Path | None, typer.Option(help="The initial model, a safetensors file.")] = None,
-    from_run: Annotated[str | None, typer.Option(help="The run whose model this one begins with, instead.")] = None,
-    from_version: Annotated[int | None, typer.Option(min=0, help="Which version of that run's model.")] = None,
+    from_run: Annotated[
+        str | None, typer.Option(help="Instead, the run whose model this one begins with; with --from-version.")
+    ] = None,
+    from_version: Annotated[
+        int | None, typer.Option(min=0, help="Which version of that run's model, as `model list` shows it.")
+    ] = None,
     spec: Annotated[Path | None, typer.Option(help="A RunSpec as JSON; the options below change it.")] = None,
     name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
     rounds: Annotated[int | None, typer.Option(help="How many rounds.")] = None,
@@ -56,6 +61,8 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Create a run with its initial model."""
+    if (from_run is None) != (from_version is None):
+        raise UsageError("--from-run and --from-version belong together: `fedquorum model list RUN` shows the versions")
     changes = {
         ("name",): name,
         ("num_rounds",): rounds,
@@ -63,11 +70,13 @@ def create(
         ("round", "cohort_size"): cohort_size,
         ("training", "local_epochs"): local_epochs,
         ("training", "learning_rate"): learning_rate,
-        ("initial_model", "kind"): None if from_run is None and from_version is None else "version",
+        ("initial_model", "kind"): None if from_run is None else "version",
         ("initial_model", "run_id"): from_run,
         ("initial_model", "version"): from_version,
     }
     run_spec = read_spec(spec, changes)
+    if (model is None) != (run_spec.initial_model.kind == "version"):
+        raise UsageError("a run begins with --model FILE, or with --from-run RUN --from-version V: give one of the two")
     content = None if model is None else model.read_bytes()
 
     async def use(client: "AggregatorClient") -> "Run":
@@ -162,7 +171,11 @@ def rollback(
     allow_insecure_http: Insecure = False,
     as_json: Json = False,
 ) -> None:
-    """Make an earlier model version the newest again and go on from it."""
+    """Make an earlier model version the newest again and go on from it.
+
+    Nothing is deleted: the version is published once more under the next number. A round that is open is abandoned and
+    begins anew.
+    """
     made = with_client(
         lambda client: client.roll_back(run_id, version),
         server=server,
@@ -277,6 +290,7 @@ def show(
     _print_run(run, as_json=False)
     typer.echo("")
     print_messages(rounds, columns=_ROUND_COLUMNS, as_json=False)
+    print_newest_strata(rounds, attribute=run.spec.evaluation.strata)
 
 
 @app.command("watch")

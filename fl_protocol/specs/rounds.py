@@ -1,6 +1,6 @@
 """How updates become models: in synchronous rounds, or in buffers that take them whenever they come."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -14,6 +14,7 @@ MAX_COHORT_SIZE = 4096
 class RoundSpec(RequestMessage):
     """Synchronous rounds: how many updates close one, how many clients are asked, and how long they have."""
 
+    min_updates_field: ClassVar[str] = "round.min_updates"
     kind: Literal["synchronous"] = "synchronous"
     quorum: Annotated[int, Field(ge=1, le=MAX_COHORT_SIZE)] = 8
     cohort_size: Annotated[int, Field(ge=1, le=MAX_COHORT_SIZE)] = Field(default=0, validate_default=False)
@@ -45,6 +46,7 @@ class BufferedRoundSpec(RequestMessage):
     An update made from a model more than `max_staleness` versions older than the one it would be applied to is refused.
     """
 
+    min_updates_field: ClassVar[str] = "round.buffer_size"
     kind: Literal["buffered"] = "buffered"
     buffer_size: Annotated[int, Field(ge=1, le=MAX_COHORT_SIZE)] = 10
     concurrency: Annotated[int, Field(ge=1, le=MAX_COHORT_SIZE)] = Field(default=0, validate_default=False)

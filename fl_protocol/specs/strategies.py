@@ -145,15 +145,14 @@ def exact_share(max_share: float) -> Fraction:
 
 def check_strategy(strategy: Strategy, round_: AnyRoundSpec, *, max_updates: int) -> None:
     """Raises ValueError, naming the field, unless a strategy works for any number of updates that a round may have."""
-    min_updates = round_.min_updates
     if isinstance(strategy, MeanStrategy):
-        _check_max_share(strategy, min_updates)
+        _check_max_share(strategy, round_)
     if isinstance(strategy, TrimmedMeanStrategy):
-        _check_trimming(strategy, min_updates)
+        _check_trimming(strategy, round_)
     if isinstance(strategy, KrumStrategy | MultiKrumStrategy | BulyanStrategy):
-        _check_byzantine(strategy, min_updates)
+        _check_byzantine(strategy, round_)
     if isinstance(strategy, MultiKrumStrategy):
-        _check_selected(strategy, min_updates)
+        _check_selected(strategy, round_)
     if isinstance(strategy, ComparingStrategy) and max_updates > MAX_COMPARED_UPDATES:
         raise ValueError(
             f"strategy.kind {strategy.kind} compares each update with every other one, and a round may close with "
@@ -161,24 +160,27 @@ def check_strategy(strategy: Strategy, round_: AnyRoundSpec, *, max_updates: int
         )
 
 
-def _check_max_share(strategy: MeanStrategy, min_updates: int) -> None:
+def _check_max_share(strategy: MeanStrategy, round_: AnyRoundSpec) -> None:
+    min_updates = round_.min_updates
     if strategy.max_share is None or exact_share(strategy.max_share) * min_updates >= 1:
         return
     raise ValueError(
-        f"strategy.max_share {strategy.max_share:g} cannot hold: of round.min_updates {min_updates} updates one "
-        f"has at least 1/{min_updates} of the total weight; allow at least that much"
+        f"strategy.max_share {strategy.max_share:g} cannot hold: of {round_.min_updates_field} {min_updates} updates "
+        f"one has at least 1/{min_updates} of the total weight; allow at least that much"
     )
 
 
-def _check_trimming(strategy: TrimmedMeanStrategy, min_updates: int) -> None:
+def _check_trimming(strategy: TrimmedMeanStrategy, round_: AnyRoundSpec) -> None:
+    min_updates = round_.min_updates
     if strategy.trim_fraction and not strategy.num_trimmed(min_updates):
         raise ValueError(
             f"strategy.trim_fraction {strategy.trim_fraction} leaves out none of the {min_updates} updates "
-            f"(round.min_updates) with which a round may close; trim_fraction * min_updates must be at least 1"
+            f"({round_.min_updates_field}) with which a round may close; it must be at least 1/{min_updates}"
         )
 
 
-def _check_byzantine(strategy: KrumStrategy | MultiKrumStrategy | BulyanStrategy, min_updates: int) -> None:
+def _check_byzantine(strategy: KrumStrategy | MultiKrumStrategy | BulyanStrategy, round_: AnyRoundSpec) -> None:
+    min_updates = round_.min_updates
     factor = 4 if isinstance(strategy, BulyanStrategy) else 2
     needed = factor * strategy.num_byzantine + 3
     if min_updates < needed:
@@ -186,16 +188,17 @@ def _check_byzantine(strategy: KrumStrategy | MultiKrumStrategy | BulyanStrategy
         right = f"num_byzantine may be at most {most}" if most >= 0 else "no num_byzantine is small enough"
         raise ValueError(
             f"strategy.num_byzantine {strategy.num_byzantine} needs at least {factor} * num_byzantine + 3 = {needed} "
-            f"updates for {strategy.kind}, and a round may close with {min_updates} (round.min_updates); "
+            f"updates for {strategy.kind}, and a round may close with {min_updates} ({round_.min_updates_field}); "
             f"with so few {right}"
         )
 
 
-def _check_selected(strategy: MultiKrumStrategy, min_updates: int) -> None:
+def _check_selected(strategy: MultiKrumStrategy, round_: AnyRoundSpec) -> None:
+    min_updates = round_.min_updates
     most = min_updates - strategy.num_byzantine
     if strategy.num_selected > most:
         raise ValueError(
             f"strategy.num_selected {strategy.num_selected} is more than the {most} honest updates of a round that "
-            f"closes with {min_updates} (round.min_updates), of which num_byzantine {strategy.num_byzantine} are not; "
-            f"it must be at most {most}"
+            f"closes with {min_updates} ({round_.min_updates_field}), of which num_byzantine {strategy.num_byzantine} "
+            f"are not; it must be at most {most}"
         )

@@ -17,7 +17,18 @@ UPDATE tasks SET base_version = coalesce(
 
 def upgrade() -> None:
     op.add_column("rounds", sa.Column("kind", sa.String(16), nullable=False, server_default="synchronous"))
-    op.add_column("updates", sa.Column("staleness", sa.BigInteger(), nullable=False, server_default="0"))
+    with op.batch_alter_table("updates") as batch_op:
+        batch_op.add_column(sa.Column("staleness", sa.BigInteger(), nullable=False, server_default="0"))
+        batch_op.drop_constraint(op.f("uq_updates_round_id_client_id"), type_="unique")
+        batch_op.add_column(sa.Column("counts_once", sa.Boolean(), nullable=False, server_default=sa.true()))
+        batch_op.create_index(op.f("ix_updates_round_id_client_id"), ["round_id", "client_id"], unique=False)
+        batch_op.create_index(
+            op.f("uq_updates_round_id_client_id"),
+            ["round_id", "client_id"],
+            unique=True,
+            sqlite_where=sa.text("counts_once"),
+            postgresql_where=sa.text("counts_once"),
+        )
     with op.batch_alter_table("tasks") as batch_op:
         batch_op.add_column(sa.Column("base_version", sa.BigInteger(), nullable=False, server_default="0"))
         batch_op.add_column(sa.Column("deadline_at", sa.BigInteger(), nullable=True))
@@ -40,5 +51,10 @@ def downgrade() -> None:
         batch_op.drop_column("turn")
         batch_op.drop_column("deadline_at")
         batch_op.drop_column("base_version")
-    op.drop_column("updates", "staleness")
+    with op.batch_alter_table("updates") as batch_op:
+        batch_op.drop_index(op.f("uq_updates_round_id_client_id"))
+        batch_op.drop_index(op.f("ix_updates_round_id_client_id"))
+        batch_op.create_unique_constraint(op.f("uq_updates_round_id_client_id"), ["round_id", "client_id"])
+        batch_op.drop_column("counts_once")
+        batch_op.drop_column("staleness")
     op.drop_column("rounds", "kind")

@@ -18,7 +18,16 @@ from aggregator_service.api.bodies import BoundedRoute
 from aggregator_service.api.dependencies import allow, authenticated
 from aggregator_service.domain.records import TokenKind, TokenRecord
 from aggregator_service.telemetry import Telemetry
-from tests.support.participant import MEDIA_TYPE, create_run, enrol, evaluated_run, pack, small_model, update_body
+from tests.support.participant import (
+    MEDIA_TYPE,
+    create_run,
+    enrol,
+    evaluated_run,
+    pack,
+    scaffold_run,
+    small_model,
+    update_body,
+)
 from tests.support.raw import exchange
 from tests.support.refusals import assert_refused
 from tests.support.server import ServerProcess
@@ -53,7 +62,7 @@ class Row:
     tensors: Callable[[], bytes] | None = None
     draft: bool = False
     evaluates: bool = False
-    is_evaluated: bool = False
+    run: str = ""
     is_open: bool = False
 
 
@@ -83,7 +92,10 @@ TABLE: dict[tuple[str, str], Row] = {
     ("GET", "/v1/runs/{run_id}/models"): Row("/v1/runs/{run_id}/models", READERS),
     ("GET", "/v1/runs/{run_id}/models/{version}"): Row("/v1/runs/{run_id}/models/0", READERS),
     ("GET", "/v1/runs/{run_id}/models/latest"): Row("/v1/runs/{run_id}/models/latest", READERS),
-    ("GET", "/v1/runs/{run_id}/models/best"): Row("/v1/runs/{run_id}/models/best", READERS, is_evaluated=True),
+    ("GET", "/v1/runs/{run_id}/models/best"): Row("/v1/runs/{run_id}/models/best", READERS, run="evaluated"),
+    ("GET", "/v1/runs/{run_id}/models/{version}/control-variate"): Row(
+        "/v1/runs/{run_id}/models/1/control-variate", _may(200, "operator", "client", "other"), run="scaffold"
+    ),
     ("GET", "/v1/runs/{run_id}/models/{version}/export"): Row("/v1/runs/{run_id}/models/0/export", OPERATOR),
     ("PUT", "/v1/runs/{run_id}/models/0"): Row(
         "/v1/runs/{run_id}/models/0", _may(201, "operator"), tensors=lambda: pack(small_model()), draft=True
@@ -139,12 +151,12 @@ class World:
     tokens: dict[str, str] = field(default_factory=dict)
     names: dict[bool, dict[str, str]] = field(default_factory=dict)
     draft_id: str = ""
-    evaluated_id: str = ""
+    runs: dict[str, str] = field(default_factory=dict)
 
     def request(self, row: Row, method: str, identity: str) -> httpx.Response:
         """Sends an operation's request as somebody, and leaves a stream of events once it has begun."""
         names = self.names[row.evaluates] | ({"run_id": self.draft_id} if row.draft else {})
-        names |= {"run_id": self.evaluated_id} if row.is_evaluated else {}
+        names |= {"run_id": self.runs[row.run]} if row.run else {}
         headers = {"Authorization": f"Bearer {self.tokens[identity]}"} if identity != "none" else {}
         content = None
         if row.tensors is not None:
@@ -196,7 +208,10 @@ def _fresh_world(server: ServerProcess, stored: Stored, operator: httpx.Client) 
         headers={"Authorization": f"Bearer {own}", "Content-Type": MEDIA_TYPE},
     )
     assert update.status_code == 201, update.text
-    world.evaluated_id = evaluated_run(operator, enrol(operator, "evaluates"))
+    world.runs = {
+        "evaluated": evaluated_run(operator, enrol(operator, "evaluates")),
+        "scaffold": scaffold_run(operator, enrol(operator, "corrects")),
+    }
     for is_evaluating, run_id in ((False, training), (True, evaluating)):
         task_id = _claimed(operator, own, run_id) if is_evaluating else train_task
         world.names[is_evaluating] = {"run_id": run_id, "task_id": task_id, "client_id": clients["named"].client_id}

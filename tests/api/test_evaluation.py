@@ -63,6 +63,25 @@ def test_each_stratum_has_its_own_means(shared_operator: httpx.Client) -> None:
     }
 
 
+def test_who_is_not_eligible_evaluates_nothing(shared_operator: httpx.Client) -> None:
+    own = {"region": "north"}
+    course = begin(
+        shared_operator,
+        attributes=[own, {"region": "south"}, {}, own],
+        selection={"eligibility": {"region": ["north"]}, "max_participations": 1},
+        evaluation={"every": 1, "cohort_size": 3, "quorum": 2},
+        num_rounds=1,
+    )
+    course.train(1.0)
+    for stranger in course.clients[1:3]:
+        assert stranger.claim(course.run_id).status_code == 204
+    # Who has trained as often as it may is still asked what the result is worth.
+    for member in (course.clients[0], course.clients[3]):
+        task = course.claim(member, "evaluate")
+        assert course.report(member, task, loss=1.0).status_code == 201
+    eventually(lambda: course.run["state"] == "completed")
+
+
 def test_a_run_is_completed_when_its_target_is_reached(shared_operator: httpx.Client) -> None:
     course = begin(shared_operator, evaluation={"every": 1, "target": ACCURACY | {"value": 0.9}})
     course.train(1.0)

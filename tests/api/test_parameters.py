@@ -15,6 +15,7 @@ MODEL = {
     "lora.a": np.ones((2, 3), dtype=np.float32),
     "lora.b": np.zeros(3, dtype=np.float32),
 }
+NAMES = "'base.weight', 'base.norm', 'lora.a', 'lora.b'"
 DELTA = {"lora.a": np.full((2, 3), 0.5, np.float32), "lora.b": np.full(3, -1, np.float32)}
 LORA = {"trainable": ["lora.*"], "personal": []}
 ONE = {"quorum": 1}
@@ -33,8 +34,11 @@ def put_model(operator: httpx.Client, run_id: str) -> httpx.Response:
 @pytest.mark.parametrize(
     ("parameters", "named"),
     [
-        ({"trainable": ["lora.*", "lora2.*"]}, ["parameters.trainable[1] 'lora2.*' matches no tensor", "'lora.a'"]),
-        ({"personal": ["bn*"]}, ["parameters.personal[0] 'bn*' matches no tensor"]),
+        (
+            {"trainable": ["lora.*", "lora2.*"]},
+            ["parameters.trainable[1] 'lora2.*' matches no tensor of the model; it has: " + NAMES],
+        ),
+        ({"personal": ["bn*"]}, ["parameters.personal[0] 'bn*' matches no tensor of the model; it has: " + NAMES]),
         ({"trainable": ["lora.*"], "personal": ["lora*"]}, ["no floating-point tensor to train that travels"]),
     ],
 )

@@ -24,7 +24,7 @@ from schemathesis.specs.openapi.checks import (
 from aggregator_service.api.application import create_application
 from aggregator_service.telemetry import Telemetry
 from tests.support.malformed import MODEL, UPDATE, body_of, compressed, model_body
-from tests.support.participant import MEDIA_TYPE, Participant, enrol, evaluated_run
+from tests.support.participant import MEDIA_TYPE, Participant, enrol, evaluated_run, scaffold_run
 from tests.support.server import ServerProcess
 
 MAX_EXAMPLES = 25
@@ -139,6 +139,17 @@ def _best(world: World) -> Names:
     return {"run_id": evaluated_run(world.operator, enrol(world.operator, "evaluates"))}
 
 
+def _control(world: World) -> Names:
+    return {"run_id": scaffold_run(world.operator, enrol(world.operator, "corrects")), "version": 1}
+
+
+def _excluded(world: World) -> Names:
+    run_id, client_id = world.run(), enrol(world.operator, "excluded").client_id
+    where = f"/v1/runs/{run_id}/exclusions/{client_id}"
+    assert world.operator.put(where, json={"reason": "sends noise"}).status_code == 201
+    return {"run_id": run_id, "client_id": client_id}
+
+
 def _client(world: World) -> Names:
     return {"client_id": enrol(world.operator, "revoked").client_id}
 
@@ -158,7 +169,10 @@ NAMED: dict[str, Callable[[World], Names]] = {
     "DELETE /v1/clients/{client_id}": _client,
     "GET /v1/runs/{run_id}/models/{version}": lambda world: {"run_id": world.run(), "version": 0},
     "GET /v1/runs/{run_id}/models/{version}/export": lambda world: {"run_id": world.run(), "version": 0},
+    "GET /v1/runs/{run_id}/models/{version}/control-variate": _control,
     "GET /v1/runs/{run_id}/models/best": _best,
+    "PUT /v1/runs/{run_id}/exclusions/{client_id}": _excluded,
+    "DELETE /v1/runs/{run_id}/exclusions/{client_id}": _excluded,
     "GET /v1/runs/{run_id}/rounds/{number}": _round,
     "GET /v1/runs/{run_id}/rounds/{number}/updates": _round,
 }

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,18 @@ from client_sdk import FedQuorumError, RoundSpec, RunSpec
 from client_sdk.cli import main
 from client_sdk.cli.failures import one_line
 from client_sdk.cli.output import cell
+from client_sdk.cli.strata import print_newest_strata
 from client_sdk.demo.folder import prepare_folder
 from client_sdk.errors import UsageError
 from client_sdk.testing import FakeAggregator
 from fl_protocol.arrays import decode, encode
+from fl_protocol.rounds import Round, RoundState, StratumEvaluation
 
 MODEL = {"w": np.array([1.0, 2.0], dtype=np.float32)}
 COMMANDS = [
     [], ["demo"], ["participate"], ["token"], ["token", "create"], ["clients"], ["clients", "list"],
-    ["clients", "enrol"], ["clients", "revoke"], ["model"], ["model", "download"], ["run"],
-    *(["run", name] for name in ("create", "start", "pause", "resume", "stop", "list", "show", "watch")),
+    ["clients", "enrol"], ["clients", "revoke"], ["model"], ["model", "download"], ["model", "list"], ["run"],
+    *(["run", name] for name in ("create", "start", "pause", "resume", "stop", "list", "show", "watch", "rollback")),
 ]  # fmt: skip
 
 
@@ -185,6 +188,71 @@ def test_a_file_gives_any_specification_and_options_change_it(run: Run, tmp_path
     assert "the specification: server_optimizer.schedule.num_rounds 10 ends before num_rounds 11" in error
     spec.write_text(json.dumps({"server_optimizer": {"kind": "adam", "beta1": 1}}))
     assert "the specification: server_optimizer.beta1: Input should be less than 1" in run(*create)[2]
+
+
+def test_a_run_goes_back_and_another_begins_with_its_model(run: Run, fake: FakeAggregator, tmp_path: Path) -> None:
+    run_id = anyio.run(_start, fake)
+    code, out, _ = run("run", "rollback", run_id, "0", "--json")
+    assert (code, json.loads(out)["version"], json.loads(out)["restored_from"]) == (0, 1, 0)
+    assert "restored from   1\n" in run("run", "rollback", run_id, "1")[1]
+    output = tmp_path / "out.safetensors"
+    assert run("model", "download", run_id, "--with-lineage", "--version", "1", "-o", str(output))[0] == 0
+    assert b"fedquorum.lineage" in output.read_bytes()
+    assert run("model", "download", run_id, "--best", "-o", str(tmp_path / "best"))[2].startswith("fedquorum: ")
+    rows = run("model", "list", run_id)[1].splitlines()
+    versions = json.loads(run("model", "list", run_id, "--json")[1])
+    assert [line.split()[:4] for line in rows if "sha256:" in line] == [
+        ["0", "0", "-", "-"],
+        ["1", "0", "0", "0"],
+        ["2", "0", "1", "1"],
+    ]
+    assert all(version["digest"][:19] in line for version, line in zip(versions, rows[-4:], strict=False))
+    code, out, _ = run("run", "create", "--from-run", run_id, "--from-version", "1", "--json")
+    assert (code, json.loads(out)["latest_version"]) == (0, 0)
+    assert json.loads(out)["spec"]["initial_model"] == {"kind": "version", "run_id": run_id, "version": 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "create"], "a run begins with --model FILE, or with --from-run RUN --from-version V"),
+        (["run", "create", "--from-version", "3"], "--from-run and --from-version belong together"),
+        (["run", "create", "--from-run", "run_1"], "`fedquorum model list RUN` shows the versions"),
+        (["run", "create", "--from-run", "run_1", "--from-version", "3"], "the specification: initial_model.run_id: "),
+        (
+            ["run", "create", "--from-run", f"run_{'0' * 32}", "--from-version", "3", "--model", __file__],
+            "give one of the two",
+        ),
+        (["run", "rollback", "run_1"], "version"),
+        (["run", "rollback", "run_1", "latest"], "valid integer"),
+        (["model", "download", "run_1", "--best", "--version", "1"], "--best and --version exclude each other"),
+    ],
+)
+def test_what_is_asked_for_in_two_ways_or_in_none_is_said(arguments: list[str], says: str, run: Run) -> None:
+    code, out, error = run(*arguments)
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert says in error
+
+
+def test_the_newest_strata_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    strata = {
+        "": StratumEvaluation(num_examples=5, num_reports=1, metrics={"loss": 2.0}),
+        "north": StratumEvaluation(num_examples=40, num_reports=3, metrics={"loss": 0.25}),
+    }
+    now = datetime.now(UTC)
+    done = Round(
+        number=1, attempt=1, state=RoundState.COMPLETED, base_version=0, result_version=1, quorum=1, cohort_size=1,
+        num_tasks=1, num_updates=1, num_examples=1, opened_at=now, deadline_at=now, closed_at=now, completed_at=now,
+        metrics={}, evaluation={"loss": 0.4},
+    )  # fmt: skip
+    print_newest_strata([done], attribute="region")
+    assert capsys.readouterr().out == ""
+    evaluated = done.model_copy(update={"number": 2, "evaluation_by_stratum": strata})
+    print_newest_strata([done, evaluated, done.model_copy(update={"number": 3})], attribute="region")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["evaluation", "of", "round", "2", "by", "region"] in lines
+    assert ["(none)", "1", "5", "loss", "2"] in lines
+    assert ["north", "3", "40", "loss", "0.25"] in lines
 
 
 async def _start(fake: FakeAggregator) -> str:

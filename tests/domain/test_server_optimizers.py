@@ -300,4 +300,5 @@ def test_memory_is_bounded_by_a_window_of_the_states(name):
         tracemalloc.stop()
         return used
 
-    assert peak(3) < peak(1) + (1 << 20) < 48 << 20
+    # Three readers, of the model, the update and the state, keep what is left of a chunk of 1 MiB.
+    assert peak(6) < peak(3) + (1 << 20) < 48 << 20

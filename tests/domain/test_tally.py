@@ -11,7 +11,9 @@ from aggregator_service.domain.quorum import QuorumDecision
 from aggregator_service.domain.records import RoundRecord, RunRecord, TaskRecord, TaskState, UpdateRecord
 from aggregator_service.domain.tally import Accepted, Tally
 from fl_protocol.problems import ProblemError, ProblemType
-from fl_protocol.rounds import RoundState
+from fl_protocol.rounds import RoundKind, RoundState
+from fl_protocol.runs import RunSpec
+from fl_protocol.specs.rounds import BufferedRoundSpec
 from tests.support.records import later, round_record, run_record, task_record, update_record
 
 NOW = later(30)
@@ -168,3 +170,44 @@ def test_an_update_after_the_deadline_closes_its_round_unless_the_run_is_paused(
     outcomes = [outcome(tally, update) for update in arrivals([(0, "a", 1), (2, "a", 1)])]
     assert outcomes[0].is_new
     assert ("new" if isinstance(outcomes[1], Accepted) else outcomes[1][0]) == second
+
+
+def open_buffer(size, *, max_staleness=3, base_version=5):
+    """A buffered run whose clients began at whatever version their task's number says."""
+    spec = RunSpec(round=BufferedRoundSpec(buffer_size=size, max_staleness=max_staleness))
+    numbers = range(0, 2 * base_version + 2, 2)
+    rows = Rows(
+        [run_record(spec=spec)],
+        [round_record("round_1", state=RoundState.COMPLETED)],
+        [task_record(f"task_{number}", base_version=number // 2) for number in numbers],
+    )
+    rows.buffers["run_1"] = round_record(
+        "round_9", kind=RoundKind.BUFFERED, quorum=size, base_version=base_version, deadline_at=later(-60)
+    )
+    return rows
+
+
+def test_an_update_of_a_buffered_run_counts_where_it_arrives_and_knows_its_age():
+    tally = open_buffer(4).tally()
+    found = [outcome(tally, update) for update in arrivals([(10, "a", 1), (4, "b", 1), (10, "a", 1)])]
+    assert [(one.update.round_id, one.update.staleness, one.is_new) for one in found] == [
+        ("round_9", 0, True),
+        ("round_9", 3, True),
+        ("round_9", 0, False),
+    ]
+    assert [one.round.num_updates for one in found[:2]] == [1, 2]
+
+
+def test_an_update_that_is_too_old_is_refused_with_its_age_and_the_bound():
+    problem, detail = outcome(open_buffer(4).tally(), *arrivals([(2, "a", 1)]))
+    assert problem is ProblemType.ROUND_CLOSED
+    assert "4 versions stale and round.max_staleness is 3: it comes from version 1" in detail
+
+
+def test_what_comes_after_the_update_that_fills_a_buffer_is_left_for_the_next_one():
+    tally = open_buffer(2).tally()
+    sent = arrivals([(10, "a", 1), (8, "a", 1), (6, "a", 1), (8, "a", 1), (8, "b", 1)])
+    first, second, third, replay, conflict = (outcome(tally, update) for update in sent)
+    assert (first.is_new, second.is_new, replay.is_new) == (True, True, False)
+    assert third is None
+    assert conflict[0] is ProblemType.ALREADY_SUBMITTED

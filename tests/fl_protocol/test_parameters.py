@@ -88,7 +88,7 @@ def test_only_what_is_trainable_and_not_personal_travels_and_is_paid_for():
 
 
 def test_control_variates_belong_to_what_travels():
-    layout = update_layout(header(MODEL), rules(["lora.*"], algorithm=ScaffoldAlgorithm(num_clients=2)))
+    layout = update_layout(header(MODEL), rules(["lora.*"], algorithm=ScaffoldAlgorithm(num_clients=10)))
     assert [spec.name for spec in layout.tensors] == ["lora.a", "lora.b", "control:lora.a", "control:lora.b"]
     assert [(spec.begin, spec.end) for spec in layout.tensors] == [(0, 128), (128, 144), (144, 272), (272, 304)]
 

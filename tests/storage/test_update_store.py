@@ -42,6 +42,14 @@ def test_the_database_itself_refuses_a_second_update(store: Store, second: objec
     assert len(store.read(lambda tx: updates.of_round(tx, "round_1"))) == 1
 
 
+def test_a_client_may_be_counted_again_in_an_attempt_where_no_update_counts_once(store: Store) -> None:
+    pair = [
+        update_record(f"update_{at}", task_id=f"task_{at}", blob_id=f"blob_{at}", counts_once=False) for at in (1, 2)
+    ]
+    store.write(lambda tx: updates.insert(tx, *pair))
+    assert len(store.read(lambda tx: updates.of_round(tx, "round_1"))) == 2
+
+
 def test_an_update_without_its_bytes_cannot_exist(store: Store) -> None:
     with pytest.raises(sa.exc.IntegrityError):
         store.write(lambda tx: updates.insert(tx, update_record(blob_id="blob_9")))
@@ -60,8 +68,8 @@ def test_a_rounds_updates_come_in_the_order_of_their_digests_and_are_paged_by_cl
         store.write(lambda tx, record=record: updates.insert(tx, record))  # type: ignore[misc]
     assert [one.digest for one in store.read(lambda tx: updates.of_round(tx, "round_1"))] == sorted(digests)
     pages = [
-        store.read(lambda tx, after=after: updates.page(tx, "round_1", after_client_id=after, limit=2))  # type: ignore[misc]
-        for after in ("", "client_2", "client_3")
+        store.read(lambda tx, after=after: updates.page(tx, "round_1", after=after, limit=2))  # type: ignore[misc]
+        for after in (("", ""), ("client_2", "update_2"), ("client_3", "update_3"))
     ]
     assert [[one.client_id for one in page] for page in pages] == [["client_1", "client_2"], ["client_3"], []]
 

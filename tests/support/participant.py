@@ -171,3 +171,15 @@ def evaluated_run(http: httpx.Client, client: Participant) -> str:
     report = {"num_examples": 1, "metrics": {"accuracy": 0.5}}
     assert client.http.put(f"/v1/tasks/{task['task_id']}/evaluation", json=report).status_code == 201
     return run_id
+
+
+def scaffold_run(http: httpx.Client, client: Participant) -> str:
+    """Runs a round of SCAFFOLD, so that version 1 has a control variate, and gives the run's id."""
+    algorithm = {"kind": "scaffold", "num_clients": 1}
+    run_id = create_run(http, small_model(), num_rounds=3, round={"quorum": 1, "cohort_size": 1}, algorithm=algorithm)
+    task = client.claim(run_id, wait=20).json()
+    delta = {name: values * 0 for name, values in small_model().items()}
+    controls = {f"control:{name}": values for name, values in delta.items()}
+    assert client.put(task["task_id"], update_body(delta | controls, num_examples=1)).status_code == 201
+    wait_for_run(http, run_id, version=1)
+    return run_id
