@@ -1,6 +1,6 @@
 """Three of ten clients attack: what each strategy makes of it on real MNIST (`python examples/attackers.py`).
 
-Ten clients hold 2,000 digits of MNIST each. Three of them attack in every round, in one of two ways:
+Ten clients hold 1,000 digits of MNIST each. Three of them attack in every round, in one of two ways:
 
 - flipped signs: they train honestly and send four times their delta, backwards;
 - flipped labels: they train on wrong labels (9 - label) and send what comes of it as it is.
@@ -32,6 +32,7 @@ from client_sdk.torch import (
 )
 
 NUM_ATTACKERS = 3
+NUM_IMAGES = 10_000
 NUM_ROUNDS = 8
 SCALE = np.float32(4)
 SIZES = (784, 64, 10)
@@ -98,7 +99,7 @@ ATTACKS: Mapping[str, Attack] = {"honest": honest, "flipped signs": flipped_sign
 
 def train(defence: Defence, attack: Attack, images: mnist.MnistSubset) -> list[float]:
     """Runs a whole federation and gives the accuracy after each round, on images that no client has."""
-    order = np.random.default_rng(0).permutation(len(images.train_labels))
+    order = np.random.default_rng(0).permutation(NUM_IMAGES)
     shares = [
         image_dataset(images.train_images[mine], images.train_labels[mine])
         for mine in np.array_split(order, defence.num_clients)
