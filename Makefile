@@ -14,7 +14,7 @@ DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test soak bench reference check format lint types imports dependencies migrations-check clean
+.PHONY: help demo serve test soak bench bench-peers reference check format lint types imports dependencies migrations-check clean
 
 help:  ## Says what can be made
 	@echo 'make TARGET, where TARGET is'
@@ -35,6 +35,9 @@ soak: $(DEV)  ## Runs the tests that take many minutes
 
 bench: $(DEV)  ## Measures, as ratios to what the machine can do (NAMES="fold upload" picks some)
 	$(BIN)/python -m benchmarks $(NAMES)
+
+bench-peers: $(DEV) $(VENV)-flower/.installed  ## Measures the robust strategies beside Flower, which gets an environment of its own
+	FEDQUORUM_BENCH_FLOWER=$(VENV)-flower/bin/python $(BIN)/python -m benchmarks robust_strategies
 
 check: lint types imports dependencies migrations-check test  ## What CI runs
 
@@ -62,7 +65,7 @@ reference: $(DEV)  ## Writes docs/api-reference from the docstrings
 	$(BIN)/python scripts/make_reference.py
 
 clean:  ## Removes the virtual environment and the tools' caches
-	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .schemathesis
+	rm -rf $(VENV) $(VENV)-flower build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .schemathesis
 
 $(VENV)/pyvenv.cfg:
 	@command -v $(PYTHON) >/dev/null || { echo 'FedQuorum needs Python 3.11 or newer, and there is no $(PYTHON). Debian: apt-get install python3 python3-venv' >&2; exit 1; }
@@ -71,6 +74,12 @@ $(VENV)/pyvenv.cfg:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo '$(PYTHON) has no venv module. Debian: apt-get install python3-venv' >&2; exit 1; }
 	@echo 'Making a virtual environment in $(VENV) ...'
 	@$(PYTHON) -m venv --clear $(VENV)
+
+$(VENV)-flower/.installed: benchmarks/peers/flower.txt | $(VENV)/pyvenv.cfg
+	@echo 'Installing Flower into $(VENV)-flower ...'
+	@$(PYTHON) -m venv --clear $(VENV)-flower
+	@$(VENV)-flower/bin/python -m pip install -qq --disable-pip-version-check --no-input --requirement benchmarks/peers/flower.txt
+	@touch $@
 
 $(DEMO): $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 	@echo 'Installing FedQuorum with PyTorch into $(VENV): a minute or two the first time ...'

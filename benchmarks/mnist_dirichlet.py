@@ -180,7 +180,7 @@ def _table(theirs: str, comparisons: Sequence[Comparison]) -> Table:
     for heading in ("FedQuorum", theirs, "apart", "allowed", "agree"):
         table.add_column(heading, justify="right")
     for one in comparisons:
-        figures = (_figure(one.ours), _figure(one.theirs), f"{one.apart:+.2f}", f"{one.allowed:.2f}")
+        figures = (_figure(one.ours), _figure(one.theirs), f"{one.apart:.2f}", f"{one.allowed:.2f}")
         table.add_row(one.name, *figures, "yes" if one.agrees else "NO")
     return table
 

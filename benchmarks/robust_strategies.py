@@ -1,10 +1,10 @@
-"""Robust strategies on 10 updates of 10M float32 parameters in memory, against plain numpy on the same arrays.
+"""Robust strategies on 10 updates of 10M float32 parameters in memory, beside numpy and beside Flower's functions.
 
-`python -m benchmarks robust_strategies`; `python -m benchmarks.peers.flower` measures another framework beside them.
-The kernels are what the fold runs on one block after the other; reading the updates is not part of it.
+`make bench-peers`, or `python -m benchmarks robust_strategies` (without Flower where it is not installed). One thread
+on all sides. The kernels are what the fold runs on one block after the other; reading the updates is not part of it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -15,6 +15,7 @@ from aggregator_service.domain.strategies import bulyan, geometric_median, krum
 from aggregator_service.domain.strategies.median import median
 from aggregator_service.domain.strategies.trimmed_mean import trimmed_mean
 from benchmarks.measurements import Row, in_turns, row
+from benchmarks.peers import flower
 from fl_protocol.dtypes import Float64Array
 
 NUM_UPDATES: Final = 10
@@ -101,19 +102,43 @@ def _plain_distances(updates: Updates) -> object:
 
 
 def measure() -> list[Row]:
-    """Measures each strategy's kernels and what a numpy user would write, in turns."""
+    """Measures each strategy's kernels, what a numpy user would write and what Flower does, in turns."""
     updates = make_updates()
     work: dict[str, Callable[[], object]] = {
         "plain mean: numpy": lambda: np.mean(updates, axis=0, dtype=np.float64),
-        "median: numpy": lambda: np.median(np.array(updates), axis=0),
         "median": lambda: run_median(updates),
-        "trimmed mean: numpy": lambda: _plain_trimmed_mean(updates),
         "trimmed mean": lambda: run_trimmed_mean(updates),
-        "distances: numpy": lambda: _plain_distances(updates),
         "krum": lambda: run_krum(updates),
         "bulyan": lambda: _run_bulyan(updates),
         "geometric median": lambda: _run_geometric_median(updates),
     }
-    seconds = in_turns(work, repetitions=REPETITIONS)
-    plain = float(np.median(seconds["plain mean: numpy"]))
-    return [row(name, "s", times, of=plain, ratio_of="numpy's mean") for name, times in seconds.items()]
+    if not flower.is_installed():
+        plain = {
+            "median: numpy": lambda: np.median(np.array(updates), axis=0),
+            "trimmed mean: numpy": lambda: _plain_trimmed_mean(updates),
+            "krum: numpy": lambda: _plain_distances(updates),
+        }
+        return _rows(in_turns(work | plain, repetitions=REPETITIONS), peer="numpy")
+    seconds: dict[str, list[float]] = {}
+    for _ in range(REPETITIONS):
+        version, theirs = flower.measure(
+            num_updates=NUM_UPDATES, num_elements=NUM_ELEMENTS, num_trimmed=NUM_TRIMMED, num_byzantine=NUM_BYZANTINE
+        )
+        peer = f"Flower {version}"
+        for name, times in in_turns(work, repetitions=1).items():
+            seconds.setdefault(name, []).extend(times)
+        for name, time in theirs.items():
+            seconds.setdefault(f"{name}: {peer}", []).append(time)
+    return _rows(seconds, peer=peer)
+
+
+def _rows(seconds: Mapping[str, Sequence[float]], *, peer: str) -> list[Row]:
+    mean = float(np.median(seconds["plain mean: numpy"]))
+    rows = []
+    for name, times in seconds.items():
+        own, is_peer, _ = name.partition(f": {peer}")
+        if is_peer and own in seconds:
+            rows.append(row(name, "s", times, of=float(np.median(seconds[own])), ratio_of=f"FedQuorum's {own}"))
+        else:
+            rows.append(row(name, "s", times, of=mean, ratio_of="numpy's mean"))
+    return rows

@@ -24,8 +24,6 @@ TILE_ELEMENTS: Final = 1 << 13
 _SUM_BITS: Final = 62
 _CACHED_ELEMENTS: Final = 1 << 17
 _MIN_TILE_ELEMENTS: Final = 1 << 9
-_MAX_SCALE_BITS: Final = 126
-"""The largest power of two that float32 holds is 2^127."""
 
 
 def centre_of(magnitudes: Sequence[float]) -> int:
@@ -46,6 +44,7 @@ class InnerProducts:
         num_others = num_updates - 1
         self._sums = np.zeros((num_others, num_others), dtype=np.int64)
         self._scales = np.ones((num_others, 1))
+        self._max_scale_bits = np.finfo(dtype).maxexp - 1
         # Smaller tiles for many updates, so that a tile stays in a core's cache.
         self._tile = min(max(_CACHED_ELEMENTS // num_updates, _MIN_TILE_ELEMENTS), TILE_ELEMENTS)
         self._differences = np.empty((num_others, self._tile), dtype=dtype)
@@ -58,7 +57,7 @@ class InnerProducts:
         others = [*magnitudes[: self._centre], *magnitudes[self._centre + 1 :]]
         for number, magnitude in enumerate(others):
             exponent = math.frexp(magnitude + magnitudes[self._centre])[1]
-            self._scales[number] = math.ldexp(1.0, min(bits - exponent, _MAX_SCALE_BITS))
+            self._scales[number] = math.ldexp(1.0, min(bits - exponent, self._max_scale_bits))
 
     def add(self, rows: Values) -> None:
         """Takes the next elements of the current tensor: [n, elements], a row an update."""

@@ -1,1 +1,1 @@
-"""Other frameworks' own code on the same data, each from a virtual environment of its own."""
+"""Other frameworks' own code on the same data, each in a virtual environment of its own (`make bench-peers`)."""

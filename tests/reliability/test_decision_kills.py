@@ -1,20 +1,18 @@
 """SIGKILL around what follows from evaluations and around rollbacks: each is decided once, to the same bits."""
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from tests.support.events import read_events
+from tests.support.insistent import Insistent
 from tests.support.learning import flat_body, flat_model
 from tests.support.participant import MEDIA_TYPE, Participant, create_run, enrol
 from tests.support.server import ServerProcess, free_port
 from tests.support.zygote import Zygote
 
-PATIENCE_SECONDS = 60.0
 PLAN = (
     # The third evaluation condemns its version; the one that the run ends with is the second after its last rollback.
     "evaluation.in_transaction:3",
@@ -36,39 +34,6 @@ SPEC = {
         "quarantine": {"metric": "accuracy", "mode": "max", "max_fall": 0.1},
     },
 }
-
-
-@dataclass
-class Insistent:
-    """Repeats each request until it is answered, and starts the server anew whenever it has died."""
-
-    server: ServerProcess
-    faults: list[str] = field(default_factory=list)
-    num_deaths: int = 0
-
-    def send(self, http: httpx.Client, method: str, path: str, **request: Any) -> httpx.Response:
-        """Gives the first answer that comes."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while True:
-            try:
-                answer = http.request(method, path, **request)
-            except httpx.TransportError:
-                assert time.monotonic() < deadline
-                self._revive()
-                continue
-            assert answer.status_code in (200, 201, 204), (path, answer.text)
-            return answer
-
-    def begin(self) -> None:
-        """Starts the server with the next fault of the plan, if any is left."""
-        armed = {"FEDQUORUM_FAILPOINT": f"{self.faults.pop(0)}:kill"} if self.faults else {}
-        self.server.start(**armed)
-
-    def _revive(self) -> None:
-        if not self.server.is_running():
-            assert self.server.wait() == -9, self.server.log[-4000:]
-            self.num_deaths += 1
-            self.begin()
 
 
 def claim(insistent: Insistent, client: Participant, run_id: str, kind: str) -> str:

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -47,20 +48,31 @@ class Crowd:
 
     def round(self, run_id: str, contributions: Sequence[Contribution]) -> None:
         """Sends the contributions in the given order; the same client need not send the same one each time."""
-        while len(self.tokens) < len(contributions):
+        for client, contribution in enumerate(contributions):
+            self.send(client, self.claim(run_id, client), contribution)
+
+    def claim(self, run_id: str, client: int) -> str:
+        """Claims a new task and gives its id."""
+        while len(self.tokens) <= client:
             name = f"client-{len(self.tokens)}"
             made = self.operator.post("/v1/clients", json={"name": name, "attributes": {}})
             self.tokens.append(made.json()["token"])
-        for token, contribution in zip(self.tokens, contributions, strict=False):
-            caller = {"Authorization": f"Bearer {token}"}
-            claimed = self.operator.post(f"/v1/runs/{run_id}/tasks", headers=caller)
-            assert claimed.status_code == 201, claimed.text
-            accepted = self.operator.put(
-                f"/v1/tasks/{claimed.json()['task_id']}/update",
-                content=update_body(contribution.delta, num_examples=contribution.weight),
-                headers=caller | {"Content-Type": MEDIA_TYPE},
-            )
-            assert accepted.status_code == 201, accepted.text
+        claimed = self.operator.post(f"/v1/runs/{run_id}/tasks", headers=self._caller(client))
+        assert claimed.status_code == 201, claimed.text
+        task_id: str = claimed.json()["task_id"]
+        return task_id
+
+    def send(self, client: int, task_id: str, contribution: Contribution) -> None:
+        """Answers a task."""
+        accepted = self.operator.put(
+            f"/v1/tasks/{task_id}/update",
+            content=update_body(contribution.delta, num_examples=contribution.weight),
+            headers=self._caller(client) | {"Content-Type": MEDIA_TYPE},
+        )
+        assert accepted.status_code == 201, accepted.text
+
+    def _caller(self, client: int) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.tokens[client]}"}
 
     def model(self, run_id: str, version: int) -> bytes:
         """Downloads a version."""
@@ -155,6 +167,53 @@ def test_neither_the_order_of_arrival_nor_the_database_changes_a_bit(crowds: lis
             run_id = crowd.run(base, [contributions[at] for at in order])
             digests.add(digest_of(crowd.model(run_id, 1)))
     assert len(digests) == 1
+
+
+AGES = (2, 1, 0)
+"""How stale the three updates of the last buffer are."""
+
+
+def run_to_a_mixed_buffer(
+    crowd: Crowd, base: Tensors, contributions: Sequence[Contribution], order: Sequence[int]
+) -> str:
+    """Fills two buffers with the rest of the contributions, and the last one with the first three in some order."""
+    rounds = {"kind": "buffered", "buffer_size": 3, "deadline_seconds": LONG}
+    run_id = create_run(crowd.operator, base, num_rounds=3, round=rounds)
+    held = []
+    for version in range(3):
+        held.append(crowd.claim(run_id, version))
+        if version < 2:
+            for client in (3, 4, 5):
+                crowd.send(client, crowd.claim(run_id, client), contributions[client])
+            wait_for_run(crowd.operator, run_id, version=version + 1)
+    for client in order:
+        crowd.send(client, held[client], contributions[client])
+    wait_for_run(crowd.operator, run_id, version=3)
+    return run_id
+
+
+def test_a_buffer_of_mixed_staleness_is_exact_and_the_same_bits_in_any_order_on_both_databases(
+    crowds: list[Crowd],
+) -> None:
+    base, contributions = example(6, seed=9)
+    digests = set()
+    for crowd in crowds:
+        for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+            run_id = run_to_a_mixed_buffer(crowd, base, contributions, order)
+            digests.add(digest_of(crowd.model(run_id, 3)))
+            listed = crowd.operator.get(f"/v1/runs/{run_id}/rounds/3/updates").json()["items"]
+            assert sorted(update["staleness"] for update in listed) == sorted(AGES)
+    assert len(digests) == 1
+    before, found, counted = unpack(crowd.model(run_id, 2)), unpack(crowd.model(run_id, 3)), contributions[:3]
+    total = sum(one.weight for one in counted)
+    shares = [
+        Fraction(1 / Decimal(1 + age).sqrt()) * one.weight / total for age, one in zip(AGES, counted, strict=True)
+    ]
+    for name, values in found.items():
+        for element, value in enumerate(values.flat):
+            moves = (share * _exactly(one.delta[name], element) for share, one in zip(shares, counted, strict=True))
+            exact = _exactly(before[name], element) + sum(moves, Fraction())
+            assert abs(Fraction(float(value)) - exact) <= tolerance(exact, counted, name)
 
 
 def test_momentum_goes_on_with_the_same_bits_after_a_restart(server: ServerProcess) -> None:

@@ -3,21 +3,27 @@
 import itertools
 import json
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.support.participant import MEDIA_TYPE, Participant, enrol, wait_for_run
+from tests.support.participant import MEDIA_TYPE, Participant, enrol
 from tests.support.server import ServerProcess
 
 NUM_UPDATES = 50
 NUM_PARAMETERS = 10_000_000
 MAX_MEGABYTES = 300
+MAX_MEGABYTES_OF_ALL_AT_ONCE = 500
+"""Where a strategy looks at a tile of all updates together."""
+
+AGGREGATION_SECONDS = 900.0
 CLIENTS_AT_ONCE = 4
 PIECE_BYTES = 1 << 20
 SHAPES = {"wide": (9_000, 1_000), "narrow": (999_999,), "one": (1,)}
@@ -59,10 +65,9 @@ class _Bodies:
         return piece
 
 
-def _create_run(operator: httpx.Client) -> str:
-    run_id: str = operator.post(
-        "/v1/runs", json={"name": "large", "num_rounds": 1, "round": {"quorum": NUM_UPDATES}}
-    ).json()["run_id"]
+def _create_run(operator: httpx.Client, strategy: Mapping[str, Any]) -> str:
+    spec = {"name": "large", "num_rounds": 1, "round": {"quorum": NUM_UPDATES}, "strategy": strategy}
+    run_id: str = operator.post("/v1/runs", json=spec).json()["run_id"]
     zeros = bytes(PIECE_BYTES)
     whole, rest = divmod(4 * NUM_PARAMETERS, PIECE_BYTES)
     body = itertools.chain([_header({})], itertools.repeat(zeros, whole), [zeros[:rest]])
@@ -90,10 +95,20 @@ def large_server(tmp_path: Path) -> Iterator[ServerProcess]:
         file.unlink()
 
 
-def test_fifty_updates_of_ten_million_parameters_fit_in_300_megabytes(large_server: ServerProcess) -> None:
-    bodies = _Bodies()
-    with large_server.http() as operator:
-        run_id = _create_run(operator)
+def _await_model(operator: httpx.Client, run_id: str) -> bytes:
+    deadline = time.monotonic() + AGGREGATION_SECONDS
+    while time.monotonic() < deadline:
+        path = f"/v1/runs/{run_id}/models/latest"
+        answer = operator.get(path, params={"after": 0, "wait": 60}, timeout=120)
+        if answer.status_code == 200:
+            return answer.content
+    raise TimeoutError(f"no model within {AGGREGATION_SECONDS} s")
+
+
+def _aggregate(server: ServerProcess, bodies: _Bodies, strategy: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Sends all updates, four at a time, and gives the new model's elements at PLACES."""
+    with server.http() as operator:
+        run_id = _create_run(operator, strategy)
         participants = [enrol(operator, f"client-{number}") for number in range(NUM_UPDATES)]
         with ThreadPoolExecutor(CLIENTS_AT_ONCE) as pool:
             jobs = [
@@ -102,12 +117,42 @@ def test_fifty_updates_of_ten_million_parameters_fit_in_300_megabytes(large_serv
             ]
             for job in jobs:
                 job.result()
-        peak_while_receiving = large_server.resident_megabytes()
-        model = wait_for_run(operator, run_id, version=1).content
-    peak = large_server.resident_megabytes()
-    print(f"peak memory {peak_while_receiving:.0f} MiB while receiving, {peak:.0f} MiB in all")
-    assert peak < MAX_MEGABYTES
-    found = np.frombuffer(model[-4 * NUM_PARAMETERS :], dtype=np.float32)[PLACES]
+        peak_while_receiving = server.resident_megabytes()
+        model = _await_model(operator, run_id)
+        peak = server.resident_megabytes()
+        print(f"peak memory {peak_while_receiving:.0f} MiB while receiving, {peak:.0f} MiB in all")
+    return np.frombuffer(model[-4 * NUM_PARAMETERS :], dtype=np.float32)[PLACES]
+
+
+def test_fifty_updates_of_ten_million_parameters_fit_in_300_megabytes(large_server: ServerProcess) -> None:
+    bodies = _Bodies()
+    found = _aggregate(large_server, bodies, {"kind": "mean"})
+    assert large_server.resident_megabytes() < MAX_MEGABYTES
     weights = [_weight(number) for number in range(NUM_UPDATES)]
     expected = np.average([bodies.values(number) for number in range(NUM_UPDATES)], axis=0, weights=weights)
     np.testing.assert_allclose(found, expected, rtol=2e-7, atol=0.05 * 2**-45)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"kind": "median"},
+        {"kind": "trimmed_mean", "trim_fraction": 0.2},
+        {"kind": "multi_krum", "num_byzantine": 10, "num_selected": 30},
+        {"kind": "bulyan", "num_byzantine": 10},
+        {"kind": "geometric_median", "max_update_norm": {"kind": "clip", "norm": 20}},
+    ],
+    ids=lambda strategy: strategy["kind"],
+)
+def test_a_robust_strategy_of_as_many_fits_in_500_megabytes(
+    large_server: ServerProcess, strategy: dict[str, Any]
+) -> None:
+    bodies = _Bodies()
+    found = _aggregate(large_server, bodies, strategy)
+    assert large_server.resident_megabytes() < MAX_MEGABYTES_OF_ALL_AT_ONCE
+    sent = np.sort([bodies.values(number) for number in range(NUM_UPDATES)], axis=0)
+    expected = {"median": np.median(sent, axis=0), "trimmed_mean": sent[10:40].mean(axis=0)}
+    if strategy["kind"] in expected:
+        np.testing.assert_allclose(found, expected[strategy["kind"]], rtol=2e-7, atol=1e-12)
+    assert np.all((sent[0] <= found) & (found <= sent[-1]))

@@ -82,7 +82,7 @@ class PersistentClient:
         """Takes part until the run or its last wanted round has ended; gives the number of updates it sent."""
         num_accepted = 0
         while not self.is_called_off:
-            claimed = self._send("POST", f"/v1/runs/{self.run_id}/tasks", params={"wait": 5})
+            claimed = self.send("POST", f"/v1/runs/{self.run_id}/tasks", params={"wait": 5})
             if claimed.status_code == 204:
                 continue
             if claimed.status_code == 410:
@@ -91,21 +91,23 @@ class PersistentClient:
             task = claimed.json()
             if self.last_round is not None and task["round"] > self.last_round:
                 return num_accepted
-            self._answer(task)
+            self.answer(task)
             num_accepted += 1
         return num_accepted
 
-    def _answer(self, task: dict[str, Any]) -> None:
-        model = self._send("GET", task["model_url"])
+    def answer(self, task: dict[str, Any]) -> None:
+        """Answers a task and notes its receipt."""
+        model = self.send("GET", task["model_url"])
         assert model.headers["etag"].strip('"') == task["model_digest"]
         body = body_of(self.number, task["round"], self.num_padding)
         path = f"/v1/tasks/{task['task_id']}/update"
-        accepted = self._send("PUT", path, content=body, headers={"Content-Type": MEDIA_TYPE})
+        accepted = self.send("PUT", path, content=body, headers={"Content-Type": MEDIA_TYPE})
         assert accepted.status_code in (200, 201), accepted.text
         self.num_replays += accepted.status_code == 200
         self.ledger.note(self.number, body, accepted.json())
 
-    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+    def send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """Repeats a request until it is answered."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
@@ -121,12 +123,16 @@ class PersistentClient:
 
 @contextmanager
 def taking_part(
-    operator: httpx.Client, run_id: str, ledger: Ledger, *, num_padding: int = 0
+    operator: httpx.Client,
+    run_id: str,
+    ledger: Ledger,
+    *,
+    num_padding: int = 0,
+    kind: type[PersistentClient] = PersistentClient,
 ) -> Iterator[tuple[list[PersistentClient], list["Future[int]"]]]:
     """Enrols the clients and lets each of them take part on a thread of its own."""
     clients = [
-        PersistentClient(number, enrol(operator, f"client-{number}"), run_id, ledger, num_padding)
-        for number in range(NUM_CLIENTS)
+        kind(number, enrol(operator, f"client-{number}"), run_id, ledger, num_padding) for number in range(NUM_CLIENTS)
     ]
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
         try:
