@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from fl_protocol.faults import describe_fault
 from fl_protocol.runs import RunSpec
 from fl_protocol.specs.selection import OpenSelection, PoissonSelection, fixed_denominator, most_updates
+from tests.docs.pages import CHECKOUT, blocks
 
 EVEN = {"weighting": "uniform"}
 
@@ -29,38 +30,52 @@ def poisson(probability: float, population: int | None, **others: object) -> dic
     [
         (
             poisson(0.1, 30),
-            "selection.probability 0.1 of selection.population 30 chooses 3 clients a round on average; "
-            "round.min_updates 4 needs at least as many",
+            (
+                "selection.probability 0.1 of selection.population 30 chooses 3 clients a round on average; "
+                "round.min_updates 4 needs at least as many"
+            ),
         ),
         (
             poisson(0.5, 10_000),
-            "selection.probability 0.5 of selection.population 10000 chooses 5000 clients a round on average and up to "
-            "5300 (six standard deviations more); at most 4096 may take part",
+            (
+                "selection.probability 0.5 of selection.population 10000 chooses 5000 clients a round on average and "
+                "up to 5300 (six standard deviations more); at most 4096 may take part"
+            ),
         ),
         (
             poisson(0.5, 40, strategy={"weighting": "num_examples"}),
-            "the fixed denominator that selection.population gives divides a plain sum of updates; "
-            "it needs strategy.kind 'mean' with strategy.weighting 'uniform'",
+            (
+                "the fixed denominator that selection.population gives divides a plain sum of updates; "
+                "it needs strategy.kind 'mean' with strategy.weighting 'uniform'"
+            ),
         ),
         (
             poisson(0.5, 40, strategy={"kind": "median"}),
-            "the fixed denominator that selection.population gives divides a plain sum of updates; "
-            "it needs strategy.kind 'mean' with strategy.weighting 'uniform'",
+            (
+                "the fixed denominator that selection.population gives divides a plain sum of updates; "
+                "it needs strategy.kind 'mean' with strategy.weighting 'uniform'"
+            ),
         ),
         (
             poisson(0.5, 40, algorithm={"kind": "fednova"}),
-            "the fixed denominator that selection.population gives divides a plain sum of updates; "
-            "algorithm.kind 'fednova' has a denominator of its own; leave the population out",
+            (
+                "the fixed denominator that selection.population gives divides a plain sum of updates; "
+                "algorithm.kind 'fednova' has a denominator of its own; leave the population out"
+            ),
         ),
         (
             {"selection": {"kind": "poisson", "probability": 0.5}, "strategy": {"kind": "krum", "num_byzantine": 1}},
-            "strategy.kind krum compares each update with every other one, and a round may close with 4096 updates; "
-            "at most 1024 can be compared",
+            (
+                "strategy.kind krum compares each update with every other one, and a round may close with 4096 "
+                "updates; at most 1024 can be compared"
+            ),
         ),
         (
             {"round": {"quorum": 8, "min_updates": 4}, "strategy": {"max_share": 0.2}},
-            "strategy.max_share 0.2 cannot hold: of round.min_updates 4 updates one has at least 1/4 of the total "
-            "weight; allow at least that much",
+            (
+                "strategy.max_share 0.2 cannot hold: of round.min_updates 4 updates one has at least 1/4 of the total "
+                "weight; allow at least that much"
+            ),
         ),
         (
             {"selection": {"kind": "uniform", "attribute": "region"}},
@@ -117,3 +132,22 @@ def test_a_round_of_coins_may_close_with_as_many_as_there_is_room_for() -> None:
     spec = RunSpec()
     assert most_updates(PoissonSelection(probability=0.05), spec.round) == 4096
     assert most_updates(OpenSelection(), spec.round) == 8
+
+
+def test_the_refusals_on_the_pages_are_the_servers() -> None:
+    expected = {
+        "selection.md": [
+            poisson(0.1, 30),
+            poisson(0.5, 10_000),
+            poisson(0.5, 40, strategy={}),
+            poisson(0.5, 40, algorithm={"kind": "fednova"}),
+            {"selection": {"kind": "random"}},
+        ],
+        "weighting.md": [
+            {"round": {"quorum": 8, "min_updates": 4}, "strategy": {"max_share": 0.2}},
+            {"strategy": {"weighting": {"kind": "inverse_stratum_size"}}},
+        ],
+    }
+    for page, documents in expected.items():
+        shown = [each.text.splitlines() for each in blocks(CHECKOUT / "docs" / "learning" / page)]
+        assert [refusal(document) for document in documents] in shown, page
