@@ -64,9 +64,9 @@ class Way:
 
 
 WAYS = (
-    Way("synchronous, all ten", RoundSpec(quorum=10), num_rounds=8),
+    Way("synchronous, ten of ten", RoundSpec(quorum=10), num_rounds=8),
     Way("synchronous, eight of ten", RoundSpec(quorum=8, cohort_size=10), num_rounds=12),
-    Way("buffered, every five updates", BufferedRoundSpec(buffer_size=5, concurrency=10), num_rounds=30),
+    Way("buffered, five by five", BufferedRoundSpec(buffer_size=5, concurrency=10), num_rounds=30),
 )
 
 
@@ -184,7 +184,7 @@ def report(found: Mapping[str, list[Version]]) -> None:
         f"seconds to {TARGET:.0%}",
         "models to it",
         "seconds a model",
-        "updates by slow ones",
+        "by slow clients",
         "mean staleness",
         "at the end",
     )

@@ -22,6 +22,7 @@ PAGES: Final = (
     ("client_sdk.errors", "Every error that the SDK raises"),
     ("fl_protocol.runs", "What declares and describes a run"),
     ("fl_protocol.specs.rounds", "`RunSpec.round`"),
+    ("fl_protocol.specs.staleness", "`RunSpec.round.staleness` of buffered rounds"),
     ("fl_protocol.specs.selection", "`RunSpec.selection`"),
     ("fl_protocol.specs.strategies", "`RunSpec.strategy`"),
     ("fl_protocol.specs.server_optimizers", "`RunSpec.server_optimizer`"),
