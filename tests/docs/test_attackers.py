@@ -21,8 +21,8 @@ def test_the_mean_is_shown_to_be_lost_to_flipped_signs(
 ) -> None:
     example = importlib.import_module("attackers")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(example, "NUM_IMAGES", 1_000)
-    monkeypatch.setattr(example, "NUM_ROUNDS", 3)
+    monkeypatch.setattr(example, "NUM_IMAGES", 500)
+    monkeypatch.setattr(example, "NUM_ROUNDS", 2)
     monkeypatch.setattr(example, "DEFENCES", example.DEFENCES[:1])
     monkeypatch.setattr(example, "EXPECTED_TO_HOLD", ("mean",))
     monkeypatch.setattr(example, "ATTACKS", {"honest": example.honest, "flipped signs": example.flipped_signs})
