@@ -10,6 +10,7 @@ import pytest
 from tests.support.participant import close_connections
 from tests.support.postgres import fresh_database, private_postgres
 from tests.support.server import ServerProcess
+from tests.support.zygote import Zygote, zygote
 
 
 @pytest.fixture(autouse=True)
@@ -35,25 +36,34 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         yield url
 
 
+@pytest.fixture(scope="session")
+def forking() -> Iterator[Zygote]:
+    """The process that forks this session's servers: it has imported everything, so that starting one is cheap."""
+    with zygote() as process:
+        yield process
+
+
 @pytest.fixture
-def server(database_url: str, tmp_path: Path) -> Iterator[ServerProcess]:
+def server(database_url: str, tmp_path: Path, forking: Zygote) -> Iterator[ServerProcess]:
     """A server process of this test's own, on each database."""
-    process = ServerProcess(database_url, tmp_path).start()
+    process = ServerProcess(database_url, tmp_path, zygote=forking).start()
     yield process
     process.kill()
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def shared_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, forking: Zygote
+) -> Iterator[ServerProcess]:
     """A server process that the tests of a module share, on each database; tests must not depend on its being empty."""
     folder = tmp_path_factory.mktemp("server")
     if request.param == "sqlite":
-        process = ServerProcess(f"sqlite:///{folder}/fedquorum.db", folder).start()
+        process = ServerProcess(f"sqlite:///{folder}/fedquorum.db", folder, zygote=forking).start()
         yield process
         process.kill()
         return
     with fresh_database(request.getfixturevalue("postgres_server_url"), f"m{uuid.uuid4().hex}") as url:
-        process = ServerProcess(url, folder).start()
+        process = ServerProcess(url, folder, zygote=forking).start()
         yield process
         process.kill()
 

@@ -1,46 +1,14 @@
-"""Servers that are forked from one process that has imported everything, so that starting one is cheap."""
+"""What only Postgres can do, and servers that share one database."""
 
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.support.postgres import fresh_database
 from tests.support.server import ServerProcess
-from tests.support.zygote import Zygote, zygote
-
-
-@pytest.fixture(scope="session")
-def forking() -> Iterator[Zygote]:
-    """The process that forks this session's servers."""
-    with zygote() as process:
-        yield process
-
-
-@pytest.fixture
-def server(database_url: str, tmp_path: Path, forking: Zygote) -> Iterator[ServerProcess]:
-    """A server process of this test's own, on each database."""
-    process = ServerProcess(database_url, tmp_path, zygote=forking).start()
-    yield process
-    process.kill()
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def shared_server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, forking: Zygote
-) -> Iterator[ServerProcess]:
-    """A server process that the tests of a module share, on each database; tests must not depend on its being empty."""
-    folder = tmp_path_factory.mktemp("server")
-    with ExitStack() as stack:
-        url = f"sqlite:///{folder}/fedquorum.db"
-        if request.param == "postgres":
-            server_url = request.getfixturevalue("postgres_server_url")
-            url = stack.enter_context(fresh_database(server_url, f"m{uuid.uuid4().hex}"))
-        process = ServerProcess(url, folder, zygote=forking).start()
-        stack.callback(process.kill)
-        yield process
+from tests.support.zygote import Zygote
 
 
 @pytest.fixture
