@@ -14,7 +14,7 @@ DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test soak bench bench-peers reference check format lint types imports dependencies migrations-check clean
+.PHONY: help demo serve test soak examples bench bench-peers reference check format lint types imports dependencies migrations-check clean
 
 help:  ## Says what can be made
 	@echo 'make TARGET, where TARGET is'
@@ -32,6 +32,9 @@ test: $(DEV)  ## Runs the tests (ARGS="..." goes to pytest)
 
 soak: $(DEV)  ## Runs the tests that take many minutes
 	$(BIN)/python -m pytest -m soak $(ARGS)
+
+examples: $(DEV)  ## Runs the examples that take minutes (ARGS="-k attackers" picks one)
+	$(BIN)/python -m pytest -m soak tests/docs/test_examples.py $(ARGS)
 
 bench: $(DEV)  ## Measures, as ratios to what the machine can do (NAMES="fold upload" picks some)
 	$(BIN)/python -m benchmarks $(NAMES)

@@ -33,17 +33,19 @@ def row(name: str, unit: str, values: Sequence[float], *, of: float | None = Non
     )
 
 
-def in_turns(work: Mapping[str, Callable[[], object]], *, repetitions: int) -> dict[str, list[float]]:
+def in_turns(
+    work: Mapping[str, Callable[[], object]], *, repetitions: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Runs each piece of work once untimed, then all of them so many times in turns; gives the seconds each took.
 
-    Taking turns lets whatever else the machine does fall on all of them alike.
+    Taking turns lets whatever else the machine does fall on all of them alike. `clock` gives seconds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for run in work.values():
         run()
     for _ in range(repetitions):
         for name, run in work.items():
-            begin = time.perf_counter()
+            begin = clock()
             run()
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append(clock() - begin)
     return seconds

@@ -1,10 +1,12 @@
 """Robust strategies on 10 updates of 10M float32 parameters in memory, beside numpy and beside Flower's functions.
 
 `make bench-peers`, or `python -m benchmarks robust_strategies` (without Flower where it is not installed). One thread
-on all sides. The kernels are what the fold runs on one block after the other; reading the updates is not part of it.
+on all sides, and seconds of the processor, so that other work on the machine counts little. The kernels are what the
+fold runs on one block after the other; reading the updates, and measuring their largest |value|, is not part of it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -26,41 +28,36 @@ REPETITIONS: Final = 3
 
 _TILE: Final = 1 << 13
 
-Updates = list[NDArray[np.float32]]
+Updates = NDArray[np.float32]
+"""A row an update."""
 
 
 def make_updates(num_elements: int = NUM_ELEMENTS) -> Updates:
     """Makes the updates that every measurement runs on."""
     source = np.random.default_rng(0)
-    return [source.standard_normal(num_elements, dtype=np.float32) * np.float32(0.01) for _ in range(NUM_UPDATES)]
+    updates = np.empty((NUM_UPDATES, num_elements), dtype=np.float32)
+    for update in updates:
+        np.multiply(source.standard_normal(num_elements, dtype=np.float32), np.float32(0.01), out=update)
+    return updates
 
 
-def _blocks(updates: Updates) -> Iterator[NDArray[np.float32]]:
-    # As the fold loads them: copied into rows, without negative zeros.
+def by_coordinate(updates: Updates, combine: Callable[[NDArray[np.float32]], Float64Array]) -> NDArray[np.float32]:
+    """Combines all coordinates tile by tile, which is copied without negative zeros, as the fold does."""
+    combined = np.empty(updates.shape[1], dtype=np.float32)
     rows = np.empty((len(updates), _TILE), dtype=np.float32)
-    for begin in range(0, updates[0].size, _TILE):
-        block = rows[:, : min(_TILE, updates[0].size - begin)]
-        for target, update in zip(block, updates, strict=True):
-            np.add(update[begin : begin + target.size], np.float32(0), out=target)
-        yield block
-
-
-def by_coordinate(updates: Updates, combine: Callable[[NDArray[np.float32]], Float64Array]) -> Float64Array:
-    """Combines all coordinates, tile by tile, as the fold does."""
-    combined = np.empty(updates[0].size)
-    begin = 0
-    for block in _blocks(updates):
-        combined[begin : begin + block.shape[1]] = combine(block)
-        begin += block.shape[1]
+    for begin in range(0, combined.size, _TILE):
+        tile = updates[:, begin : begin + _TILE]
+        block = rows[:, : tile.shape[1]]
+        np.add(tile, np.float32(0), out=block)
+        combined[begin : begin + _TILE] = combine(block)
     return combined
 
 
-def products_of(updates: Updates) -> Float64Array:
-    """Compares all updates, tile by tile, as the fold does before it decides."""
-    products = InnerProducts(len(updates), centre=0, dtype=np.dtype(np.float32))
-    products.begin_tensor([float(np.abs(update).max()) for update in updates], updates[0].size)
-    for block in _blocks(updates):
-        products.add(block)
+def products_of(updates: Updates, magnitudes: Sequence[float]) -> Float64Array:
+    """Compares all updates; each one's largest |value| was measured when it arrived."""
+    products = InnerProducts(len(updates), centre=0, dtype=updates.dtype)
+    products.begin_tensor(magnitudes, updates.shape[1])
+    products.add(updates)
     return products.result()
 
 
@@ -74,26 +71,25 @@ def run_trimmed_mean(updates: Updates) -> object:
     return by_coordinate(updates, lambda rows: trimmed_mean(rows, num_trimmed=NUM_TRIMMED))
 
 
-def run_krum(updates: Updates) -> object:
-    """Krum's choice, and the chosen update in float64."""
-    distances = squared_distances(products_of(updates))
+def run_krum(updates: Updates, magnitudes: Sequence[float]) -> object:
+    """Krum's choice."""
+    distances = squared_distances(products_of(updates, magnitudes))
     (chosen,) = krum.multi_krum(distances, num_byzantine=NUM_BYZANTINE, num_selected=1)
-    return updates[chosen].astype(np.float64)
+    return updates[chosen]
 
 
-def _run_bulyan(updates: Updates) -> object:
-    chosen = bulyan.select(squared_distances(products_of(updates)), num_byzantine=1)
-    rows = [updates[number] for number in chosen]
-    return by_coordinate(rows, lambda block: bulyan.mean_around_median(block, num_byzantine=1))
+def _run_bulyan(updates: Updates, magnitudes: Sequence[float]) -> object:
+    chosen = list(bulyan.select(squared_distances(products_of(updates, magnitudes)), num_byzantine=1))
+    return by_coordinate(updates, lambda block: bulyan.mean_around_median(block[chosen], num_byzantine=1))
 
 
-def _run_geometric_median(updates: Updates) -> object:
-    weights = geometric_median.weights_of(products_of(updates), [1] * len(updates), num_iterations=100, smoothing=1e-6)
-    return np.average(updates, axis=0, weights=weights)
+def _run_geometric_median(updates: Updates, magnitudes: Sequence[float]) -> object:
+    products = products_of(updates, magnitudes)
+    return geometric_median.weights_of(products, [1] * len(updates), num_iterations=100, smoothing=1e-6)
 
 
 def _plain_trimmed_mean(updates: Updates) -> object:
-    ascending = np.sort(np.array(updates), axis=0)
+    ascending = np.sort(updates, axis=0)
     return ascending[NUM_TRIMMED : NUM_UPDATES - NUM_TRIMMED].mean(axis=0, dtype=np.float64)
 
 
@@ -104,31 +100,32 @@ def _plain_distances(updates: Updates) -> object:
 def measure() -> list[Row]:
     """Measures each strategy's kernels, what a numpy user would write and what Flower does, in turns."""
     updates = make_updates()
+    magnitudes = [float(np.abs(update).max()) for update in updates]
     work: dict[str, Callable[[], object]] = {
         "plain mean: numpy": lambda: np.mean(updates, axis=0, dtype=np.float64),
         "median": lambda: run_median(updates),
         "trimmed mean": lambda: run_trimmed_mean(updates),
-        "krum": lambda: run_krum(updates),
-        "bulyan": lambda: _run_bulyan(updates),
-        "geometric median": lambda: _run_geometric_median(updates),
+        "krum": lambda: run_krum(updates, magnitudes),
+        "bulyan": lambda: _run_bulyan(updates, magnitudes),
+        "geometric median: its weights": lambda: _run_geometric_median(updates, magnitudes),
     }
     if not flower.is_installed():
         plain = {
-            "median: numpy": lambda: np.median(np.array(updates), axis=0),
+            "median: numpy": lambda: np.median(updates, axis=0),
             "trimmed mean: numpy": lambda: _plain_trimmed_mean(updates),
             "krum: numpy": lambda: _plain_distances(updates),
         }
-        return _rows(in_turns(work | plain, repetitions=REPETITIONS), peer="numpy")
+        return _rows(in_turns(work | plain, repetitions=REPETITIONS, clock=time.process_time), peer="numpy")
     seconds: dict[str, list[float]] = {}
     for _ in range(REPETITIONS):
         version, theirs = flower.measure(
             num_updates=NUM_UPDATES, num_elements=NUM_ELEMENTS, num_trimmed=NUM_TRIMMED, num_byzantine=NUM_BYZANTINE
         )
         peer = f"Flower {version}"
-        for name, times in in_turns(work, repetitions=1).items():
+        for name, times in in_turns(work, repetitions=1, clock=time.process_time).items():
             seconds.setdefault(name, []).extend(times)
-        for name, time in theirs.items():
-            seconds.setdefault(f"{name}: {peer}", []).append(time)
+        for name, taken in theirs.items():
+            seconds.setdefault(f"{name}: {peer}", []).append(taken)
     return _rows(seconds, peer=peer)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+_OF_A_BOUND: Final = frozenset({"greater_than", "greater_than_equal", "less_than", "less_than_equal"})
 _OF_A_WHOLE_MESSAGE: Final = frozenset({"value_error", "model_type", "model_attributes_type"})
 
 
@@ -13,16 +14,19 @@ def describe_fault(fault: Mapping[str, Any], document: object) -> str:
     `server_optimizer.sgd.momentum`; the document has no such key, so the tag is left out. A rule about several fields
     names them in its reason and has no name in front.
     """
-    names = _names(fault["loc"], document, of_whole=fault["type"] in _OF_A_WHOLE_MESSAGE)
+    names, value = _named(fault["loc"], document, of_whole=fault["type"] in _OF_A_WHOLE_MESSAGE)
     reason = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "union_tag_invalid":
         names.append("kind")
         context = fault["ctx"]
         reason = f"{str(context['tag'])[:64]!r} is none of {context['expected_tags']}"
+    elif fault["type"] in _OF_A_BOUND and isinstance(value, int | float):
+        reason = f"{reason}, and it is {str(value)[:32]}"
     return f"{'.'.join(names)}: {reason}" if names else reason
 
 
-def _names(location: Sequence[str | int], document: object, *, of_whole: bool) -> list[str]:
+def _named(location: Sequence[str | int], document: object, *, of_whole: bool) -> tuple[list[str], object]:
+    """Gives the names on the way to what is wrong, and what stands there."""
     names = []
     inside: Any = document
     behind_tag = False
@@ -36,7 +40,7 @@ def _names(location: Sequence[str | int], document: object, *, of_whole: bool) -
         # A last part that the document lacks is a key that should be there, unless the fault is of the whole choice.
         if held or (depth == len(location) and not of_whole):
             names.append(str(part)[:64])
-    return names
+    return names, inside
 
 
 def _holds(inside: object, part: str | int) -> bool:

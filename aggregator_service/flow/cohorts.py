@@ -77,6 +77,11 @@ def may_evaluate(tx: ReadTx, run: RunRecord, client_id: str) -> bool:
     return selection == _ANYONE or candidates.belongs(tx, run.run_id, selection, client_id)
 
 
+def count_admitted(tx: ReadTx, run: RunRecord, round_: RoundRecord) -> int:
+    """Counts the enrolled clients that selection admits to a round, whether or not they come."""
+    return candidates.count_enrolled(tx, round_, run.spec.selection)
+
+
 def take_place(tx: WriteTx, run: RunRecord, round_: RoundRecord, client_id: str) -> bool:
     """Makes the choice that waits for a client's claim, if any does, and tells whether the client has a place.
 

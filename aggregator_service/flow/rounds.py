@@ -156,6 +156,9 @@ def _try_again(flow: Flow, tx: WriteTx, run: RunRecord, abandoned: RoundRecord) 
         f"round {abandoned.number} was abandoned {num_attempts} times: {abandoned.num_updates} of at least "
         f"{abandoned.min_updates} updates arrived within {spec.deadline_seconds:g} s"
     )
+    num_admitted = cohorts.count_admitted(tx, run, abandoned)
+    if num_admitted < abandoned.min_updates:
+        reason += f"; of the enrolled clients selection admits {num_admitted} to that round"
     abandon_open(flow, tx, run)
     finish(tx, run, RunState.FAILED, reason=reason)
 

@@ -31,6 +31,11 @@ def enrolled(tx: ReadTx, round_: RoundRecord, selection: SelectionSpec) -> list[
     return _candidates(tx, selection, _may_take_part(round_, selection))
 
 
+def count_enrolled(tx: ReadTx, round_: RoundRecord, selection: SelectionSpec) -> int:
+    """Counts the enrolled clients that may take part in a round."""
+    return _count(tx, _may_take_part(round_, selection))
+
+
 def seen(tx: ReadTx, round_: RoundRecord, selection: SelectionSpec, *, since: datetime) -> list[Candidate]:
     """Lists the clients that may still be drawn for a round: seen since an instant and never invited to it."""
     return _candidates(tx, selection, _may_be_drawn(round_, selection, since=since))
@@ -38,9 +43,7 @@ def seen(tx: ReadTx, round_: RoundRecord, selection: SelectionSpec, *, since: da
 
 def count_seen(tx: ReadTx, round_: RoundRecord, selection: SelectionSpec, *, since: datetime) -> int:
     """Counts the clients that may still be drawn for a round."""
-    query = sa.select(sa.func.count()).where(*_may_be_drawn(round_, selection, since=since))
-    total: int = tx.connection.execute(query).scalar_one()
-    return total
+    return _count(tx, _may_be_drawn(round_, selection, since=since))
 
 
 def strata(tx: ReadTx, run_id: str, selection: StratifiedSelection) -> dict[str, int]:
@@ -48,12 +51,17 @@ def strata(tx: ReadTx, run_id: str, selection: StratifiedSelection) -> dict[str,
     stratum = _stratum(selection).label("stratum")
     # By its name: Postgres would not see that two expressions with parameters are the same.
     query = sa.select(stratum, sa.func.count()).where(*_belongs(run_id, selection)).group_by("stratum")
-    return dict(tx.connection.execute(query).tuples().all())
+    return dict(tx.connection.execute(query).all())
 
 
 def _candidates(tx: ReadTx, selection: SelectionSpec, conditions: Sequence[Condition]) -> list[Candidate]:
     query = sa.select(clients.c.client_id, _stratum(selection)).where(*conditions)
     return [Candidate(client_id, stratum) for client_id, stratum in tx.connection.execute(query)]
+
+
+def _count(tx: ReadTx, conditions: Sequence[Condition]) -> int:
+    total: int = tx.connection.execute(sa.select(sa.func.count()).select_from(clients).where(*conditions)).scalar_one()
+    return total
 
 
 def _stratum(selection: SelectionSpec) -> Any:

@@ -56,7 +56,7 @@ def find(tx: ReadTx, round_id: str, client_id: str) -> bool | None:
 
 def count(tx: ReadTx, round_id: str) -> dict[str, int]:
     """Counts the invitations of an attempt that stand, by stratum."""
-    return dict(tx.connection.execute(_COUNT, {"round_id": round_id}).tuples().all())
+    return dict(tx.connection.execute(_COUNT, {"round_id": round_id}).all())
 
 
 def withdraw(tx: WriteTx, round_id: str, client_id: str) -> bool:

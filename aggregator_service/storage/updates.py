@@ -89,7 +89,7 @@ def attributes_of_round(tx: ReadTx, round_id: str, name: str) -> dict[str, str |
         .join(clients, clients.c.client_id == updates.c.client_id)
         .where(updates.c.round_id == round_id)
     )
-    return dict(tx.connection.execute(query).tuples().all())
+    return dict(tx.connection.execute(query).all())
 
 
 def page(tx: ReadTx, round_id: str, *, after: tuple[str, str], limit: int) -> list[UpdateRecord]:

@@ -24,9 +24,9 @@ work = {
 }
 for name, run in work.items():
     run()
-    begin = time.perf_counter()
+    begin = time.process_time()
     run()
-    print(version("flwr"), time.perf_counter() - begin, name, flush=True)
+    print(version("flwr"), time.process_time() - begin, name, flush=True)
 """
 
 
@@ -38,7 +38,7 @@ def is_installed() -> bool:
 def measure(
     *, num_updates: int, num_elements: int, num_trimmed: int, num_byzantine: int
 ) -> tuple[str, dict[str, float]]:
-    """Gives Flower's version and the seconds that each of its functions took the second time, with one BLAS thread."""
+    """Gives Flower's version, and each function's seconds of the processor when it ran again, with one BLAS thread."""
     sizes = map(str, (num_updates, num_elements, num_trimmed, num_byzantine))
     answer = subprocess.run(
         [str(PYTHON), "-c", _WORK, *sizes],

@@ -35,7 +35,17 @@ _RUN_COLUMNS: Final = (
     "created_at",
 )
 _EXCLUSION_COLUMNS: Final = ("client_id", "reason", "excluded_at")
-_ROUND_COLUMNS: Final = ("number", "attempt", "state", "num_updates", "quorum", "num_examples", "metrics", "evaluation")
+_ROUND_COLUMNS: Final = (
+    "number",
+    "attempt",
+    "state",
+    "num_tasks",
+    "num_updates",
+    "quorum",
+    "num_examples",
+    "metrics",
+    "evaluation",
+)
 
 
 @app.command("create")
@@ -317,5 +327,7 @@ def _print_run(run: "Run", *, as_json: bool) -> None:
     if as_json:
         print_json(run)
         return
-    fields = (*_RUN_COLUMNS, "reason")
-    print_fields({field: getattr(run, field) for field in fields}, as_json=False)
+    fields = {field: getattr(run, field) for field in (*_RUN_COLUMNS, "reason")}
+    selection = run.spec.selection
+    told = {"kind": selection.kind} | selection.model_dump(mode="json", exclude_defaults=True)
+    print_fields(fields | {"selection": told}, as_json=False)

@@ -59,12 +59,18 @@ def _print_event(out: Console, event: Event) -> None:
             reason = event.data.get("reason")
             out.print(f"run is {cell(event.data.get('state'))}" + (f": {cell(reason)}" if reason else ""), markup=False)
         case EventType.ROUND_ABANDONED:
-            out.print(f"round {cell(event.data.get('round'))} was abandoned", markup=False)
+            out.print(_abandonment_line(event), markup=False)
         case EventType.MODEL_PUBLISHED if "rolled_back_to" in event.data:
             version, source = cell(event.data.get("version")), cell(event.data["rolled_back_to"])
             out.print(f"back to model version {source}, now version {version}", markup=False)
         case EventType.EVALUATION_COMPLETED:
             out.print(_evaluation_line(event), markup=False)
+
+
+def _abandonment_line(event: Event) -> str:
+    line = f"round {cell(event.data.get('round'))} was abandoned"
+    num_updates, least = event.data.get("num_updates"), event.data.get("min_updates")
+    return line if num_updates is None else f"{line} with {cell(num_updates)} of at least {cell(least)} updates"
 
 
 def _evaluation_line(event: Event) -> str:

@@ -114,6 +114,10 @@ def test_a_round_that_nobody_comes_to_is_abandoned_and_the_run_ends(shared_opera
     selection = {"kind": "uniform", "eligibility": {"region": ["nowhere"]}}
     run_id = create_run(shared_operator, MODEL, round=spec, selection=selection)
     eventually(lambda: shared_operator.get(f"/v1/runs/{run_id}").json()["state"] == "failed")
+    assert shared_operator.get(f"/v1/runs/{run_id}").json()["reason"] == (
+        "round 1 was abandoned 2 times: 0 of at least 1 updates arrived within 0.2 s; "
+        "of the enrolled clients selection admits 0 to that round"
+    )
 
 
 def test_coins_never_cut_at_a_goal(shared_operator: httpx.Client) -> None:

@@ -42,3 +42,29 @@ def test_the_command_line_trains_the_linear_regression(small_server: ServerProce
 
 
 MAIN = "from client_sdk.cli import main; main()"
+
+
+LONG = sorted(
+    path.stem for path in (CHECKOUT / "examples").glob("*.py") if path.stem not in ("linear_regression", "plotting")
+)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", LONG)
+def test_each_long_example_prints_a_table_and_saves_a_plot(name: str, tmp_path: Path) -> None:
+    answer = subprocess.run(
+        [sys.executable, str(CHECKOUT / "examples" / f"{name}.py")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "\u2503" in answer.stdout or "\u2502" in answer.stdout
+    assert list(tmp_path.glob("*.svg"))
+
+
+def test_the_page_names_every_example() -> None:
+    page = PAGE.read_text()
+    assert [name for name in LONG if f"| [{name}.py]({name}.py) |" not in page] == []

@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from client_sdk.demo import mnist
@@ -67,3 +68,16 @@ def test_the_run_specs_that_the_pages_show_can_be_created() -> None:
         assert shown, page
         for text in shown:
             RunSpec.model_validate(json.loads(text))
+
+
+def test_hospitals_find_the_scale_of_all_rows() -> None:
+    pytest.importorskip("sklearn", reason="the extra [examples]")
+    example = importlib.import_module("tabular_medical")
+    patients = example.everyone()
+    hospitals = example.federation(patients, seed=0)
+    assert set(hospitals) == set(example.SHARES)
+    found, pooled = example.federated_scale(list(hospitals.values())), example.pooled_scale(patients)
+    np.testing.assert_allclose(found.mean, pooled.mean, rtol=1e-13)
+    np.testing.assert_allclose(found.variance, pooled.variance, rtol=1e-13)
+    scores = example.in_one_place(found.dataset(hospitals["county"]), found.dataset(patients))
+    assert scores["auc"] > 0.9

@@ -3,7 +3,7 @@
 from collections import Counter
 from datetime import timedelta
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregator_service.domain import presence
@@ -50,6 +50,7 @@ def test_clients_of_a_small_federation_ask_again_at_once(
     )
 
 
+@settings(deadline=None, max_examples=30)
 @given(num_clients=st.integers(2_000, 20_000), is_drawn=st.booleans())
 def test_a_crowd_is_spread_so_that_no_second_sees_many_more_than_a_hundred(num_clients: int, is_drawn: bool) -> None:
     """All are turned away at the same moment, each with a chance of its own."""

@@ -58,8 +58,8 @@ class Message(RequestMessage):
 @pytest.mark.parametrize(
     ("document", "said"),
     [
-        ({"choice": {"rate": 0}}, "choice.rate: Input should be greater than 0"),
-        ({"choice": {"kind": "plain", "rate": 0}}, "choice.rate: Input should be greater than 0"),
+        ({"choice": {"rate": 0}}, "choice.rate: Input should be greater than 0, and it is 0"),
+        ({"choice": {"kind": "plain", "rate": 0}}, "choice.rate: Input should be greater than 0, and it is 0"),
         ({"choice": {"inner": {"factor": "x"}}}, "choice.inner.factor: Input should be a valid number"),
         ({"choice": {"inner": {"more": 1}}}, "choice.inner.more: Extra inputs are not permitted"),
         ({"choice": {"kind": "fancy"}}, "choice.size: Field required"),
