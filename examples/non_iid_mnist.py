@@ -242,6 +242,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=6_000, help="how many images the clients have, at most 18,000")
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--until", type=float, help="end a run at this test accuracy, and compare the rounds")
+    parser.add_argument("--local-rate", type=float, help="the clients' learning rate, instead of the one found")
     told = parser.parse_args()
     use_threads(1)
     experiment = Experiment(mnist.load(), told.images, told.batch, told.rounds, told.until)
@@ -249,6 +250,8 @@ def main() -> None:
         chosen = {
             name: experiment.search(name, key) if told.grid else ALGORITHMS[name].tuned[key] for name in told.only
         }
+        if told.local_rate is not None:
+            chosen = {name: (told.local_rate, own) for name, (_, own) in chosen.items()}
         compare(experiment, key, chosen, num_seeds=told.seeds)
 
 
