@@ -51,7 +51,7 @@ def test_an_optimizer_that_cannot_work_is_refused_by_its_field(
     shared_operator: httpx.Client, optimizer: dict[str, Any], detail: str
 ) -> None:
     answer = shared_operator.post("/v1/runs", json={"num_rounds": 10, "server_optimizer": optimizer})
-    assert assert_refused(answer, "invalid-request")["detail"] == detail
+    assert assert_refused(answer, "invalid-request")["detail"].startswith(detail)
 
 
 @pytest.mark.parametrize(
