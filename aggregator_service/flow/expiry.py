@@ -1,6 +1,7 @@
 """What time brings about: deadlines of rounds and evaluations, and the removal of uploads that were never finished."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -17,30 +18,26 @@ ORPHAN_AGE: Final = timedelta(hours=24)
 """How old an unfinished upload must be to be certainly dead where several processes share the database."""
 
 
-async def seconds_until_due(flow: Flow) -> float | None:
-    """Gives the seconds until the next deadline (0 or less: now); None when there is none."""
+@dataclass(frozen=True, slots=True)
+class _Deadlines:
+    """What a look at the clock shows: rounds as (run, round) and runs with tasks that are overdue, and what is next."""
 
-    def body(tx: ReadTx) -> float | None:
-        deadlines = [round_.deadline_at for round_ in rounds.collecting(tx)[:1]]
-        deadlines += [at for round_ in rounds.evaluating(tx)[:1] if (at := round_.evaluation_deadline_at)]
-        deadlines += tasks.deadlines(tx).values()
-        return min((at - tx.now()).total_seconds() for at in deadlines) if deadlines else None
-
-    return await flow.transactions.read("next_deadline", body)
+    rounds: list[tuple[str, str]]
+    runs: list[str]
+    seconds_until_next: float | None
 
 
-async def expire(flow: Flow) -> None:
-    """Closes every round and evaluation whose deadline has passed, and takes back the tasks of buffered runs."""
+async def expire(flow: Flow) -> float | None:
+    """Closes every round and evaluation whose deadline has passed, and takes back the tasks of buffered runs.
 
-    def find(tx: ReadTx) -> list[tuple[str, str]]:
-        due = [round_ for round_ in rounds.collecting(tx) if round_.deadline_at <= tx.now()]
-        due += [round_ for round_ in rounds.evaluating(tx) if _has_passed(tx, round_.evaluation_deadline_at)]
-        return [(round_.run_id, round_.round_id) for round_ in due]
-
-    for run_id, round_id in await flow.transactions.read("find_expired", find):
+    Gives the seconds until the next deadline: 0 if there may be one that has passed already, None if there is none.
+    """
+    found = await flow.transactions.read("find_deadlines", _deadlines)
+    for run_id, round_id in found.rounds:
         await flow.transactions.write("expire_round", _expiring(flow, run_id=run_id, round_id=round_id))
-    for run_id in await flow.transactions.read("find_overdue", _runs_with_overdue_tasks):
+    for run_id in found.runs:
         await flow.transactions.write("expire_tasks", _releasing(run_id))
+    return 0.0 if found.rounds or found.runs else found.seconds_until_next
 
 
 async def sweep_orphans(flow: Flow, *, begun_before: datetime | None) -> int:
@@ -67,10 +64,6 @@ def _expiring(flow: Flow, *, run_id: str, round_id: str) -> Callable[[WriteTx], 
     return body
 
 
-def _runs_with_overdue_tasks(tx: ReadTx) -> list[str]:
-    return [run_id for run_id, deadline in tasks.deadlines(tx).items() if deadline <= tx.now()]
-
-
 def _releasing(run_id: str) -> Callable[[WriteTx], None]:
     def body(tx: WriteTx) -> None:
         run = runs.lock(tx, run_id)
@@ -80,5 +73,15 @@ def _releasing(run_id: str) -> Callable[[WriteTx], None]:
     return body
 
 
-def _has_passed(tx: ReadTx, deadline: datetime | None) -> bool:
-    return deadline is not None and deadline <= tx.now()
+def _deadlines(tx: ReadTx) -> _Deadlines:
+    of_rounds = [((one.run_id, one.round_id), one.deadline_at) for one in rounds.collecting(tx)]
+    of_rounds += [
+        ((one.run_id, one.round_id), at) for one in rounds.evaluating(tx) if (at := one.evaluation_deadline_at)
+    ]
+    of_tasks = tasks.deadlines(tx)
+    now, every = tx.now(), [*(at for _, at in of_rounds), *of_tasks.values()]
+    return _Deadlines(
+        rounds=[ids for ids, at in of_rounds if at <= now],
+        runs=[run_id for run_id, at in of_tasks.items() if at <= now],
+        seconds_until_next=(min(every) - now).total_seconds() if every else None,
+    )

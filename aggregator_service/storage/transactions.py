@@ -131,11 +131,15 @@ class Transactions:
     async def read_one(self, name: str, body: Callable[[ReadTx], T]) -> T:
         """Runs a body that executes a single statement, which is consistent by itself: on Postgres one round trip."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._readers, self._read_retrying, name, body, _ONE_STATEMENT)
+        return await loop.run_in_executor(self._readers, self.read_one_blocking, name, body)
 
     def read_blocking(self, name: str, body: Callable[[ReadTx], T]) -> T:
-        """Does the same from a worker thread."""
+        """Does what `read` does, from a worker thread."""
         return self._read_retrying(name, body, _ONE_VIEW)
+
+    def read_one_blocking(self, name: str, body: Callable[[ReadTx], T]) -> T:
+        """Does what `read_one` does, from a worker thread."""
+        return self._read_retrying(name, body, _ONE_STATEMENT)
 
     def _read_retrying(self, name: str, body: Callable[[ReadTx], T], options: Mapping[str, Any]) -> T:
         for attempt in range(MAX_ATTEMPTS):

@@ -65,13 +65,12 @@ class EmbeddedWorker:
             await self._flow.wakeups.wait(topics.WORK, seen, timeout_seconds=pause)
 
     async def _aggregate_all(self) -> float:
-        for round_ in await self._flow.transactions.read("find_sealed", rounds.sealed):
+        for round_ in await self._flow.transactions.read_one("find_sealed", rounds.sealed):
             await self._aggregate(round_)
         return _IDLE_SECONDS
 
     async def _expire(self) -> float:
-        await expiry.expire(self._flow)
-        due = await expiry.seconds_until_due(self._flow)
+        due = await expiry.expire(self._flow)
         return _IDLE_SECONDS if due is None else max(0.001, min(due, _IDLE_SECONDS))
 
     async def _sweep(self) -> float:

@@ -1,16 +1,21 @@
 """Blobs: what was written comes back, whatever is not that is noticed, and what was never finished is swept."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import anyio
 import pytest
 import sqlalchemy as sa
 
 from aggregator_service.storage.blobs import BlobCorruptError, BlobUpload, DatabaseBlobs
-from aggregator_service.storage.blobs.database import CHUNK_NUM_BYTES
+from aggregator_service.storage.blobs.database import CHUNK_NUM_BYTES, CHUNKS_KEPT
 from aggregator_service.storage.tables import blob_chunks, blobs
 from aggregator_service.storage.transactions import WriteTx
 from tests.support.records import later
 from tests.support.store import Store
 
+PIECES = [(begin, min(begin + CHUNK_NUM_BYTES, 5 * CHUNK_NUM_BYTES + 7)) for begin in range(0, 6 << 20, 1 << 20)]
 SIZES = [0, 1, CHUNK_NUM_BYTES - 1, CHUNK_NUM_BYTES, CHUNK_NUM_BYTES + 1, 5 * CHUNK_NUM_BYTES + 7]
 
 
@@ -36,6 +41,23 @@ def begin(store: Store, blob_id: str) -> tuple[DatabaseBlobs, BlobUpload]:
     upload.append(pattern(2 * CHUNK_NUM_BYTES))
     held.flush_blocking(upload)
     return held, upload
+
+
+@contextmanager
+def counted_reads(store: Store) -> Iterator[list[str]]:
+    """Collects the statements that read chunks from the database."""
+    statements: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if "FROM blob_chunks" in statement:
+            statements.append(statement)
+
+    engine = store.transactions.database.readers
+    sa.event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield statements
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", note)
 
 
 def counts(store: Store) -> tuple[int, int]:
@@ -72,6 +94,64 @@ async def test_it_is_the_same_from_a_coroutine(store: Store) -> None:
     await store.transactions.write("seal", lambda tx: held.seal(tx, upload))
     assert await held.read("blob_1", 5, 4 * CHUNK_NUM_BYTES) == pattern(4 * CHUNK_NUM_BYTES)[5:]
     await anyio.lowlevel.checkpoint()
+
+
+async def test_clients_that_pull_together_cost_one_read(store: Store) -> None:
+    held = write(store, pattern(SIZES[-1]))
+    pulled: list[bytes] = []
+
+    async def pull() -> None:
+        pulled.append(b"".join([await held.read("blob_1", *piece) for piece in PIECES]))
+
+    with counted_reads(store) as reads:
+        async with anyio.create_task_group() as clients:
+            for _ in range(8):
+                clients.start_soon(pull)
+    assert pulled == [pattern(SIZES[-1])] * 8
+    assert len(reads) == len(PIECES)
+
+
+async def test_a_client_that_hangs_up_does_not_disturb_those_who_wait_for_the_same_bytes(store: Store) -> None:
+    held = write(store, pattern(100))
+    pulled: list[bytes] = []
+
+    async def pull() -> None:
+        pulled.append(await held.read("blob_1", 0, 100))
+
+    async with anyio.create_task_group() as clients:
+        leaving = anyio.CancelScope()
+
+        async def pull_and_leave() -> None:
+            with leaving:
+                await pull()
+
+        clients.start_soon(pull_and_leave)
+        clients.start_soon(pull)
+        await anyio.lowlevel.checkpoint()
+        leaving.cancel()
+    assert pulled == [pattern(100)]
+
+
+async def test_what_stays_in_memory_is_bounded(store: Store) -> None:
+    # The last chunks stay, whatever was read before them; one more is read again.
+    held = DatabaseBlobs(store.transactions)
+    for number in range(CHUNKS_KEPT + 1):
+        write(store, bytes([number]), f"blob_{number}")
+        await held.read(f"blob_{number}", 0, 1)
+    with counted_reads(store) as reads:
+        for number in range(CHUNKS_KEPT, 0, -1):
+            assert await held.read(f"blob_{number}", 0, 1) == bytes([number])
+        assert reads == []
+        assert await held.read("blob_0", 0, 1) == b"\0"
+        assert len(reads) == 1
+
+
+async def test_bytes_that_could_not_be_read_are_not_remembered(store: Store) -> None:
+    held = DatabaseBlobs(store.transactions)
+    with pytest.raises(BlobCorruptError, match="blob_1"):
+        await held.read("blob_1", 0, 1)
+    write(store, b"x")
+    assert await held.read("blob_1", 0, 1) == b"x"
 
 
 @pytest.mark.parametrize("harm", ["flipped", "shortened", "missing", "lengthened"])

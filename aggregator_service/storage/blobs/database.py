@@ -8,15 +8,18 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
+from async_lru import alru_cache
 
 from aggregator_service.storage.tables import blob_chunks, blobs
 from aggregator_service.storage.transactions import ReadTx, Transactions, WriteTx
 
 CHUNK_NUM_BYTES: Final = 1 << 20
 CHUNKS_A_WRITE: Final = 4
+CHUNKS_KEPT: Final = 16
 
 _INSERT_BLOB: Final = sa.insert(blobs)
 _INSERT_CHUNK: Final = sa.insert(blob_chunks)
@@ -78,6 +81,8 @@ class DatabaseBlobs:
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
+        # Nothing of a blob changes after it is written, and the clients of a round pull the same model all at once.
+        self._kept_chunk = alru_cache(maxsize=CHUNKS_KEPT)(self._chunk)
 
     async def flush(self, upload: BlobUpload) -> None:
         """Makes the full chunks of an upload durable."""
@@ -111,12 +116,21 @@ class DatabaseBlobs:
         _insert_chunks(tx, uploads, last=True)
 
     async def read(self, blob_id: str, begin: int, end: int) -> bytes:
-        """Gives the bytes [begin, end); raises BlobCorruptError when they are not what was written."""
-        return await self._transactions.read("read_blob", lambda tx: _read(tx, blob_id, begin=begin, end=end))
+        """Gives the bytes [begin, end); raises BlobCorruptError when they are not what was written.
+
+        Chunks that were read last stay in memory, 16 MiB of them; who asks for one that is being read waits for it.
+        """
+        chunks = [await self._kept_chunk(blob_id, number) for number in _chunk_range(begin, end)]
+        return _cut(chunks, begin, end, blob_id=blob_id)
 
     def read_blocking(self, blob_id: str, begin: int, end: int) -> bytes:
-        """Does the same from a worker thread."""
-        return self._transactions.read_blocking("read_blob", lambda tx: _read(tx, blob_id, begin=begin, end=end))
+        """Does the same from a worker thread, for bytes that are read once: it keeps none."""
+        body = partial(_read, blob_id=blob_id, numbers=_chunk_range(begin, end))
+        return _cut(self._transactions.read_one_blocking("read_blob", body), begin, end, blob_id=blob_id)
+
+    async def _chunk(self, blob_id: str, number: int) -> bytes:
+        body = partial(_read, blob_id=blob_id, numbers=range(number, number + 1))
+        return (await self._transactions.read_one("read_blob", body))[0]
 
     async def sweep(self, older_than: datetime) -> int:
         """Removes blobs that were never sealed and were begun before a given instant; gives their number."""
@@ -170,20 +184,32 @@ def _sweep(tx: WriteTx, older_than: datetime) -> int:
     return len(found)
 
 
-def _read(tx: ReadTx, blob_id: str, *, begin: int, end: int) -> bytes:
-    if end <= begin:
+def _chunk_range(begin: int, end: int) -> range:
+    """Gives the numbers of the chunks that hold the bytes [begin, end)."""
+    return range(begin // CHUNK_NUM_BYTES, (end - 1) // CHUNK_NUM_BYTES + 1) if begin < end else range(0)
+
+
+def _read(tx: ReadTx, *, blob_id: str, numbers: range) -> list[bytes]:
+    """Reads whole chunks and checks each."""
+    if not numbers:
+        return []
+    rows = tx.connection.execute(_READ, {"blob_id": blob_id, "first": numbers[0], "last": numbers[-1]}).all()
+    found = {row.number: row.data for row in rows if zlib.crc32(row.data) == row.checksum}
+    for number in numbers:
+        if number not in found:
+            raise BlobCorruptError(f"chunk {number} of blob {blob_id} is not what was written")
+    return [found[number] for number in numbers]
+
+
+def _cut(chunks: Sequence[bytes], begin: int, end: int, *, blob_id: str) -> bytes:
+    """Gives the bytes [begin, end) of a blob from the chunks that hold them."""
+    if not chunks:
         return b""
-    first, last = begin // CHUNK_NUM_BYTES, (end - 1) // CHUNK_NUM_BYTES
-    rows = tx.connection.execute(_READ, {"blob_id": blob_id, "first": first, "last": last})
-    parts = []
-    for expected, row in zip(range(first, last + 1), rows, strict=False):
-        if row.number != expected or zlib.crc32(row.data) != row.checksum:
-            raise BlobCorruptError(f"chunk {expected} of blob {blob_id} is not what was written")
-        cut_begin = max(begin - expected * CHUNK_NUM_BYTES, 0)
-        cut_end = min(end - expected * CHUNK_NUM_BYTES, CHUNK_NUM_BYTES)
-        whole = cut_begin == 0 and cut_end >= len(row.data)
-        parts.append(row.data if whole else memoryview(row.data)[cut_begin:cut_end])
-    data = parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts)
+    first, last = begin % CHUNK_NUM_BYTES, (end - 1) % CHUNK_NUM_BYTES + 1
+    if len(chunks) == 1:
+        data = chunks[0][first:last]
+    else:
+        data = b"".join([memoryview(chunks[0])[first:], *chunks[1:-1], memoryview(chunks[-1])[:last]])
     if len(data) != end - begin:
         raise BlobCorruptError(f"blob {blob_id} holds {len(data)} of the {end - begin} bytes from {begin}")
     return data
