@@ -1,7 +1,8 @@
 """Models and updates on their way: streamed, resumed after a cut, and believed only when the digest agrees.
 
 A download fills a file of its own beside its target and takes the target's name (the digest's digits) once every byte
-is there and the digest agrees; so a file with a digest's name is whole. No string of the server becomes a path.
+is there and the digest agrees. Whoever reads the file checks the digest again, so nothing waits for the disk here: what
+a power cut spoils is downloaded anew. No string of the server becomes a path.
 """
 
 import base64
@@ -232,7 +233,6 @@ class _Partial:
 
     def keep_as(self, target: Path) -> Path:
         self.file.flush()
-        os.fsync(self.file.fileno())
         return self.path.replace(target)
 
 

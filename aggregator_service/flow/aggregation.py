@@ -13,6 +13,7 @@ from aggregator_service.domain.weighting import Weighed
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.controls import fold_controls
 from aggregator_service.flow.fold import RangeReader, SealedUpdate, aggregate
+from aggregator_service.flow.read_ahead import ReadAhead
 from aggregator_service.flow.windows import read_header
 from aggregator_service.storage import models, rounds, runs, updates
 from aggregator_service.storage.blobs import BlobUpload
@@ -135,9 +136,10 @@ def compute(flow: Flow, sealed: SealedRound) -> Candidate:
 
 
 def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> None:
-    spec, base = sealed.run.spec, _reader(flow, sealed.base.blob_id)
+    spec, model = sealed.run.spec, sealed.base
+    base = ReadAhead(_reader(flow, model.blob_id), num_bytes=model.num_bytes)
     layout = update_layout(read_header(base), spec)
-    updates = [_sealed_update(flow, *pair) for pair in zip(sealed.updates, sealed.weights, strict=True)]
+    updates = _sealed_updates(flow, sealed)
     factored, divisor = _factored(updates, sealed)
 
     def write_model(data: bytes) -> None:
@@ -149,14 +151,16 @@ def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> None:
         factored,
         spec=spec,
         round_number=sealed.round.number,
-        optimizer_state=_optional_reader(flow, sealed.base.optimizer_blob_id),
+        optimizer_state=None if model.optimizer_blob_id is None else _reader(flow, model.optimizer_blob_id),
         write_model=write_model,
         write_state=files.optimizer.write,
         holds=layout,
         divisor=divisor,
     )
     if isinstance(spec.algorithm, ScaffoldAlgorithm):
-        previous = _optional_reader(flow, sealed.base.control_blob_id)
+        previous = None
+        if model.control_blob_id is not None and model.control_num_bytes is not None:
+            previous = ReadAhead(_reader(flow, model.control_blob_id), num_bytes=model.control_num_bytes)
         num_clients = spec.algorithm.num_clients
         fold_controls(previous, updates, layout=layout, num_clients=num_clients, write=files.control.write)
 
@@ -165,6 +169,9 @@ def _factored(updates: Sequence[SealedUpdate], sealed: SealedRound) -> tuple[Seq
     """Gives the updates with the factors of FedNova or of staleness, and the divisor of a sum that has its own."""
     spec = sealed.run.spec
     if isinstance(spec.round, BufferedRoundSpec):
+        # Any other strategy chooses its own weights, and the spec lets it have no discounts.
+        if not isinstance(spec.strategy, MeanStrategy):
+            return updates, None
         aged = zip(sealed.weights, (update.staleness for update in sealed.updates), strict=True)
         return _with_factors(updates, staleness.discounted(list(aged), spec.round.staleness)), sum(sealed.weights)
     if not isinstance(spec.algorithm, FedNovaAlgorithm):
@@ -180,14 +187,17 @@ def _with_factors(updates: Sequence[SealedUpdate], factors: Sequence[float]) -> 
     return [replace(one, delta_weight=factor) for one, factor in zip(updates, factors, strict=True)]
 
 
-def _sealed_update(flow: Flow, update: UpdateRecord, weight: int) -> SealedUpdate:
-    return SealedUpdate(
-        update_id=update.update_id,
-        digest=update.digest,
-        weight=weight,
-        max_abs=update.max_abs,
-        read=_reader(flow, update.blob_id),
-    )
+def _sealed_updates(flow: Flow, sealed: SealedRound) -> list[SealedUpdate]:
+    return [
+        SealedUpdate(
+            update_id=update.update_id,
+            digest=update.digest,
+            weight=weight,
+            max_abs=update.max_abs,
+            read=ReadAhead(_reader(flow, update.blob_id), num_bytes=update.num_bytes, num_readers=len(sealed.updates)),
+        )
+        for update, weight in zip(sealed.updates, sealed.weights, strict=True)
+    ]
 
 
 def _reader(flow: Flow, blob_id: str) -> RangeReader:
@@ -197,7 +207,3 @@ def _reader(flow: Flow, blob_id: str) -> RangeReader:
         return flow.blobs.read_blocking(blob_id, begin, end)
 
     return read
-
-
-def _optional_reader(flow: Flow, blob_id: str | None) -> RangeReader | None:
-    return None if blob_id is None else _reader(flow, blob_id)

@@ -1,13 +1,12 @@
 """The sealed updates as the fold reads them, in canonical order: each with its layout, weight and clip factor."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator_service.flow.read_ahead import ReadAhead
 from aggregator_service.flow.windows import Layout, RangeReader, Segment, layout_of, read_header, read_window, windows
 from fl_protocol.dtypes import Values, as_native_float
 from fl_protocol.tensors import Header
@@ -38,7 +37,6 @@ class Contribution:
 
     update: SealedUpdate
     layout: Layout
-    num_bytes: int
     factor: float = 1.0
 
     def magnitude(self, tensor: str) -> float:
@@ -68,7 +66,7 @@ def open_contributions(updates: Sequence[SealedUpdate], model: Header, *, holds:
         header = read_header(update.read)
         check_update_structure(header, holds)
         layout = layout_of(header, model)
-        opened.append(Contribution(update, known.setdefault(layout.tobytes(), layout), header.num_bytes))
+        opened.append(Contribution(update, known.setdefault(layout.tobytes(), layout)))
     return opened
 
 
@@ -86,20 +84,12 @@ def blocks(contributions: Sequence[Contribution], model: Header) -> Iterator[tup
     dtype = row_type(contributions, model)
     widest = dtype.itemsize if all(spec.is_float for spec in model.tensors) else 8
     num_elements = max(_BLOCK_NUM_BYTES // (len(contributions) * widest), _MIN_BLOCK_ELEMENTS)
-    ahead = [
-        replace(one, update=replace(one.update, read=_ahead(one, num_readers=len(contributions))))
-        for one in contributions
-    ]
     rows: NDArray[Any] = np.empty((0, 0), dtype=dtype)
     for window in windows(model, num_elements):
         size = window[-1].offset + window[-1].num_elements
         if rows.shape[1] < size:
-            rows = np.empty((len(ahead), size), dtype=dtype)
-        yield window, _read_block(ahead, window, floats=rows[:, :size])
-
-
-def _ahead(contribution: Contribution, *, num_readers: int) -> RangeReader:
-    return ReadAhead(contribution.update.read, num_bytes=contribution.num_bytes, num_readers=num_readers)
+            rows = np.empty((len(contributions), size), dtype=dtype)
+        yield window, _read_block(contributions, window, floats=rows[:, :size])
 
 
 def _read_block(contributions: Sequence[Contribution], window: Sequence[Segment], *, floats: Values) -> Block:

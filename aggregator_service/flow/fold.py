@@ -14,7 +14,6 @@ from aggregator_service.flow.comparison import clipped, inner_products
 from aggregator_service.flow.contributions import SealedUpdate, open_contributions
 from aggregator_service.flow.deltas import Deltas, combine
 from aggregator_service.flow.optimizer_state import StoredState, open_state, pack, read_states, state_header, unpack
-from aggregator_service.flow.read_ahead import ReadAhead
 from aggregator_service.flow.windows import Layout, RangeReader, Segment, layout_of, read_header, read_window
 from fl_protocol.dtypes import Float64Array, Values, as_float64, from_float64, is_finite
 from fl_protocol.runs import RunSpec
@@ -88,7 +87,7 @@ def aggregate(
     plan = _Plan(
         spec=spec,
         round_number=round_number,
-        read_base=ReadAhead(base, num_bytes=model.num_bytes, num_readers=1),
+        read_base=base,
         base_layout=layout_of(model, model),
         moving=moving.by_name,
         state=open_state(optimizer_state, model, moving=moving, optimizer=spec.server_optimizer),

@@ -67,7 +67,7 @@ def open_state(
                 f"the stored optimizer state does not belong to this model: it holds {held or 'nothing'} where"
                 f" {optimizer.kind} keeps {wanted or 'nothing'}"
             )
-    ahead = ReadAhead(read, num_bytes=header.num_bytes, num_readers=1)
+    ahead = ReadAhead(read, num_bytes=header.num_bytes)
     return StoredState(ahead, layout_of(header, model), len(choice.slots(optimizer)))
 
 

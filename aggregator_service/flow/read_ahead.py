@@ -5,17 +5,17 @@ from typing import Final
 from aggregator_service.flow.windows import RangeReader
 from aggregator_service.storage.blobs import CHUNK_NUM_BYTES
 
-_BUDGET_NUM_BYTES: Final = 64 << 20
+_BUDGET_NUM_BYTES: Final = 32 << 20
 
 
 class ReadAhead:
-    """A RangeReader that reads to the end of a chunk and keeps the rest for the next call, if it may keep so much.
+    """A RangeReader that reads to the end of a chunk and keeps the rest for the next call, or as much as it may.
 
-    Many are open at once, one an update: `num_readers` share a budget of 64 MiB. Up to 64 of them can keep the rest of
+    Many are open at once, one an update: `num_readers` share a budget of 32 MiB. Up to 32 of them can keep the rest of
     any chunk, so that each chunk is fetched and checked once when a blob is read in order.
     """
 
-    def __init__(self, read: RangeReader, *, num_bytes: int, num_readers: int) -> None:
+    def __init__(self, read: RangeReader, *, num_bytes: int, num_readers: int = 1) -> None:
         self._read = read
         self._num_bytes = num_bytes
         self._most_kept = _BUDGET_NUM_BYTES // num_readers
@@ -29,9 +29,8 @@ class ReadAhead:
             known = self._kept[begin - self._begin : end - self._begin]
         if begin + len(known) == end:
             return known
-        stop = min(-(-end // CHUNK_NUM_BYTES) * CHUNK_NUM_BYTES, self._num_bytes)
-        if stop - end > self._most_kept or stop < end:
-            stop = end
+        whole = min(-(-end // CHUNK_NUM_BYTES) * CHUNK_NUM_BYTES, self._num_bytes)
+        stop = max(end, min(whole, end + self._most_kept))
         fetched = memoryview(self._read(begin + len(known), stop))
         wanted = end - begin - len(known)
         self._begin, self._kept = end, bytes(fetched[wanted:])

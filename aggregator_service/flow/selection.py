@@ -248,7 +248,8 @@ def _offers(tx: ReadTx, run: RunRecord, client_id: str) -> list[_Offer]:
     """Lists what clients of a run can be asked now; an evaluation goes first, for it is short."""
     if run.state is not RunState.RUNNING:
         return []
-    open_now = [(TaskKind.EVALUATE, round_) for round_ in rounds.open_evaluations(tx, run.run_id)]
+    evaluated = rounds.open_evaluations(tx, run.run_id) if run.spec.evaluation.every else []
+    open_now = [(TaskKind.EVALUATE, round_) for round_ in evaluated]
     newest = rounds.newest(tx, run.run_id)
     if newest is not None and newest.state is RoundState.COLLECTING:
         open_now.append((TaskKind.TRAIN, newest))

@@ -20,6 +20,7 @@ from datetime import datetime
 from typing import Any, Final, Generic, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from aggregator_service.clock import Clock
 from aggregator_service.storage.engine import NUM_READERS, Database
@@ -36,6 +37,9 @@ MAX_ATTEMPTS: Final = 8
 _ONE_VIEW: Final = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 _ONE_STATEMENT: Final = {"isolation_level": "AUTOCOMMIT"}
 NOTIFICATION_CHANNEL: Final = "fedquorum"
+_NOTIFY: Final = sa.select(
+    sa.func.pg_notify(NOTIFICATION_CHANNEL, sa.func.unnest(sa.bindparam("topics", type_=ARRAY(sa.Text))))
+)
 
 
 @dataclass(slots=True)
@@ -254,9 +258,8 @@ class Transactions:
         return frozenset(tx.topics)
 
     def _notify(self, connection: sa.Connection, topics: set[str]) -> None:
-        if self.database.dialect == "postgresql":
-            for topic in sorted(topics):
-                connection.execute(sa.select(sa.func.pg_notify(NOTIFICATION_CHANNEL, topic)))
+        if topics and self.database.dialect == "postgresql":
+            connection.execute(_NOTIFY, {"topics": sorted(topics)})
 
     def _announce(self, batch: list[_Pending[Any, Any]], topics: frozenset[str], seconds: float) -> None:
         self._telemetry.committed(len(batch), seconds)

@@ -3,6 +3,7 @@
 # Commands import what they need when they run, so that --help comes at once.
 # ruff: noqa: PLC0415
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -77,6 +78,8 @@ def download(
             token_file=token_file,
             allow_insecure_http=allow_insecure_http,
         )
+        with stored.path.open("r+b") as file:
+            os.fsync(file.fileno())
         shutil.move(stored.path, output)
     fields = {"file": str(output), "version": stored.version, "digest": stored.digest, "num_bytes": stored.num_bytes}
     print_fields(fields, as_json=as_json)

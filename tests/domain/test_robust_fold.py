@@ -1,6 +1,7 @@
 """The fold of every strategy: blobs in, the next model's bytes out, against independent float64 references."""
 
 import hashlib
+import itertools
 from functools import partial
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from aggregator_service.flow import contributions, windows
 from aggregator_service.flow.fold import SealedUpdate, aggregate
+from aggregator_service.flow.read_ahead import ReadAhead
 from fl_protocol.arrays import RawTensor, decode, dtype_of, encode
 from fl_protocol.dtypes import as_float64, from_float64
 from fl_protocol.runs import RunSpec
@@ -317,7 +319,8 @@ def test_two_of_eleven_huge_updates_move_a_robust_strategy_no_further_than_hones
         assert np.all(np.abs(found[name]) <= np.abs(honest).max(axis=0) + 1e-9)
 
 
-def test_each_chunk_of_each_update_is_read_once_by_a_coordinate_wise_strategy(monkeypatch):
+@pytest.mark.parametrize("kind", ["mean", "median"])
+def test_each_chunk_of_each_update_is_read_once(monkeypatch, kind):
     monkeypatch.setattr(contributions, "_BLOCK_NUM_BYTES", 3 << 20)
     size = 700_000
     base = {"t0": np.zeros(size, dtype=np.float32)}
@@ -331,8 +334,24 @@ def test_each_chunk_of_each_update_is_read_once_by_a_coordinate_wise_strategy(mo
     for at in range(11):
         one = sealed({"t0": np.full(size, at, dtype=np.float32)}, 1, "x" * at)
         blob = bytes(one.read(0, 1 << 30))
-        updates.append(SealedUpdate(one.update_id, one.digest, 1, one.max_abs, partial(counted, blob)))
-    found = decode(fold(base, updates, spec_of("median")))["t0"]
+        read = ReadAhead(partial(counted, blob), num_bytes=len(blob), num_readers=11)
+        updates.append(SealedUpdate(one.update_id, one.digest, 1, one.max_abs, read))
+    found = decode(fold(base, updates, spec_of(kind)))["t0"]
     assert np.all(found == 5)
-    # The header takes two reads of the first chunk; 2.8 MB are three chunks.
-    assert sum(fetched) == 11 * (2 + 3)
+    # 2.8 MB are three chunks.
+    assert sum(fetched) == 11 * 3
+
+
+def test_what_is_kept_for_the_next_read_is_bounded_over_all_updates():
+    blob = bytes(range(256)) * (3 << 12)
+    fetched = []
+
+    def read(begin, end):
+        fetched.append(end)
+        return blob[begin:end]
+
+    ahead = ReadAhead(read, num_bytes=len(blob), num_readers=1 << 10)
+    cuts = [0, 8, 100, 40_000, 1 << 20, (1 << 20) + 1, len(blob) - 10, len(blob)]
+    assert b"".join(ahead(begin, end) for begin, end in itertools.pairwise(cuts)) == blob
+    # A thousandth of 32 MiB is 32 KiB; nothing is read behind a chunk that nobody asked for, nor behind the end.
+    assert fetched == [8 + (1 << 15), 40_000 + (1 << 15), 1 << 20, (1 << 20) + 1 + (1 << 15), len(blob)]

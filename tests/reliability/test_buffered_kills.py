@@ -11,7 +11,15 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.support.chaos import Fault, KillAfter, KillAt, PersistentClient, carry_out, taking_part
+from tests.support.chaos import (
+    Fault,
+    KillAfter,
+    KillAt,
+    PersistentClient,
+    carry_out,
+    check_nothing_is_left_over,
+    taking_part,
+)
 from tests.support.insistent import Insistent
 from tests.support.ledger import WEIGHTS, Ledger, digest_of
 from tests.support.participant import (
@@ -28,6 +36,8 @@ from tests.support.server import ServerProcess, free_port
 from tests.support.zygote import Zygote
 
 NUM_ROUNDS = 6
+LARGE = 1_100_000
+"""Parameters of a model whose bytes are written ahead of the transaction that names them (more than 4 MiB)."""
 PLAN = (
     # In the order in which the driver comes by: uploads of the first buffers, then what makes a model of one.
     "intake.received:2",
@@ -144,6 +154,43 @@ def test_kills_change_no_bit_of_a_run_with_stale_updates(database_url: str, tmp_
             assert sum(age == PERIOD for ages in killed.receipts.values() for age in ages.values()) == NUM_ROUNDS - 3
             assert digests == live(driver, operator).digests()
         assert '"level": "error"' not in server.log, server.log[-4000:]
+    finally:
+        server.kill()
+
+
+def test_kills_amid_large_uploads_lose_nothing(database_url: str, tmp_path: Path, forking: Zygote) -> None:
+    server = ServerProcess(database_url, tmp_path, port=free_port(), zygote=forking)
+    faults = ["intake.chunks_stored:1", "intake.chunks_stored:2", "aggregation.halfway:1", "intake.chunks_stored:2"]
+    driver = Insistent(server)
+    driver.begin()
+    ramp = np.arange(LARGE, dtype=np.float32) % 1000
+    expected = np.zeros(LARGE, dtype=np.float32)
+    try:
+        with server.http() as operator:
+            clients = [enrol(operator) for _ in range(2)]
+            rounds = {"kind": "buffered", "buffer_size": 2, "deadline_seconds": 3600}
+            run_id = create_run(operator, {"w": expected}, num_rounds=2, round=rounds)
+            server.kill()
+            driver.faults = list(faults)
+            driver.begin()
+            course = Course(driver, operator, clients, run_id)
+            for version in range(2):
+                for client, (weight, factor) in enumerate([(1, 1.0), (3, -0.5)]):
+                    course.claim(client)
+                    task = course.held.pop(client)
+                    delta = ramp * np.float32(factor / (version + 1))
+                    path = f"/v1/tasks/{task['task_id']}/update"
+                    body = update_body({"w": delta}, num_examples=weight)
+                    headers = {"Content-Type": MEDIA_TYPE}
+                    driver.send(clients[client].http, "PUT", path, content=body, headers=headers)
+                    expected = expected + delta * np.float32(weight / 4)
+                reached = {"after": version, "wait": 30}
+                driver.send(operator, "GET", f"/v1/runs/{run_id}/models/latest", params=reached)
+            assert driver.num_deaths == len(faults)
+            found = unpack(operator.get(f"/v1/runs/{run_id}/models/2").content)["w"]
+            np.testing.assert_array_equal(found, expected)
+        assert '"level": "error"' not in server.log, server.log[-4000:]
+        check_nothing_is_left_over(database_url)
     finally:
         server.kill()
 

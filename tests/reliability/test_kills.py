@@ -2,21 +2,18 @@
 
 import random
 import re
-import sqlite3
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 
 from aggregator_service import failpoints
-from tests.support.chaos import Fault, KillAfter, KillAt, carry_out, taking_part
+from tests.support.chaos import Fault, KillAfter, KillAt, carry_out, check_nothing_is_left_over, taking_part
 from tests.support.ledger import NUM_CLIENTS, Ledger, check_run, initial_model
 from tests.support.participant import create_run, wait_for_run
 from tests.support.server import ServerProcess, free_port
-from tests.support.waiting import eventually
 from tests.support.zygote import Zygote
 
 SEED = 20_260_801
@@ -141,12 +138,3 @@ def undisturbed(operator: httpx.Client, *, num_rounds: int) -> list[str]:
     models = operator.get(f"/v1/runs/{run_id}/models", params={"limit": 1000}).json()
     assert models["next_cursor"] is None
     return [model["digest"] for model in models["items"]]
-
-
-def check_nothing_is_left_over(database_url: str) -> None:
-    """On SQLite a start removes every upload that was never finished; on Postgres another server may be at it."""
-    if database_url.startswith("sqlite"):
-        path = Path(database_url.removeprefix("sqlite:///"))
-        with closing(sqlite3.connect(path)) as connection:
-            orphans = "SELECT count(*) FROM blobs WHERE NOT sealed"
-            eventually(lambda: connection.execute(orphans).fetchone() == (0,))
