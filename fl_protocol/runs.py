@@ -11,6 +11,7 @@ from fl_protocol.specs.buffering import check_buffering
 from fl_protocol.specs.evaluation import EvaluationSpec, check_evaluation
 from fl_protocol.specs.initial_model import PreviousModel, UploadedModel
 from fl_protocol.specs.parameters import ParametersSpec
+from fl_protocol.specs.privacy import Privacy, check_privacy
 from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
 from fl_protocol.specs.rounds import AnyRoundSpec, RoundSpec
 from fl_protocol.specs.selection import OpenSelection, SelectionSpec, check_selection, most_updates
@@ -38,7 +39,7 @@ class RunSpec(RequestMessage):
     algorithm: Algorithm = FedAvgAlgorithm()
     evaluation: EvaluationSpec = EvaluationSpec()
     encoding: DenseEncoding = DenseEncoding()
-    privacy: NoPrivacy = NoPrivacy()
+    privacy: Privacy = NoPrivacy()
     secure_aggregation: NoSecureAggregation = NoSecureAggregation()
     initial_model: InitialModel = UploadedModel()
 
@@ -59,6 +60,7 @@ class RunSpec(RequestMessage):
         check_selection(self.selection, self.round, strategy=self.strategy, algorithm=self.algorithm)
         check_strategy(self.strategy, self.round, max_updates=most_updates(self.selection, self.round))
         check_evaluation(self.evaluation, self.round, num_rounds=self.num_rounds)
+        check_privacy(self)
         return self
 
 

@@ -9,7 +9,8 @@ from fl_protocol.attributes import AttributeName, AttributeValue
 from fl_protocol.messages import MAX_EXACT_INTEGER, Metrics, Name, RequestMessage, ResponseMessage, Timestamp
 from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm
 from fl_protocol.specs.parameters import ParametersSpec
-from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
+from fl_protocol.specs.privacy import Privacy
+from fl_protocol.specs.protection import DenseEncoding, NoSecureAggregation
 from fl_protocol.specs.training import TrainingSpec
 
 
@@ -47,7 +48,7 @@ class Task(ResponseMessage):
     model_num_bytes: int
     training: TrainingSpec
     encoding: DenseEncoding
-    privacy: NoPrivacy
+    privacy: Privacy
     secure_aggregation: NoSecureAggregation
     deadline_at: Timestamp
     max_num_bytes: int

@@ -1,0 +1,1 @@
+"""The arithmetic of differential privacy that both sides must agree on: noise, the integer grid, and accounting."""
