@@ -22,8 +22,9 @@ TILE_ELEMENTS: Final = 1 << 13
 """2 * 20 + 13 = 53 bits."""
 
 _SUM_BITS: Final = 62
-_CACHED_ELEMENTS: Final = 1 << 17
+_CACHED_ELEMENTS: Final = 1 << 16
 _MIN_TILE_ELEMENTS: Final = 1 << 9
+_KERNEL_ROWS: Final = 8
 
 
 def centre_of(magnitudes: Sequence[float]) -> int:
@@ -70,7 +71,7 @@ class InnerProducts:
             np.multiply(steps, scales, out=steps)
             np.rint(steps, out=steps)
             np.copyto(grid, steps)
-            self._sums += (grid @ grid.T).astype(np.int64)
+            self._sums += _products(grid).astype(np.int64)
 
     def result(self) -> Float64Array:
         """Gives the matrix [n, n] over all tensors."""
@@ -84,6 +85,16 @@ class InnerProducts:
                 products = np.insert(products, self._centre, 0.0, axis=axis)
             self._total += products
             self._sums.fill(0)
+
+
+def _products(grid: Float64Array) -> Float64Array:
+    """Gives grid @ grid.T; BLAS takes eight rows at a time, and a ninth by itself costs half of another eight."""
+    whole = len(grid) // _KERNEL_ROWS * _KERNEL_ROWS
+    products = np.empty((len(grid), len(grid)))
+    np.matmul(grid[:whole], grid[:whole].T, out=products[:whole, :whole])
+    for row in range(whole, len(grid)):
+        products[row] = products[:, row] = grid @ grid[row]
+    return products
 
 
 def squared_distances(products: Float64Array) -> Float64Array:

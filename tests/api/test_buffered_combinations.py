@@ -31,7 +31,7 @@ MEANS: dict[str, dict[str, Any]] = {
     "nesterov": {"server_optimizer": {"kind": "sgd", "momentum": 0.9, "nesterov": True}},
     "adagrad": {"server_optimizer": {"kind": "adagrad", "schedule": {"kind": "step", "every": 1, "factor": 0.5}}},
     "adam": {"server_optimizer": {"kind": "adam", "schedule": {"kind": "cosine", "num_rounds": NUM_ROUNDS}}},
-    "yogi": {"server_optimizer": {"kind": "yogi", "schedule": {"kind": "constant", "warmup_rounds": 2}}},
+    "yogi": {"server_optimizer": {"kind": "yogi", "schedule": {"kind": "constant", "warmup_rounds": 1}}},
     "adapter": {"parameters": {"trainable": ["layer.*"]}},
     "personal": {"parameters": {"personal": ["head.*"]}},
 }

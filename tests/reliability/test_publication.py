@@ -33,11 +33,12 @@ def store_sealed_round(tx: WriteTx) -> None:
     rounds.insert(tx, round_record(state=RoundState.AGGREGATING, num_updates=1))
     clients.insert(tx, client_record())
     tasks.insert(tx, task_record())
-    store_blob(tx, "blob_1", pack(model))
-    models.insert(tx, model_record())
-    ones = {name: np.ones_like(values) for name, values in model.items()}
-    store_blob(tx, "blob_2", update_body(ones, num_examples=1))
-    updates.insert(tx, update_record(blob_id="blob_2", max_abs=dict.fromkeys(model, 1.0)))
+    base = pack(model)
+    store_blob(tx, "blob_1", base)
+    models.insert(tx, model_record(num_bytes=len(base)))
+    body = update_body({name: np.ones_like(values) for name, values in model.items()}, num_examples=1)
+    store_blob(tx, "blob_2", body)
+    updates.insert(tx, update_record(blob_id="blob_2", num_bytes=len(body), max_abs=dict.fromkeys(model, 1.0)))
 
 
 @pytest.fixture

@@ -145,10 +145,11 @@ async def test_an_aggregation_is_left_as_soon_as_the_server_drains(database_url:
     model = small_model()
     with open_store(database_url) as store:
         flow = flow_on(store)
-        store.write(lambda tx: store_blob(tx, "blob_1", pack(model)))
-        store.write(lambda tx: store_blob(tx, "blob_2", body_of(model)))
-        update = update_record(blob_id="blob_2", max_abs=dict.fromkeys(model, 1.0))
-        sealed = SealedRound(run_record(), round_record(), model_record(), [update], [1])
+        base, body = pack(model), body_of(model)
+        store.write(lambda tx: store_blob(tx, "blob_1", base))
+        store.write(lambda tx: store_blob(tx, "blob_2", body))
+        update = update_record(blob_id="blob_2", num_bytes=len(body), max_abs=dict.fromkeys(model, 1.0))
+        sealed = SealedRound(run_record(), round_record(), model_record(num_bytes=len(base)), [update], [1])
         assert aggregation.compute(flow, sealed).model.num_bytes > 0
         flow.wakeups.close()
         with pytest.raises(aggregation.AggregationStoppedError):
