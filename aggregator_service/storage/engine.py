@@ -118,6 +118,8 @@ def _set_pragmas(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
     for pragma in (
         "page_size=32768",
+        # What is deleted is overwritten: keys of noise must not outlive their release.
+        "secure_delete=ON",
         "journal_mode=WAL",
         "synchronous=FULL",
         "foreign_keys=ON",

@@ -239,6 +239,24 @@ tokens: Final = sa.Table(
     sa.Column("created_at", Instant, nullable=False),
 )
 
+privacy_ledger: Final = sa.Table(
+    "privacy_ledger",
+    metadata,
+    _identifier("run_id", sa.ForeignKey("runs.run_id"), primary_key=True),
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    _identifier("round_id", sa.ForeignKey("rounds.round_id"), nullable=False, index=True),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("entry", sa.Text, nullable=False),
+    sa.Column("entry_hash", sa.String(64), nullable=False),
+)
+
+noise_keys: Final = sa.Table(
+    "noise_keys",
+    metadata,
+    _identifier("round_id", sa.ForeignKey("rounds.round_id"), primary_key=True),
+    sa.Column("key", sa.LargeBinary, nullable=False),
+)
+
 events: Final = sa.Table(
     "events",
     metadata,

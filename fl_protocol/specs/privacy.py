@@ -36,7 +36,7 @@ class _Budgeted(RequestMessage):
 
 
 class CentralGaussianPrivacy(_Budgeted):
-    """The server clips each update in the L2 norm and adds Gaussian noise to the integer sum: it is trusted with both."""
+    """The server clips each update (L2) and adds Gaussian noise to the integer sum: it is trusted with both."""
 
     kind: Literal["central_gaussian"]
     clipping_norm: ClippingNorm = 1.0

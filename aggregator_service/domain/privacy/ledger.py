@@ -1,0 +1,123 @@
+"""The privacy ledger of a run: a chain of entries, each of which holds the hash of the one before.
+
+A round that is opened reserves what its release would bring the budget to. The release is charged in the transaction
+that publishes the model; a round of which nothing was released voids its reservation. An entry is never changed: a
+later one for the same attempt at a round takes its place.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+_TAG: Final = b"fedquorum/ledger/v1\x00"
+
+
+class LedgerState(StrEnum):
+    """What became of a charge: kept aside, spent for good, or given back because nothing was released."""
+
+    RESERVED = "reserved"
+    SPENT = "spent"
+    VOID = "void"
+
+
+class LedgerError(Exception):
+    """A ledger is not what was written: the message names the run and the entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What a release adds, and what the client that has taken part most often has spent after it.
+
+    `sensitivity` and `stddev` count steps of the integer grid, `step` apart; all three are None where clients add the
+    noise. `epsilon` is by the accountant that is named, `epsilon_rdp` by Renyi differential privacy as a cross-check.
+    """
+
+    mechanism: str
+    noise_multiplier: float
+    clipping_norm: float
+    step: float | None
+    sensitivity: int | None
+    stddev: float | None
+    num_updates: int
+    num_participations: int
+    epsilon: float
+    epsilon_rdp: float
+    delta: float
+    accountant: str
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """One link of a run's chain; `model_digest` is set when a model was released."""
+
+    run_id: str
+    sequence: int
+    round_id: str
+    round: int
+    attempt: int
+    state: LedgerState
+    charge: Charge
+    model_digest: str | None
+    created_at: datetime
+    previous_hash: str
+
+    @property
+    def text(self) -> str:
+        """The canonical JSON text that is hashed and stored."""
+        fields = asdict(self) | {"state": self.state.value, "created_at": self.created_at.isoformat()}
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over a tag and the text, which holds the hash before it."""
+        return _hash(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEntry:
+    """An entry as the database holds it."""
+
+    text: str
+    hash: str
+
+
+def genesis(run_id: str, spec: Mapping[str, Any]) -> str:
+    """Gives the hash before a run's first entry: it binds the ledger to the run and to its whole spec."""
+    return _hash(json.dumps({"run_id": run_id, "spec": spec}, sort_keys=True, separators=(",", ":")))
+
+
+def parse(stored: StoredEntry) -> LedgerEntry:
+    """Reads an entry; raises LedgerError if its hash is another."""
+    if _hash(stored.text) != stored.hash:
+        raise LedgerError(f"a privacy ledger's entry was changed: {stored.text[:200]}")
+    fields = json.loads(stored.text)
+    return LedgerEntry(
+        **fields
+        | {
+            "state": LedgerState(fields["state"]),
+            "charge": Charge(**fields["charge"]),
+            "created_at": datetime.fromisoformat(fields["created_at"]),
+        }
+    )
+
+
+def verify(run_id: str, spec: Mapping[str, Any], chain: Iterable[StoredEntry]) -> str:
+    """Checks a whole chain from its beginning and gives the last hash; raises LedgerError naming the entry."""
+    head = genesis(run_id, spec)
+    for number, stored in enumerate(chain, start=1):
+        entry = parse(stored)
+        if (entry.run_id, entry.sequence, entry.previous_hash) != (run_id, number, head):
+            raise LedgerError(
+                f"entry {number} of the privacy ledger of run {run_id} does not follow the one before it: an entry, "
+                "or the run's spec, was changed, added or removed"
+            )
+        head = stored.hash
+    return head
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(_TAG + text.encode()).hexdigest()
