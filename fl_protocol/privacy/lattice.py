@@ -29,8 +29,8 @@ class LatticeError(ValueError):
 
     def __init__(self, field: str, *, value: float, bound: float, what: str) -> None:
         super().__init__(
-            f"{field}: {what} {value:g} may be at most {bound:.6g}, so that a noised sum stays below 2^53 steps of the "
-            "grid and a float64 holds it exactly"
+            f"{field}: {what} is {value:g}; it may be at most {bound:.6g}, so that the noised sum stays below 2^53 steps "
+            "of the grid and float64 holds it exactly"
         )
         self.field = field
         self.value = value
@@ -49,13 +49,13 @@ def step(clipping_norm: float) -> float:
 
 
 def sensitivity(clipping_norm: float, num_elements: int) -> int:
-    """Gives the largest L2 norm, in steps, that an update of so many elements clipped in the L2 norm has on the grid."""
+    """Gives the largest L2 norm in steps of an update of so many elements that was clipped in the L2 norm."""
     root = math.isqrt(num_elements - 1) + 1
     return _clipped(clipping_norm) + -(-root // 2)
 
 
 def l1_sensitivity(clipping_norm: float, num_elements: int) -> int:
-    """Gives the largest L1 norm, in steps, that an update of so many elements clipped in the L1 norm has on the grid."""
+    """Gives the largest L1 norm in steps of an update of so many elements that was clipped in the L1 norm."""
     return _clipped(clipping_norm) + -(-num_elements // 2)
 
 

@@ -100,7 +100,7 @@ def add_rounded(totals: Int64Array, noise: Float64Array, *, scale: float) -> Non
 
 
 def _tiles(key: bytes, transform: _Transform, *, first: int, count: int) -> Iterator[tuple[slice, Float64Array]]:
-    """Yields where the next elements belong, counted from `first`, and their values, valid until the next are asked for.
+    """Yields where the next elements belong, counted from `first`, and their values, valid until more are asked for.
 
     Whole groups that start at multiples of the group's size are transformed and what nobody wants is cut off, so that
     an element takes the same instructions whichever elements are asked for with it.
