@@ -29,8 +29,8 @@ class LatticeError(ValueError):
 
     def __init__(self, field: str, *, value: float, bound: float, what: str) -> None:
         super().__init__(
-            f"{field}: {what} is {value:g}; it may be at most {bound:.6g}, so that the noised sum stays below 2^53 steps "
-            "of the grid and float64 holds it exactly"
+            f"{field}: {what} is {value:g}; it may be at most {bound:.6g}, so that the noised sum stays below 2^53 "
+            "steps of the grid and float64 holds it exactly"
         )
         self.field = field
         self.value = value
