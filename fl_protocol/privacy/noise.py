@@ -107,8 +107,8 @@ def _tiles(key: bytes, transform: _Transform, *, first: int, count: int) -> Iter
     """
     if len(key) != KEY_BYTES:
         raise ValueError(f"a noise key has {KEY_BYTES} bytes, not {len(key)}")
-    if first < 0 or count < 0:
-        raise ValueError(f"elements are counted from 0: first {first}, count {count}")
+    if first < 0:
+        raise ValueError(f"elements are counted from 0, not from {first}")
     stop = first + count
     begin, end = first // _GROUP_ELEMENTS * _GROUP_ELEMENTS, -(-stop // _GROUP_ELEMENTS) * _GROUP_ELEMENTS
     keystream = Cipher(algorithms.AES256(key), modes.CTR(begin.to_bytes(_BLOCK_BYTES, "big"))).encryptor()

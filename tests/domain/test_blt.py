@@ -132,7 +132,7 @@ def test_the_formula_is_refused_where_it_does_not_hold(column):
         blt.sensitivity(np.array(column), participation(4, 1, 1))
 
 
-@pytest.mark.parametrize("shape", [(60, 10, 3), (1, 1, 1), (500, 99, 5), (100, 1, 100), (3000, 700, 2), (20, 50, 4)])
+@pytest.mark.parametrize("shape", [(60, 10, 3), (1, 1, 1), (500, 99, 5), (100, 1, 100), (600, 140, 2), (20, 50, 4)])
 def test_an_unlisted_run_gets_the_shipped_matrix_with_the_least_error_at_its_own_price(shape):
     wanted = participation(*shape)
     chosen = blt.choose(wanted)
@@ -186,5 +186,7 @@ def test_a_hundred_rounds_carry_a_sixth_of_independent_noise():
     for drawn in stream(matrix, rows):
         total += drawn
     expected = float(np.linalg.norm(np.cumsum(blt.inverse_coefficients(matrix, 100))))
-    assert expected == pytest.approx(1.586, abs=1e-3)
+    # Independent noise would have 10; 1.586 was once seen in samples.
+    assert expected == pytest.approx(1.56876, abs=1e-5)
+    assert expected == pytest.approx(1.586, rel=0.02)
     assert total.std() == pytest.approx(expected, rel=5 / math.sqrt(2 * total.size))

@@ -115,7 +115,7 @@ def test_the_tails_are_finer_than_the_grid():
     assert 0 < far[1] - far[2] < 1
 
 
-@pytest.mark.parametrize(("key", "which"), [(KEY[:31], (0, 1)), (b"", (0, 1)), (KEY, (-1, 5)), (KEY, (0, -5))])
+@pytest.mark.parametrize(("key", "which"), [(KEY[:31], (0, 1)), (b"", (0, 1)), (KEY, (-1, 5))])
 def test_what_is_not_a_key_or_a_number_of_an_element_is_refused(key, which):
     with pytest.raises(ValueError, match=r"noise key has 32 bytes|counted from 0") as error:
         noise.gaussian(key, first=which[0], count=which[1])
