@@ -59,8 +59,35 @@ PROCESSES: Final = frozenset({
 MAY_START_PROCESSES: Final = frozenset({"client_sdk/cli/service.py", "client_sdk/local_server.py"})
 """The demo and the simulation start a server; `fedquorum serve` becomes one."""
 
-GUESSABLE: Final = ("random", "numpy.random", "torch.rand", "torch.randn", "torch.manual_seed", "torch.Generator")
+GUESSABLE: Final = (
+    "numpy.random",
+    "random",
+    "torch.Generator",
+    "torch.bernoulli",
+    "torch.distributions",
+    "torch.manual_seed",
+    "torch.multinomial",
+    "torch.nn.init",
+    "torch.normal",
+    "torch.poisson",
+    "torch.random",
+)
+GUESSABLE_PREFIX: Final = "torch.rand"
+"""torch.rand, torch.randn, torch.randint, torch.rand_like, ..."""
+GUESSABLE_METHODS: Final = frozenset({
+    "bernoulli_",
+    "cauchy_",
+    "exponential_",
+    "geometric_",
+    "log_normal_",
+    "normal_",
+    "random_",
+    "uniform_",
+})  # fmt: skip
+"""What tensors have to fill themselves."""
 SECRET_ROOMS: Final = ("privacy", "masking")
+PRIVATE_FOLDERS: Final = ("aggregator_service/domain/privacy", "fl_protocol/privacy")
+"""Rooms that there must be: noise that moved to another place would not be looked at."""
 
 
 def _is_in(name: str, modules: frozenset[str] | tuple[str, ...]) -> bool:
@@ -93,8 +120,7 @@ def _full_name(node: ast.expr, aliases: dict[str, str]) -> str:
     if isinstance(node, ast.Name):
         return aliases.get(node.id, node.id)
     if isinstance(node, ast.Attribute):
-        parent = _full_name(node.value, aliases)
-        return f"{parent}.{node.attr}" if parent else ""
+        return f"{_full_name(node.value, aliases)}.{node.attr}"
     return ""
 
 
@@ -127,9 +153,14 @@ def _reason(name: str, path: str) -> str | None:
     starts = _is_in(name, PROCESSES) or name.startswith(PROCESS_PREFIXES)
     if starts and path not in MAY_START_PROCESSES:
         return "starts a program"
-    if _is_in(name, GUESSABLE) and set(Path(path).parts[:-1]) & set(SECRET_ROOMS):
+    if _is_guessable(name) and set(Path(path).parts[:-1]) & set(SECRET_ROOMS):
         return "is guessable"
     return None
+
+
+def _is_guessable(name: str) -> bool:
+    method = name.rpartition(".")[2]
+    return _is_in(name, GUESSABLE) or name.startswith(GUESSABLE_PREFIX) or method in GUESSABLE_METHODS
 
 
 def faults(source: str, path: str) -> list[str]:
@@ -148,6 +179,7 @@ def test_the_scan_finds_the_packages() -> None:
     found = {path.partition("/")[0] for path in _sources()}
     assert found == set(PACKAGES)
     assert set(_sources()) >= MAY_START_PROCESSES
+    assert {Path(path).parent.as_posix() for path in _sources()} >= set(PRIVATE_FOLDERS)
 
 
 @pytest.mark.parametrize("path", _sources())
@@ -196,6 +228,15 @@ DECOYS: Final = {
     "from numpy.random import default_rng": "aggregator_service/domain/privacy/a.py",
     "from numpy import random as noise\nnoise.normal()": "client_sdk/masking/a.py",
     "import torch\ntorch.randn(3)": "client_sdk/privacy/a.py",
+    "import random as noise\nnoise.gauss(0, 1)": "fl_protocol/privacy/a.py",
+    "import numpy\nnumpy.random.laplace(0, 1)": "fl_protocol/privacy/a.py",
+    "import numpy as np\ndraw = np.random.normal": "aggregator_service/domain/privacy/a.py",
+    "import torch\ntorch.normal(0.0, 1.0, (3,))": "client_sdk/privacy/a.py",
+    "import torch\ntorch.randn_like(x)": "client_sdk/privacy/a.py",
+    "from torch import randint": "client_sdk/privacy/a.py",
+    "from torch.distributions import Laplace": "client_sdk/privacy/a.py",
+    "import torch\ntorch.empty(3).normal_()": "client_sdk/privacy/a.py",
+    "import torch\nx = torch.empty(3)\nx.uniform_(0, 1)": "client_sdk/privacy/a.py",
 }
 
 INNOCENTS: Final = {
@@ -208,6 +249,9 @@ INNOCENTS: Final = {
     "import json\njson.load(file)": "client_sdk/a.py",
     "import yaml\nyaml.safe_load(text)": "client_sdk/a.py",
     "import secrets\nsecrets.token_bytes(32)": "client_sdk/masking/a.py",
+    "import os\nos.urandom(32)": "client_sdk/privacy/a.py",
+    "import torch\ntorch.randperm(3)": "client_sdk/torch/a.py",
+    "import torch\nx.normal_()": "client_sdk/torch/a.py",
     "'never pickle, never eval(text)'": "client_sdk/a.py",
 }
 
