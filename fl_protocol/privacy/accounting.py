@@ -7,7 +7,8 @@ many rounds, which the server enforces at each claim (docs/adr/0025).
 import math
 from typing import Final, assert_never
 
-from fl_protocol.privacy.releases import Adjacency, Noise, Release, epsilon, gaussian_noise_multiplier, renyi_epsilon
+from fl_protocol.privacy.releases import Noise, Release, epsilon, gaussian_noise_multiplier, renyi_epsilon
+from fl_protocol.privacy_claims import Adjacency
 from fl_protocol.runs import RunSpec
 from fl_protocol.specs.privacy import (
     CentralBltPrivacy,

@@ -14,6 +14,8 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from fl_protocol.privacy_claims import Adjacency
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -23,18 +25,6 @@ class Noise(StrEnum):
 
     GAUSSIAN = "gaussian"
     LAPLACE = "laplace"
-
-
-class Adjacency(StrEnum):
-    """Which two worlds nobody can tell apart: one client's data are there, or ...
-
-    ZERO_OUT: they count as zeros, and who took part is known. ADD_OR_REMOVE_ONE: the client is not there at all.
-    REPLACE_ONE: they are any others, which moves a sum of clipped updates by up to twice the clipping norm.
-    """
-
-    ZERO_OUT = "zero_out"
-    ADD_OR_REMOVE_ONE = "add_or_remove_one"
-    REPLACE_ONE = "replace_one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +59,8 @@ class Release:
     """`count` sums of clipped updates, each published with its own noise.
 
     `sigma`: the Gaussian noise's standard deviation, or the scale b of Laplace noise. `sensitivity`: how far the sum
-    may lie from that of a neighbouring world, in the L2 norm (Gaussian) or the L1 norm (Laplace); under REPLACE_ONE
-    that is twice the clipping norm. `sampling`: None where nothing is claimed of how clients were chosen.
+    may lie from that of a neighbouring world, in the L2 norm (Gaussian) or the L1 norm (Laplace): the clipping norm, or
+    twice that under REPLACE_ONE. `sampling`: None where nothing is claimed of how clients were chosen.
     """
 
     noise: Noise
@@ -121,15 +111,26 @@ def renyi_epsilon(releases: Sequence[Release], *, delta: float) -> float | None:
 
 def gaussian_noise_multiplier(target_epsilon: float, delta: float) -> float:
     """Gives the least noise multiplier with which one release of Gaussian noise costs an epsilon (analytic)."""
-    return float(_accounting().get_sigma_gaussian(target_epsilon, delta))
+    return float(accounting_library().get_sigma_gaussian(target_epsilon, delta))
 
 
 def concentrated_epsilon(rho: float, *, delta: float) -> float:
     """Gives the epsilon of a mechanism that is rho-zCDP (Bun and Steinke 2016), by Renyi DP of every order."""
-    accounting = _accounting()
+    accounting = accounting_library()
     accountant = accounting.rdp.RdpAccountant(neighboring_relation=accounting.NeighboringRelation.REPLACE_SPECIAL)
     accountant.compose(accounting.ZCDpEvent(rho))
     return float(accountant.get_epsilon(delta))
+
+
+def accounting_library() -> "ModuleType":
+    """Imports Google's dp-accounting, or raises ModuleNotFoundError that names the extra which brings it."""
+    try:
+        import dp_accounting  # type: ignore[import-untyped]
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "privacy accounting needs dp-accounting; install fedquorum[privacy]", name=error.name
+        ) from error
+    return dp_accounting  # type: ignore[no-any-return]
 
 
 def _spending(releases: Iterable[Release]) -> list[Release]:
@@ -153,7 +154,7 @@ def _composed_multiplier(releases: Sequence[Release]) -> float:
 
 @lru_cache(maxsize=4096)
 def _gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
-    return float(_accounting().get_epsilon_gaussian(noise_multiplier, delta))
+    return float(accounting_library().get_epsilon_gaussian(noise_multiplier, delta))
 
 
 def _pld_epsilon(releases: Sequence[Release], delta: float) -> float:
@@ -162,7 +163,7 @@ def _pld_epsilon(releases: Sequence[Release], delta: float) -> float:
 
     relation = _relation(releases)
     # Under REPLACE_ONE the library takes a multiplier for noise over clipping norm, and doubles the sensitivity itself.
-    factor = 2 if relation is _accounting().NeighboringRelation.REPLACE_ONE else 1
+    factor = 2 if relation is accounting_library().NeighboringRelation.REPLACE_ONE else 1
     composed = _composed(PLDAccountant(neighboring_relation=relation), releases, factor=factor)
     return float(composed.get_epsilon(delta))
 
@@ -180,7 +181,7 @@ def _renyi_epsilon(releases: Sequence[Release], delta: float) -> float:
 
 
 def _relation(releases: Sequence[Release]) -> Any:
-    relations = _accounting().NeighboringRelation
+    relations = accounting_library().NeighboringRelation
     if all(release.sampling is None for release in releases):
         # A multiplier over the sensitivity says everything: the library shall neither double it nor refuse it.
         return relations.REPLACE_SPECIAL
@@ -204,7 +205,7 @@ def _composed(accountant: Any, releases: Sequence[Release], *, factor: float) ->
 
 
 def _event(release: Release, noise_multiplier: float) -> Any:
-    accounting = _accounting()
+    accounting = accounting_library()
     if release.noise is Noise.LAPLACE:
         event = accounting.LaplaceDpEvent(noise_multiplier)
     else:
@@ -220,13 +221,3 @@ def _event(release: Release, noise_multiplier: float) -> Any:
             if release.noise is not Noise.GAUSSIAN:
                 return accounting.UnsupportedDpEvent()
             return accounting.TruncatedSubsampledGaussianDpEvent(population, probability, cap, noise_multiplier)
-
-
-def _accounting() -> "ModuleType":
-    try:
-        import dp_accounting  # type: ignore[import-untyped]
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "privacy accounting needs dp-accounting; install fedquorum[privacy]", name=error.name
-        ) from error
-    return dp_accounting  # type: ignore[no-any-return]
