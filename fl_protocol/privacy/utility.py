@@ -55,11 +55,11 @@ def loudness(spec: RunSpec, *, num_parameters: int) -> Loudness:
     if is_local:
         return Loudness(
             each * math.sqrt(num_parameters / clients),
-            math.ceil(each**2 * num_parameters),
+            _clients(each**2 * num_parameters),
             math.floor(clients / each**2),
         )
     root = math.sqrt(num_parameters)
-    return Loudness(each * root / clients, math.ceil(each * root), math.floor((clients / each) ** 2))
+    return Loudness(each * root / clients, _clients(each * root), math.floor((clients / each) ** 2))
 
 
 def local_noise(*, delta: float, sizes: tuple[int, ...] = LOCAL_SIZES) -> list[LocalNoise]:
@@ -69,6 +69,11 @@ def local_noise(*, delta: float, sizes: tuple[int, ...] = LOCAL_SIZES) -> list[L
         LocalNoise(epsilon, stddev, {size: round(stddev**2 * size) for size in sizes})
         for epsilon, stddev in deviations.items()
     ]
+
+
+def _clients(exact: float) -> int:
+    """Rounds up, but for what the root and the square have left over."""
+    return math.ceil(exact * (1 - 1e-12))
 
 
 def _noise_of_one(spec: RunSpec) -> tuple[float, bool]:
