@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from fl_protocol.attributes import AttributeName, AttributeValue
 from fl_protocol.messages import MAX_EXACT_INTEGER, Metrics, Name, RequestMessage, ResponseMessage, Timestamp
+from fl_protocol.privacy_claims import PrivacyClaim
 from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm
 from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.privacy import Privacy
@@ -35,6 +36,7 @@ class Task(ResponseMessage):
     For SCAFFOLD `control_variate` is null while the server's is zero (version 0 and one that is published again), and
     `counted_update` is the digest of this client's newest update that a model published since then holds, null if
     there is none: the client's own control variate is the one that it computed with that update, or zero.
+    `privacy_claim` is null in a run without privacy.
     """
 
     task_id: str
@@ -56,6 +58,7 @@ class Task(ResponseMessage):
     algorithm: Algorithm = FedAvgAlgorithm()
     control_variate: ControlVariate | None = None
     counted_update: str | None = None
+    privacy_claim: PrivacyClaim | None = None
 
 
 class Receipt(ResponseMessage):
