@@ -60,7 +60,7 @@ class RunFailedError(FedQuorumError):
     """The run that was waited for failed or was stopped before its last round."""
 
 
-class _BoundError(FedQuorumError):
+class _Bounded(Exception):  # noqa: N818 - what an error has, not an error
     """A value that its bound does not allow; `field` names it."""
 
     def __init__(self, detail: str, *, field: str, value: object, bound: object) -> None:
@@ -70,14 +70,14 @@ class _BoundError(FedQuorumError):
         self.bound: Final = bound
 
 
-class PolicyError(_BoundError):
+class PolicyError(_Bounded, FedQuorumError):
     """The client's own privacy policy forbids the task: it was handed back, and nothing was trained or sent.
 
     `field` is the policy's, `value` what the run has there and `bound` what the policy allows.
     """
 
 
-class PrivacyBudgetError(_BoundError):
+class PrivacyBudgetError(_Bounded, FedQuorumError):
     """The update would cost this client more than the run promised; nothing was sent.
 
     `field` is the promise's, `value` what it would come to and `bound` what was promised.
@@ -92,17 +92,11 @@ class UntrustedAnswerError(FedQuorumError):
     """The server sent something that cannot be true or more than it may: a wrong digest, shape, type or length."""
 
 
-class PrivacyClaimError(UntrustedAnswerError):
+class PrivacyClaimError(_Bounded, UntrustedAnswerError):
     """What the server says of the run's privacy is not what this client has counted and computed; nothing was trained.
 
     `field` is the claim's, `value` what the server says and `bound` what this client knows.
     """
-
-    def __init__(self, detail: str, *, field: str, value: object, bound: object) -> None:
-        super().__init__(printable(detail))
-        self.field: Final = field
-        self.value: Final = value
-        self.bound: Final = bound
 
 
 class ServerError(FedQuorumError):

@@ -100,9 +100,8 @@ def _print_line(event: "Progress") -> None:
         case progress.TrainingFinished(task=task, num_examples=count, metrics=metrics):
             typer.echo(f"round {task.round}: trained on {count} examples, {cell(metrics)}")
         case progress.UpdateClipped(task=task, norm=norm):
-            typer.echo(
-                f"round {task.round}: the update measured {'NaN or infinity' if norm is None else f'{norm:.4g}'}"
-            )
+            measured = "NaN or infinity, and became zero" if norm is None else f"{norm:.4g} before it was clipped"
+            typer.echo(f"round {task.round}: the update measured {measured}")
         case progress.PrivacySpent(task=task, epsilon=epsilon, delta=delta, unit=unit):
             typer.echo(f"round {task.round}: one {unit.value} has spent epsilon {epsilon:.4g} at delta {delta:g}")
         case progress.UpdateAccepted(task=task, receipt=receipt):

@@ -252,9 +252,7 @@ class FakeRun:
 
     def _claim_for(self, client: str, *, number: int) -> PrivacyClaim | None:
         mine = [held.task for held in self.tasks.values() if held.client == client and held.update is not None]
-        current = {
-            (round_.number, round_.attempt) for round_ in self.rounds if round_.state is not RoundState.ABANDONED
-        }
+        current = {(done.number, done.attempt) for done in self.rounds if done.state is not RoundState.ABANDONED}
         abandoned = sum((task.round, task.attempt) not in current for task in mine)
         noises_itself = isinstance(self.run.spec.privacy, LocalLaplacePrivacy | LocalGaussianPrivacy)
         counted = len(mine) if noises_itself else len(mine) - abandoned
