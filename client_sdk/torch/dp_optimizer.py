@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from opacus.optimizers import DPOptimizer
+from opacus.optimizers import DPOptimizer  # type: ignore[import-untyped]
 
 from fl_protocol.privacy import lattice
 from fl_protocol.privacy.noise import KEY_BYTES, add_lattice_gaussian

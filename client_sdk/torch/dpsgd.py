@@ -101,7 +101,7 @@ class DpsgdTrainer:
     def _train(
         self, task: TrainingTask, privacy: ExampleDpsgdPrivacy, *, batches: "_PoissonBatches", noise_multiplier: float
     ) -> Tally:
-        from opacus import GradSampleModule
+        from opacus import GradSampleModule  # type: ignore[import-untyped]
 
         from client_sdk.torch.dp_optimizer import LatticeOptimizer
 
@@ -207,7 +207,7 @@ def _quiet() -> Iterator[None]:
 
 def _accountants() -> Any:
     try:
-        import opacus.accountants.utils
+        import opacus.accountants.utils  # type: ignore[import-untyped]
     except ModuleNotFoundError as error:
         raise UsageError(f"DP-SGD needs {error.name}: install fedquorum[dpsgd]") from None
     return opacus.accountants
@@ -252,7 +252,7 @@ def _check(module: nn.Module, data: Dataset[Any]) -> None:
 
 
 def _check_layers(module: nn.Module) -> None:
-    from opacus.validators import ModuleValidator
+    from opacus.validators import ModuleValidator  # type: ignore[import-untyped]
 
     errors = ModuleValidator.validate(module, strict=False)
     if errors:
