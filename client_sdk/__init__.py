@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from client_sdk.errors import (
         FedQuorumError,
         InsecureTransportError,
+        PolicyError,
+        PrivacyBudgetError,
+        PrivacyClaimError,
         RunFailedError,
         ServerError,
         TrainerError,
@@ -24,9 +27,11 @@ if TYPE_CHECKING:
     )
     from client_sdk.operator import Enrolment, Operator
     from client_sdk.participant import Participation, participate
+    from client_sdk.privacy.policy import PrivacyPolicy, load_policy
     from client_sdk.session.progress import Progress
     from client_sdk.session.work import (
         Evaluator,
+        ExamplePrivacy,
         TrainedDelta,
         TrainedModel,
         Trainer,
@@ -48,11 +53,16 @@ __all__ = [
     "Enrolment",
     "EvaluationReport",
     "Evaluator",
+    "ExamplePrivacy",
     "FedQuorumError",
     "InsecureTransportError",
     "Limits",
     "Operator",
     "Participation",
+    "PolicyError",
+    "PrivacyBudgetError",
+    "PrivacyClaimError",
+    "PrivacyPolicy",
     "Progress",
     "RawTensor",
     "RoundSpec",
@@ -74,6 +84,7 @@ __all__ = [
     "TransportError",
     "UntrustedAnswerError",
     "UsageError",
+    "load_policy",
     "participate",
     "participate_blocking",
     "simulate",
@@ -86,6 +97,9 @@ _HOMES: Final = {
     "client_sdk.errors": (
         "FedQuorumError",
         "InsecureTransportError",
+        "PolicyError",
+        "PrivacyBudgetError",
+        "PrivacyClaimError",
         "RunFailedError",
         "ServerError",
         "TrainerError",
@@ -95,9 +109,11 @@ _HOMES: Final = {
     ),
     "client_sdk.operator": ("Enrolment", "Operator"),
     "client_sdk.participant": ("Participation", "participate"),
+    "client_sdk.privacy.policy": ("PrivacyPolicy", "load_policy"),
     "client_sdk.session.progress": ("Progress",),
     "client_sdk.session.work": (
         "Evaluator",
+        "ExamplePrivacy",
         "TrainedDelta",
         "TrainedModel",
         "Trainer",

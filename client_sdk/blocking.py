@@ -16,6 +16,7 @@ from client_sdk.client import AggregatorClient
 from client_sdk.config import DEFAULT_LIMITS, Limits
 from client_sdk.operator import Operator
 from client_sdk.participant import OnEvent, Participation, participate
+from client_sdk.privacy.policy import PrivacyPolicy
 from client_sdk.session.work import Evaluator, Trainer
 from fl_protocol.rounds import Event
 
@@ -98,6 +99,7 @@ def participate_blocking(
     evaluator: Evaluator | None = None,
     cache_dir: Path | None = None,
     state_dir: Path | None = None,
+    policy: PrivacyPolicy | None = None,
     on_event: OnEvent | None = None,
     allow_insecure_http: bool = False,
     limits: Limits = DEFAULT_LIMITS,
@@ -115,6 +117,7 @@ def participate_blocking(
                 evaluator=evaluator,
                 cache_dir=cache_dir,
                 state_dir=state_dir,
+                policy=policy,
                 on_event=on_event,
             )
 

@@ -5,8 +5,11 @@ FedQuorumError
 │   └── InsecureTransportError      http:// to another machine, where anybody on the way reads the token
 ├── TrainerError                    the trainer returned something that cannot be sent
 ├── RunFailedError                  the run that was waited for failed or was stopped
+├── PolicyError                     the client's own privacy policy forbids the task; nothing was trained or sent
+├── PrivacyBudgetError              the update would cost more than the run promised its clients; nothing was sent
 ├── TransportError                  the network lost the request or the answer
 ├── UntrustedAnswerError            the server sent something that cannot be true, or more than it may
+│   └── PrivacyClaimError           what it says of the run's privacy is not what this client has counted and computed
 └── ServerError                     the server refused, and said why
     ├── MalformedUpdateError        MalformedRequestError      InvalidRequestError
     ├── UnauthenticatedError        ForbiddenError             NotFoundError
@@ -57,12 +60,43 @@ class RunFailedError(FedQuorumError):
     """The run that was waited for failed or was stopped before its last round."""
 
 
+class _Bounded(Exception):  # noqa: N818 - what an error has, not an error
+    """A value that its bound does not allow; `field` names it."""
+
+    def __init__(self, detail: str, *, field: str, value: object, bound: object) -> None:
+        super().__init__(printable(detail))
+        self.field: Final = field
+        self.value: Final = value
+        self.bound: Final = bound
+
+
+class PolicyError(_Bounded, FedQuorumError):
+    """The client's own privacy policy forbids the task: it was handed back, and nothing was trained or sent.
+
+    `field` is the policy's, `value` what the run has there and `bound` what the policy allows.
+    """
+
+
+class PrivacyBudgetError(_Bounded, FedQuorumError):
+    """The update would cost this client more than the run promised; nothing was sent.
+
+    `field` is the promise's, `value` what it would come to and `bound` what was promised.
+    """
+
+
 class TransportError(FedQuorumError):
     """The network lost the request or the answer, or the server was not there."""
 
 
 class UntrustedAnswerError(FedQuorumError):
     """The server sent something that cannot be true or more than it may: a wrong digest, shape, type or length."""
+
+
+class PrivacyClaimError(_Bounded, UntrustedAnswerError):
+    """What the server says of the run's privacy is not what this client has counted and computed; nothing was trained.
+
+    `field` is the claim's, `value` what the server says and `bound` what this client knows.
+    """
 
 
 class ServerError(FedQuorumError):

@@ -2,9 +2,11 @@
 
 import contextlib
 import functools
+import math
+import os
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeVar, assert_never
 
@@ -14,6 +16,7 @@ import anyio.to_thread
 from client_sdk.client import AggregatorClient
 from client_sdk.controls import ControlStore
 from client_sdk.errors import (
+    AlreadySubmittedError,
     FedQuorumError,
     RunFinishedError,
     ServerError,
@@ -22,16 +25,21 @@ from client_sdk.errors import (
     UsageError,
 )
 from client_sdk.personal import PersonalTensors
+from client_sdk.privacy.claims import Reviewed, Spending
+from client_sdk.privacy.history import Outcome, PrivacyHistory
+from client_sdk.privacy.policy import PrivacyPolicy
 from client_sdk.session import machine
 from client_sdk.session.progress import (
     EvaluationAccepted,
     ModelPulled,
+    PrivacySpent,
     Progress,
     RunFinished,
     TaskClaimed,
     TaskGivenUp,
     TrainingFinished,
     UpdateAccepted,
+    UpdateClipped,
     Waiting,
     WorkRefused,
 )
@@ -42,6 +50,9 @@ from fl_protocol.tasks import EvaluationReport, Task
 
 GIVE_UP_SECONDS: Final = 5.0
 """How long a participant that fails tries to hand its task back."""
+
+FIRST_SERVER_FAULT: Final = 500
+KEY_BYTES: Final = 32
 
 OnEvent = Callable[[Progress], None]
 Result = TypeVar("Result")
@@ -65,6 +76,7 @@ async def participate(
     evaluator: Evaluator | None = None,
     cache_dir: Path | None = None,
     state_dir: Path | None = None,
+    policy: PrivacyPolicy | None = None,
     on_event: OnEvent | None = None,
 ) -> Participation:
     """Takes part in a run until it is over: claims a task, pulls its model, trains, sends the update, and again.
@@ -72,17 +84,19 @@ async def participate(
     Trainer and evaluator are called in a worker thread. Models are kept in `cache_dir` by their digest, one at a time
     (by default in a temporary folder). `state_dir` is a folder of this client's own for what it must keep from round to
     round and over restarts: personal tensors (`RunSpec.parameters`) after each accepted update, by default in memory
-    until this function returns; and SCAFFOLD's control variates, which need the folder. An update that comes too late
-    is told to `on_event` and is no fault. If anything else fails, the task is handed back and the error is raised: the
-    trainer's own, TrainerError for what cannot be sent, UntrustedAnswerError for a model that must not be used, any
-    other FedQuorumError for the rest.
+    until this function returns; SCAFFOLD's control variates, which need the folder; and its own count of the updates
+    that it sent in a private run, without which no `policy` can be held. An update that comes too late is told to
+    `on_event` and is no fault. If anything else fails, the task is handed back and the error is raised: the trainer's
+    own, TrainerError for what cannot be sent, UntrustedAnswerError for a model that must not be used, PolicyError for a
+    run that `policy` does not allow (before anything is trained), any other FedQuorumError for the rest.
     """
     session = machine.ParticipantSession(
         run_id,
         can_evaluate=evaluator is not None,
-        can_keep_controls=state_dir is not None,
+        has_folder=state_dir is not None,
         structure=getattr(trainer, "structure", None),
         max_model_bytes=client.limits.max_model_bytes,
+        policy=policy,
     )
     with _cache_folder(cache_dir) as folder:
         performer = Performer(
@@ -94,6 +108,7 @@ async def participate(
             folder=folder,
             controls=None if state_dir is None else ControlStore(state_dir, run_id),
             personal=PersonalTensors(run_id, state_dir),
+            history=PrivacyHistory(run_id, state_dir),
             tell=on_event or _ignore,
         )
         action: machine.Action = machine.Claim()
@@ -129,9 +144,11 @@ class Performer:
     folder: Path
     controls: ControlStore | None
     personal: PersonalTensors
+    history: PrivacyHistory
     tell: OnEvent
     done: Participation = field(default_factory=Participation)
     cached: dict[str, Path] = field(default_factory=dict)
+    spending: Spending | None = None
 
     async def perform(self, action: machine.Action) -> machine.Action:
         """Performs one action and gives the next one; the task at hand is handed back if that fails."""
@@ -160,6 +177,8 @@ class Performer:
 
     async def _work_on(self, action: machine.TaskAction) -> machine.Action:
         match action:
+            case machine.Review():
+                return await self._review(action.task)
             case machine.Pull():
                 self.session.check_can_do(action.task)
                 kept = await _in_thread(self.personal.load)
@@ -185,6 +204,21 @@ class Performer:
         if isinstance(claim, Task):
             self.tell(TaskClaimed(claim))
         return self.session.claimed(claim)
+
+    async def _review(self, task: Task) -> machine.Action:
+        self.session.check_can_do(task)
+        spec = (await self.client.get_run(self.run_id)).spec
+        known = await _in_thread(self.history.load)
+        pull, reviewed = await _in_thread(functools.partial(self.session.reviewed, task, spec, known=known))
+        self.spending = reviewed.spending
+        if reviewed.spending is not None:
+            await _in_thread(functools.partial(self._keep_promise, reviewed))
+        return pull
+
+    def _keep_promise(self, reviewed: Reviewed) -> None:
+        if self.history.load().promise is None:
+            self.history.promised(reviewed.promise)
+        self.history.saw_ledger(reviewed.ledger)
 
     async def _pull(self, task: Task) -> dict[str, Tensor]:
         expected = Content(task.model_digest, task.model_num_bytes)
@@ -230,8 +264,12 @@ class Performer:
         result = await _in_thread(functools.partial(self.trainer, action.work))
         if not isinstance(result, TrainedModel | TrainedDelta):
             raise TrainerError(f"the trainer returned {type(result).__name__}, not TrainedModel or TrainedDelta")
-        send = await _in_thread(functools.partial(self.session.trained, action, result))
+        send = await _in_thread(functools.partial(self.session.trained, action, result, key=os.urandom(KEY_BYTES)))
         self.tell(TrainingFinished(action.task, result.num_examples, dict(result.metrics)))
+        if send.update.norm is not None:
+            self.tell(UpdateClipped(action.task, send.update.norm if math.isfinite(send.update.norm) else None))
+        if result.spent is not None and self.spending is not None:
+            self.spending = replace(self.spending, epsilon=result.spent.epsilon, delta=result.spent.delta)
         return send
 
     async def _evaluate(self, action: machine.Evaluate) -> EvaluationReport:
@@ -247,15 +285,28 @@ class Performer:
         body = await _in_thread(functools.partial(body_of_tensors, update.delta, update.metadata))
         if update.control is not None and self.controls is not None:
             await _in_thread(functools.partial(self.controls.keep, action.task, body.digest, update.control))
+        await self._count(action.task, body.digest)
         try:
             receipt = await self.client.put_update(action.task.task_id, body)
         except ServerError as error:
+            await self._note(action.task, _outcome_of(error))
             return self._refused(action.task, error)
+        await self._note(action.task, Outcome.ACCEPTED)
         if update.personal:
             await _in_thread(functools.partial(self.personal.keep, update.personal))
         self.done.num_updates += 1
         self.tell(UpdateAccepted(action.task, receipt))
         return self.session.sent(action.task)
+
+    async def _count(self, task: Task, digest: str) -> None:
+        """Counts a private update before it leaves."""
+        if self.spending is not None:
+            await _in_thread(functools.partial(self.history.sending, task.task_id, digest))
+            self.tell(PrivacySpent(task, self.spending.epsilon, self.spending.delta, self.spending.unit))
+
+    async def _note(self, task: Task, outcome: Outcome) -> None:
+        if self.spending is not None and outcome is not Outcome.SENT:
+            await _in_thread(functools.partial(self.history.answered, task.task_id, outcome))
 
     async def _send_evaluation(self, action: machine.SendEvaluation) -> machine.Action:
         try:
@@ -275,6 +326,13 @@ class Performer:
     async def _give_up(self, task: Task, reason: str) -> None:
         await self.client.give_up_task(task.task_id)
         self.tell(TaskGivenUp(task, reason))
+
+
+def _outcome_of(error: ServerError) -> Outcome:
+    """Tells what became of an update that the server refused; what failed on its side may have been counted."""
+    if isinstance(error, AlreadySubmittedError):
+        return Outcome.ACCEPTED
+    return Outcome.REFUSED if error.status < FIRST_SERVER_FAULT and not error.retryable else Outcome.SENT
 
 
 async def _in_thread(call: Callable[[], Result]) -> Result:

@@ -29,6 +29,7 @@ from client_sdk.local_server import running_server
 from client_sdk.operator import Operator
 from client_sdk.participant import Performer
 from client_sdk.personal import PersonalTensors
+from client_sdk.privacy.history import PrivacyHistory
 from client_sdk.session import machine
 from client_sdk.session.progress import Progress
 from client_sdk.session.work import Evaluator, Trainer, TrainingResult, TrainingTask
@@ -222,6 +223,8 @@ class _Federation:
         for index in self.order.permutation(len(self.performers)):
             performer = self.performers[index]
             action = await performer.perform(machine.Claim())
+            if isinstance(action, machine.Review):
+                action = await performer.perform(action)
             if isinstance(action, machine.GiveUp):
                 await performer.perform(action)
             elif isinstance(action, machine.Pull):
@@ -253,7 +256,7 @@ class _Federation:
         session = machine.ParticipantSession(
             self.run.run_id,
             can_evaluate=evaluators is not None,
-            can_keep_controls=True,
+            has_folder=True,
             structure=None,
             max_model_bytes=_LIMITS.max_model_bytes,
         )
@@ -275,6 +278,7 @@ class _Federation:
             folder=self.folder,
             controls=ControlStore(self.folder / "states" / str(index), self.run.run_id),
             personal=PersonalTensors(self.run.run_id, None),
+            history=PrivacyHistory(self.run.run_id, None),
             tell=self.on_event,
         )
 

@@ -6,6 +6,7 @@ from typing import Annotated, assert_never
 from pydantic import Field, FiniteFloat
 
 from fl_protocol.messages import ResponseMessage
+from fl_protocol.privacy.releases import Adjacency
 from fl_protocol.specs.privacy import (
     CentralBltPrivacy,
     CentralGaussianAdaptivePrivacy,
@@ -26,14 +27,6 @@ class PrivacyUnit(StrEnum):
 
     CLIENT = "client"
     EXAMPLE = "example"
-
-
-class Adjacency(StrEnum):
-    """Which two worlds a promise makes hard to tell apart: one unit counts as zero, is there or not, or is another."""
-
-    ZERO_OUT = "zero_out"
-    ADD_OR_REMOVE_ONE = "add_or_remove_one"
-    REPLACE_ONE = "replace_one"
 
 
 class Trust(StrEnum):

@@ -18,6 +18,12 @@ from fl_protocol.specs.algorithms import (
     ScaffoldAlgorithm,
 )
 from fl_protocol.specs.parameters import ParametersSpec, matches
+from fl_protocol.specs.privacy import (
+    MAX_LOCAL_PARAMETERS,
+    LocalGaussianPrivacy,
+    LocalLaplacePrivacy,
+    Privacy,
+)
 from fl_protocol.tensors import (
     LENGTH_BYTES,
     MAX_NAME_LENGTH,
@@ -61,6 +67,13 @@ class UpdateRules(Protocol):
     def parameters(self) -> ParametersSpec: ...
 
 
+class ModelRules(UpdateRules, Protocol):
+    """The parts of a run's spec that decide which models it can train; a RunSpec and a Task have them."""
+
+    @property
+    def privacy(self) -> Privacy: ...
+
+
 def travelling_part(model: Header, rules: UpdateRules) -> Header:
     """Gives the model's tensors that travel in updates, in the model's order, in a header as long as the model's."""
     parameters = rules.parameters
@@ -83,11 +96,11 @@ def _travelling(names: tuple[str, ...], trainable: tuple[str, ...], personal: tu
     return frozenset(name for name in names if parameters.travels(name))
 
 
-def check_model(model: Header, rules: UpdateRules) -> None:
+def check_model(model: Header, rules: ModelRules) -> None:
     """Checks that a model can be trained by a run's rules.
 
     Raises ProblemError (structure-mismatch) naming the field and the pattern that matches no tensor, or the tensor that
-    cannot be trained, or saying that nothing would travel.
+    cannot be trained, or saying that nothing would travel; and what `check_local_parameters` does.
     """
     for field_name in () if rules.parameters.is_everything else ("trainable", "personal"):
         for index, pattern in enumerate(getattr(rules.parameters, field_name)):
@@ -99,6 +112,27 @@ def check_model(model: Header, rules: UpdateRules) -> None:
     if not any(spec.is_float and spec.num_elements for spec in update_layout(model, rules).tensors):
         whose = "" if rules.parameters.is_everything else " that travels by the run's parameters"
         raise _mismatch(f"the model holds no floating-point tensor to train{whose}; it has: {_some_names(model)}")
+    check_local_parameters(rules.privacy, num_travelling_floats(model, rules))
+
+
+def num_travelling_floats(model: Header, rules: UpdateRules) -> int:
+    """Counts the elements of the model's floating-point tensors that travel: what a private run clips and noises."""
+    return sum(spec.num_elements for spec in travelling_part(model, rules).tensors if spec.is_float)
+
+
+def check_local_parameters(privacy: Privacy, num_parameters: int) -> None:
+    """Refuses noise in each message for a model of so many parameters that it drowns every update.
+
+    Raises ProblemError (structure-mismatch) naming the number and the bound, unless the run says `i_understand`.
+    """
+    if not isinstance(privacy, LocalLaplacePrivacy | LocalGaussianPrivacy) or privacy.i_understand:
+        return
+    if num_parameters > MAX_LOCAL_PARAMETERS:
+        raise _mismatch(
+            f"privacy.kind {privacy.kind!r} adds noise to each of the {num_parameters} parameters that travel, in each "
+            f"message, and it drowns them; at most {MAX_LOCAL_PARAMETERS} may travel unless privacy.i_understand is "
+            "true: train fewer tensors (parameters.trainable), or take 'central_gaussian'"
+        )
 
 
 def _some_names(model: Header) -> str:

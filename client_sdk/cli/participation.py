@@ -27,6 +27,9 @@ def participate(
     state_dir: Annotated[
         Path | None, typer.Option(help="A folder of this client's own for what it keeps from round to round.")
     ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="A privacy policy (TOML) that the run must meet before anything is trained.")
+    ] = None,
     server: Server = DEFAULT_SERVER,
     token_file: TokenFile = None,
     allow_insecure_http: Insecure = False,
@@ -44,13 +47,22 @@ def participate(
     returns a client_sdk.EvaluationReport.
     """
     from client_sdk import participant
+    from client_sdk.privacy.policy import load_policy
 
+    demanded = None if policy is None else load_policy(policy)
     train = _load(trainer)
     evaluate = None if evaluator is None else _load(evaluator)
     show = _print_json_line if as_json else _print_line
     done = with_client(
         lambda client: participant.participate(
-            client, run_id, train, evaluator=evaluate, cache_dir=cache_dir, state_dir=state_dir, on_event=show
+            client,
+            run_id,
+            train,
+            evaluator=evaluate,
+            cache_dir=cache_dir,
+            state_dir=state_dir,
+            policy=demanded,
+            on_event=show,
         ),
         server=server,
         token_file=token_file,
@@ -87,6 +99,11 @@ def _print_line(event: "Progress") -> None:
             typer.echo(f"round {task.round}: asked to {task.kind}")
         case progress.TrainingFinished(task=task, num_examples=count, metrics=metrics):
             typer.echo(f"round {task.round}: trained on {count} examples, {cell(metrics)}")
+        case progress.UpdateClipped(task=task, norm=norm):
+            measured = "NaN or infinity, and became zero" if norm is None else f"{norm:.4g} before it was clipped"
+            typer.echo(f"round {task.round}: the update measured {measured}")
+        case progress.PrivacySpent(task=task, epsilon=epsilon, delta=delta, unit=unit):
+            typer.echo(f"round {task.round}: one {unit.value} has spent epsilon {epsilon:.4g} at delta {delta:g}")
         case progress.UpdateAccepted(task=task, receipt=receipt):
             typer.echo(f"round {task.round}: update accepted, {receipt.num_bytes:,} bytes")
         case progress.EvaluationAccepted(task=task, report=report):

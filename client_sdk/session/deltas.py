@@ -29,12 +29,16 @@ _ALL: Final = ParametersSpec()
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What is sent back: the tensors and the metadata of its file; `personal` and `control` are kept here instead."""
+    """What is sent back: the tensors and the metadata of its file; the rest is kept here.
+
+    `norm` is what the delta measured before it was clipped, in a run that clips it.
+    """
 
     delta: Mapping[str, Tensor]
     metadata: Mapping[str, str]
     personal: Mapping[str, Tensor] = field(default_factory=dict)
     control: Mapping[str, Tensor] | None = None
+    norm: float | None = None
 
 
 def structure_of(model: Mapping[str, Tensor]) -> Structure:
@@ -63,17 +67,28 @@ def max_file_bytes(structure: Structure) -> int:
 def update_of(result: TrainingResult, base: Mapping[str, Tensor], *, parameters: ParametersSpec = _ALL) -> Update:
     """Makes the update of a training result; raises TrainerError naming the tensor or metric that cannot be sent."""
     report = _checked_report(result)
-    if isinstance(result, TrainedModel):
-        delta = _difference(result.tensors, base, parameters=parameters)
-        personal = {name: _copy(result.tensors[name]) for name in base if parameters.is_personal(name)}
-    else:
-        delta, personal = dict(result.tensors), {}
-        _check_delta(delta, base, parameters=parameters)
+    delta, personal = differences_of(result, base, parameters=parameters)
     _check_finite({**delta, **personal})
     metadata = {NUM_EXAMPLES_KEY: str(report.num_examples)}
     if report.metrics:
         metadata[METRICS_KEY] = json.dumps(dict(report.metrics), allow_nan=False)
     return Update(delta, metadata, personal)
+
+
+def differences_of(
+    result: TrainingResult, base: Mapping[str, Tensor], *, parameters: ParametersSpec, floats_only: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Gives local minus base of the tensors that travel, and the personal tensors; values are not looked at.
+
+    Raises TrainerError naming the tensor that is not as the model's, or the counter that moved by more than it can say.
+    """
+    if isinstance(result, TrainedModel):
+        delta = _difference(result.tensors, base, parameters=parameters, floats_only=floats_only)
+        personal = {name: _copy(result.tensors[name]) for name in base if parameters.is_personal(name)}
+        return delta, personal
+    _check_delta(result.tensors, base, parameters=parameters)
+    kept = {name: each for name, each in result.tensors.items() if not floats_only or dtype_of(each) in FLOAT_FORMATS}
+    return kept, {}
 
 
 def _checked_report(result: TrainingResult) -> EvaluationReport:
@@ -89,7 +104,7 @@ def _checked_report(result: TrainingResult) -> EvaluationReport:
 
 
 def _difference(
-    local: Mapping[str, Tensor], base: Mapping[str, Tensor], *, parameters: ParametersSpec
+    local: Mapping[str, Tensor], base: Mapping[str, Tensor], *, parameters: ParametersSpec, floats_only: bool
 ) -> dict[str, Tensor]:
     expected = structure_of(base)
     needed = {name: spec for name, spec in expected.items() if name in local or not parameters.is_frozen(name)}
@@ -99,7 +114,7 @@ def _difference(
     return {
         name: _subtract(name, local=local[name], base=tensor)
         for name, tensor in base.items()
-        if parameters.travels(name) and _has_difference(dtype_of(tensor))
+        if parameters.travels(name) and _has_difference(dtype_of(tensor), floats_only=floats_only)
     }
 
 
@@ -110,9 +125,9 @@ def _structure_of_result(tensors: Mapping[str, Tensor]) -> Structure:
         raise TrainerError(f"the trainer returned something else than arrays: {error}") from None
 
 
-def _has_difference(dtype: str) -> bool:
+def _has_difference(dtype: str, *, floats_only: bool) -> bool:
     # An unsigned counter cannot hold a negative difference, and a flag has none: the contract lets both be left out.
-    return dtype in FLOAT_FORMATS or dtype in _COUNTERS
+    return dtype in FLOAT_FORMATS or (dtype in _COUNTERS and not floats_only)
 
 
 def _subtract(name: str, *, local: Tensor, base: Tensor) -> Tensor:

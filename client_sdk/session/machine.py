@@ -7,19 +7,24 @@
     Claim -> GiveUp -> Rest -> Claim               a task that this participant cannot do
     Claim, SendUpdate, SendEvaluation -> Finish    the run is over
 
+In a private run, or with a privacy policy, a Review stands between Claim and Pull.
+
 It upholds these rules, and raises UntrustedAnswerError where the server breaks one:
 1. A task is for the run that was asked for, and names a digest, a version and a size that can be.
 2. A model is never larger than the local one, or than the ceiling where there is none.
 3. A model has the names, types and shapes of the local model, or of the first one pulled, and finite values only.
 4. A control variate has the names and shapes of the model, and finite values only.
 5. A task whose work was accepted or refused is not done again.
+6. A private run keeps the promise that it made, and spends no less of it than this client has counted; a policy that
+   it does not meet raises PolicyError.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from client_sdk.endpoints import NothingToDo
 from client_sdk.errors import (
@@ -30,6 +35,9 @@ from client_sdk.errors import (
     UntrustedAnswerError,
     UsageError,
 )
+from client_sdk.privacy.claims import Reviewed, review
+from client_sdk.privacy.history import Participations
+from client_sdk.privacy.policy import PrivacyPolicy
 from client_sdk.session.controls import completed, control_structure, own_control, server_control
 from client_sdk.session.deltas import (
     Structure,
@@ -41,13 +49,19 @@ from client_sdk.session.deltas import (
     update_of,
     with_personal,
 )
+from client_sdk.session.protection import protected_update
 from client_sdk.session.work import TrainingResult, TrainingTask
 from fl_protocol.arrays import Tensor
+from fl_protocol.dtypes import FLOAT_FORMATS
 from fl_protocol.identifiers import DIGEST_PATTERN
 from fl_protocol.messages import MAX_EXACT_INTEGER
+from fl_protocol.problems import ProblemError
+from fl_protocol.runs import RunSpec
 from fl_protocol.specs.algorithms import ScaffoldAlgorithm
+from fl_protocol.specs.privacy import num_participations
+from fl_protocol.specs.protection import NoPrivacy
 from fl_protocol.tasks import EvaluationReport, Task, TaskKind
-from fl_protocol.updates import CONTROL_PREFIX
+from fl_protocol.updates import CONTROL_PREFIX, check_local_parameters
 
 REST_SECONDS: Final = 1.0
 """How long a participant rests after it gave a task up or was handed one that it has done."""
@@ -69,6 +83,13 @@ class Rest:
     """Wait before asking again."""
 
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """Get the run's specification and this client's own count, and compare the task with them and with the policy."""
+
+    task: Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +154,7 @@ class Finish:
     reason: str
 
 
-TaskAction = Pull | PullControls | Train | Evaluate | SendUpdate | SendEvaluation
+TaskAction = Review | Pull | PullControls | Train | Evaluate | SendUpdate | SendEvaluation
 """What is done for a task that the participant holds."""
 
 Action = Claim | Rest | GiveUp | Finish | TaskAction
@@ -142,7 +163,7 @@ Action = Claim | Rest | GiveUp | Finish | TaskAction
 class ParticipantSession:
     """One participant in one run; `structure` is that of its local model, None if it has none before the first pull.
 
-    `can_keep_controls` tells whether it has a folder for them.
+    `has_folder` tells whether it can keep control variates and its count of updates over restarts.
     """
 
     def __init__(
@@ -150,18 +171,21 @@ class ParticipantSession:
         run_id: str,
         *,
         can_evaluate: bool,
-        can_keep_controls: bool,
+        has_folder: bool,
         structure: Structure | None,
         max_model_bytes: int,
+        policy: PrivacyPolicy | None = None,
     ) -> None:
         self._run_id = run_id
         self._can_evaluate = can_evaluate
-        self._can_keep_controls = can_keep_controls
+        self._has_folder = has_folder
+        self._policy = policy
+        self._reviewed: Reviewed | None = None
         self._structure = structure
         self._max_model_bytes = max_model_bytes if structure is None else max_file_bytes(structure)
         self._done: str | None = None
 
-    def claimed(self, claim: Task | NothingToDo) -> Rest | Pull | GiveUp:
+    def claimed(self, claim: Task | NothingToDo) -> Rest | Review | Pull | GiveUp:
         """Takes the answer to a claim."""
         if isinstance(claim, NothingToDo):
             return Rest(max(claim.retry_after_seconds, MIN_REST_SECONDS))
@@ -170,15 +194,26 @@ class ParticipantSession:
             return Rest(REST_SECONDS)
         if claim.kind is TaskKind.EVALUATE and not self._can_evaluate:
             return GiveUp(claim, "this participant has no evaluator")
-        return Pull(claim)
+        self._reviewed = None
+        return Review(claim) if _is_private(claim) or self._policy is not None else Pull(claim)
 
     def check_can_do(self, task: Task) -> None:
         """Raises UsageError for a task that needs what this participant was not given."""
-        if _has_controls(task) and not self._can_keep_controls:
+        if _has_controls(task) and not self._has_folder:
             raise UsageError(
                 "the run uses SCAFFOLD, whose control variates a client must keep from round to round: name a folder "
                 "of this client's own as state_dir (--state-dir)"
             )
+        if _is_private(task) and self._policy is not None and not self._has_folder:
+            raise UsageError(
+                "a privacy policy bounds what this client spends over all its updates, which it must count over "
+                "restarts: name a folder of this client's own as state_dir (--state-dir)"
+            )
+
+    def reviewed(self, task: Task, spec: RunSpec, *, known: Participations) -> tuple[Pull, Reviewed]:
+        """Takes the run's specification and this client's count; raises the errors of `client_sdk.privacy.claims`."""
+        self._reviewed = review(task, spec, known, policy=self._policy)
+        return Pull(task), self._reviewed
 
     def pulled(
         self, task: Task, model: Mapping[str, Tensor], *, personal: Mapping[str, Tensor] = _NOTHING
@@ -192,6 +227,7 @@ class ParticipantSession:
         if broken is not None:
             raise UntrustedAnswerError(f"the server's model holds NaN or infinity in tensor {broken[:100]!r}")
         self._structure = found
+        _check_local_noise(task, found)
         work = TrainingTask(
             run_id=task.run_id,
             round=task.round,
@@ -201,6 +237,7 @@ class ParticipantSession:
             training=task.training,
             parameters=task.parameters,
             algorithm=task.algorithm,
+            **self._privacy_of(task),
         )
         if task.kind is TaskKind.EVALUATE:
             return Evaluate(task, work)
@@ -216,8 +253,13 @@ class ParticipantSession:
         mine, theirs = own_control(own, action.work), server_control(server, action.work)
         return Train(action.task, replace(action.work, control=mine, server_control=theirs))
 
-    def trained(self, action: Train, result: TrainingResult) -> SendUpdate:
-        """Takes what the trainer returned; raises TrainerError if it cannot be sent."""
+    def trained(self, action: Train, result: TrainingResult, *, key: bytes) -> SendUpdate:
+        """Takes what the trainer returned; raises TrainerError if it cannot be sent.
+
+        `key` is 32 bytes of `os.urandom`, for the noise of this update alone.
+        """
+        if not isinstance(action.work.privacy, NoPrivacy):
+            return SendUpdate(action.task, protected_update(result, action.work, key=key))
         update = update_of(result, action.work.model, parameters=action.work.parameters)
         return SendUpdate(action.task, completed(update, result, action.work))
 
@@ -235,6 +277,18 @@ class ParticipantSession:
             return Claim()
         raise error
 
+    def _privacy_of(self, task: Task) -> dict[str, Any]:
+        if not _is_private(task):
+            return {}
+        if self._reviewed is None:
+            raise UsageError("a private run's task is reviewed before its model is pulled")
+        spec = self._reviewed.spec
+        return {
+            "privacy": spec.privacy,
+            "num_rounds": spec.num_rounds,
+            "max_participations": num_participations(spec),
+        }
+
     def _check_task(self, task: Task) -> None:
         if task.run_id != self._run_id:
             raise UntrustedAnswerError(f"the server answered a claim for {self._run_id} with a task of another run")
@@ -247,6 +301,22 @@ class ParticipantSession:
             raise UntrustedAnswerError(
                 f"the task announces a model of {task.model_num_bytes} bytes; at most {self._max_model_bytes} are taken"
             )
+
+
+def _is_private(task: Task) -> bool:
+    return not isinstance(task.privacy, NoPrivacy)
+
+
+def _check_local_noise(task: Task, model: Structure) -> None:
+    travelling = (
+        math.prod(shape)
+        for name, (dtype, shape) in model.items()
+        if dtype in FLOAT_FORMATS and task.parameters.travels(name)
+    )
+    try:
+        check_local_parameters(task.privacy, sum(travelling))
+    except ProblemError as error:
+        raise UntrustedAnswerError(f"the server should have refused its model: {error.detail}") from None
 
 
 def _has_controls(task: Task) -> bool:

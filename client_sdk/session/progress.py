@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from fl_protocol.privacy_claims import PrivacyUnit
 from fl_protocol.tasks import EvaluationReport, Receipt, Task
 
 
@@ -34,6 +35,30 @@ class TrainingFinished:
     task: Task
     num_examples: int
     metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateClipped:
+    """What a private run's update measured before it was clipped, None if it held NaN or infinity and became zero.
+
+    Only this client is told: the norm is a fact about its data.
+    """
+
+    task: Task
+    norm: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacySpent:
+    """A private run's update is about to leave: what this client has then spent in the run, by its own count.
+
+    `unit` says of whom: of the client with all its data, or of each single example (`example_dpsgd`).
+    """
+
+    task: Task
+    epsilon: float
+    delta: float
+    unit: PrivacyUnit
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +106,8 @@ Progress = (
     | TaskClaimed
     | ModelPulled
     | TrainingFinished
+    | UpdateClipped
+    | PrivacySpent
     | UpdateAccepted
     | EvaluationAccepted
     | WorkRefused

@@ -45,7 +45,9 @@ class FakeAggregator:
     """An aggregation server in memory that really averages, weighted by num_examples.
 
     It knows `participate`'s and `Operator`'s routes; it has no deadlines, no server optimizer and asks for no token but
-    a client's own. `intercept` sees each request first and may answer it instead, to play a fault.
+    a client's own. A private run's noise it calibrates, and claims are a real server's, which the SDK checks; but it
+    adds no noise of its own, so that a test can compare. `intercept` sees each request first and may answer it instead,
+    to play a fault.
     """
 
     def __init__(self, *, intercept: Interceptor | None = None) -> None:

@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 
 from client_sdk.testing.averaging import fednova_scales, mean_metrics, next_control, weighted_mean
+from client_sdk.testing.promises import claim_for
 from fl_protocol.arrays import decode, encode
 from fl_protocol.lineage import LINEAGE_KEY, Lineage, LineageOrigin, spec_digest
 from fl_protocol.models import Model
+from fl_protocol.privacy.accounting import calibrated
+from fl_protocol.privacy_claims import PrivacyClaim
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import Event, EventType, Round, RoundState
 from fl_protocol.runs import FINISHED_RUN_STATES, Run, RunSpec, RunState
 from fl_protocol.specs.algorithms import ScaffoldAlgorithm
+from fl_protocol.specs.privacy import LocalGaussianPrivacy, LocalLaplacePrivacy
 from fl_protocol.tasks import ControlVariate, EvaluationReport, Receipt, Task, TaskKind
 from fl_protocol.tensors import LENGTH_BYTES, header_length, parse_header
 from fl_protocol.updates import check_model, check_update_structure, update_layout, update_metadata
@@ -241,9 +245,18 @@ class FakeRun:
             algorithm=self.run.spec.algorithm,
             control_variate=self._control_of(version) if kind is TaskKind.TRAIN else None,
             counted_update=self._counted_update(client),
+            privacy_claim=self._claim_for(client, number=number) if kind is TaskKind.TRAIN else None,
         )
         self.tasks[task.task_id] = FakeTask(task, client)
         return task
+
+    def _claim_for(self, client: str, *, number: int) -> PrivacyClaim | None:
+        mine = [held.task for held in self.tasks.values() if held.client == client and held.update is not None]
+        current = {(done.number, done.attempt) for done in self.rounds if done.state is not RoundState.ABANDONED}
+        abandoned = sum((task.round, task.attempt) not in current for task in mine)
+        noises_itself = isinstance(self.run.spec.privacy, LocalLaplacePrivacy | LocalGaussianPrivacy)
+        counted = len(mine) if noises_itself else len(mine) - abandoned
+        return claim_for(self.run.spec, number=number, participations=counted, abandoned=abandoned)
 
     def _control_of(self, version: int) -> ControlVariate | None:
         control = self.controls[version]
@@ -336,6 +349,7 @@ class FakeRun:
 
 def new_run(spec: RunSpec) -> FakeRun:
     """Makes a draft run."""
+    spec = calibrated(spec)
     run = Run(
         run_id=new_id("run"),
         name=spec.name,

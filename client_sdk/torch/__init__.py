@@ -1,11 +1,13 @@
 """FedQuorum for PyTorch: a module's tensors, a trainer around a module, an evaluator. Nothing here unpickles."""
 
+from client_sdk.torch.dpsgd import DpsgdTrainer
 from client_sdk.torch.freezing import normalisation_patterns
 from client_sdk.torch.networks import ImageDataset, classifier, image_dataset, use_threads
 from client_sdk.torch.parameters import load_into, tensors_of
 from client_sdk.torch.trainer import TorchEvaluator, TorchTrainer, sgd
 
 __all__ = [
+    "DpsgdTrainer",
     "ImageDataset",
     "TorchEvaluator",
     "TorchTrainer",
