@@ -16,8 +16,8 @@ import numpy as np
 from fl_protocol.dtypes import Values
 from fl_protocol.privacy.noise import MAX_ABS_GAUSSIAN, Int64Array
 
-_GRID_BITS: Final = 32
-"""C / step lies above 2^31 and at most at 2^32."""
+_GRID_BITS: Final = 24
+"""C / step lies above 2^23 and at most at 2^24: float64 then draws noise to within 2^-28 of a step."""
 _CLIPPING_SLACK: Final = 1 + Fraction(1, 2**40)
 _MAX_EXACT: Final = 2**53
 _CORRELATED: Final = 2
@@ -38,7 +38,7 @@ class LatticeError(ValueError):
 
 
 def shift(clipping_norm: float) -> int:
-    """Gives s where the grid's step is 2^-s: floor(log2(2^32 / clipping_norm)), exactly."""
+    """Gives s where the grid's step is 2^-s: floor(log2(2^24 / clipping_norm)), exactly."""
     mantissa, exponent = math.frexp(clipping_norm)
     return _GRID_BITS - exponent + (mantissa == 0.5)
 
