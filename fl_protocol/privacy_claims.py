@@ -6,7 +6,6 @@ from typing import Annotated, assert_never
 from pydantic import Field, FiniteFloat
 
 from fl_protocol.messages import ResponseMessage
-from fl_protocol.privacy.releases import Adjacency
 from fl_protocol.specs.privacy import (
     CentralBltPrivacy,
     CentralGaussianAdaptivePrivacy,
@@ -34,6 +33,17 @@ class Trust(StrEnum):
 
     SERVER = "server"
     NOBODY = "nobody"
+
+
+class Adjacency(StrEnum):
+    """Between which two worlds a promise hides the difference.
+
+    A client's updates all being zero instead, a client being there or not, or one input standing for any other.
+    """
+
+    ZERO_OUT = "zero_out"
+    ADD_OR_REMOVE_ONE = "add_or_remove_one"
+    REPLACE_ONE = "replace_one"
 
 
 class PrivacyClaim(ResponseMessage):

@@ -35,6 +35,8 @@ class Round(ResponseMessage):
     """One attempt at one round; metrics are example-weighted means of what clients reported.
 
     `evaluation_by_stratum` has an entry for each value of the attribute that the RunSpec's `evaluation.strata` names.
+    `epsilon` is what a private run has cost with this round's model. Such a run keeps no metrics of its clients, and
+    `num_examples` counts its updates.
 
     A buffered round is one buffer: `quorum` is its size, `cohort_size` the run's concurrency, `base_version` the model
     that it is applied to. At `deadline_at` tasks handed out at its opening are given up; it goes on until it is full.
@@ -59,6 +61,7 @@ class Round(ResponseMessage):
     evaluation: dict[str, float] | None
     expected_cohort: float | None = None
     evaluation_by_stratum: dict[str, StratumEvaluation] | None = None
+    epsilon: float | None = None
 
 
 class Contribution(ResponseMessage):

@@ -135,6 +135,11 @@ def check_local_parameters(privacy: Privacy, num_parameters: int) -> None:
         )
 
 
+def floats_of(model: Header) -> Header:
+    """Gives the floating-point tensors of a header, in its order."""
+    return replace(model, tensors=tuple(spec for spec in model.tensors if spec.is_float))
+
+
 def _some_names(model: Header) -> str:
     names = ", ".join(repr(spec.name[:64]) for spec in model.tensors[:_NAMES_SHOWN])
     more = len(model.tensors) - _NAMES_SHOWN

@@ -73,6 +73,7 @@ def render_round(round_: RoundRecord) -> Round:
         evaluation=None if round_.evaluation is None else dict(round_.evaluation),
         expected_cohort=round_.expected_cohort,
         evaluation_by_stratum=_render_strata(round_),
+        epsilon=round_.epsilon,
     )
 
 
@@ -167,6 +168,7 @@ def render_task(assignment: Assignment) -> Task:
         algorithm=spec.algorithm,
         control_variate=_render_control(model) if assignment.task.kind is TaskKind.TRAIN else None,
         counted_update=assignment.counted_update,
+        privacy_claim=assignment.privacy_claim,
     )
 
 

@@ -122,6 +122,7 @@ class RoundRecord:
     evaluation_by_stratum: Mapping[str, StratumRecord] | None
     num_awaited: int | None = None
     expected_cohort: float | None = None
+    epsilon: float | None = None
 
 
 class TaskState(StrEnum):

@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from aggregator_service import failpoints
 from aggregator_service.domain import staleness, weighting
 from aggregator_service.domain.fednova import normalised_weights
+from aggregator_service.domain.privacy.ledger import ReleasedNoise
+from aggregator_service.domain.privacy.noised_sum import NoisedSum, gaussian_sum
 from aggregator_service.domain.records import ModelRecord, RoundRecord, RunRecord, UpdateRecord
 from aggregator_service.domain.strategies.mean import weighted_metrics
 from aggregator_service.domain.weighting import Weighed
@@ -15,15 +17,17 @@ from aggregator_service.flow.controls import fold_controls
 from aggregator_service.flow.fold import RangeReader, SealedUpdate, aggregate
 from aggregator_service.flow.read_ahead import ReadAhead
 from aggregator_service.flow.windows import read_header
-from aggregator_service.storage import models, rounds, runs, updates
+from aggregator_service.storage import models, noise_keys, rounds, runs, updates
 from aggregator_service.storage.blobs import BlobUpload
 from aggregator_service.storage.transactions import ReadTx
 from fl_protocol.rounds import RoundState
 from fl_protocol.specs.algorithms import FedNovaAlgorithm, ScaffoldAlgorithm
+from fl_protocol.specs.privacy import CentralPrivacy
 from fl_protocol.specs.rounds import BufferedRoundSpec
 from fl_protocol.specs.selection import fixed_denominator
 from fl_protocol.specs.strategies import InverseStratumSizeWeighting, MeanStrategy
 from fl_protocol.specs.training import local_learning_rate
+from fl_protocol.tensors import Header
 from fl_protocol.updates import update_layout
 
 
@@ -36,6 +40,7 @@ class SealedRound:
     base: ModelRecord
     updates: list[UpdateRecord]
     weights: list[int]
+    noise_key: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,7 @@ class Candidate:
     digest: str
     control_digest: str
     metrics: Mapping[str, float]
+    noise: ReleasedNoise | None = None
 
     @property
     def uploads(self) -> tuple[BlobUpload, ...]:
@@ -97,7 +103,8 @@ def load_sealed(tx: ReadTx, round_id: str) -> SealedRound | None:
     if run is None or base is None:
         raise LookupError(f"round {round_id} lacks its run or base model")
     accepted = updates.of_round(tx, round_id)
-    return SealedRound(run, round_, base, accepted, effective_weights(tx, run, accepted))
+    weights, key = effective_weights(tx, run, accepted), noise_keys.get(tx, round_id)
+    return SealedRound(run, round_, base, accepted, weights, key)
 
 
 def effective_weights(tx: ReadTx, run: RunRecord, accepted: Sequence[UpdateRecord]) -> list[int]:
@@ -119,7 +126,7 @@ def compute(flow: Flow, sealed: SealedRound) -> Candidate:
     failpoints.reach("aggregation.started")
     files = _Files(_HashedUpload(flow), _HashedUpload(flow), _HashedUpload(flow))
     try:
-        _fold(flow, sealed, files)
+        noised = _fold(flow, sealed, files)
     except BaseException:
         for file in (files.model, files.optimizer, files.control):
             flow.blobs.discard_blocking(file.upload)
@@ -132,15 +139,17 @@ def compute(flow: Flow, sealed: SealedRound) -> Candidate:
         digest=files.model.digest,
         control_digest=files.control.digest,
         metrics=weighted_metrics([(update.num_examples, update.metrics) for update in sealed.updates]),
+        noise=None if noised is None else noised.released,
     )
 
 
-def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> None:
+def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> NoisedSum | None:
     spec, model = sealed.run.spec, sealed.base
     base = ReadAhead(_reader(flow, model.blob_id), num_bytes=model.num_bytes)
     layout = update_layout(read_header(base), spec)
     updates = _sealed_updates(flow, sealed)
     factored, divisor = _factored(updates, sealed)
+    noised = _noised_sum(sealed, layout)
 
     def write_model(data: bytes) -> None:
         files.model.write(data)
@@ -156,6 +165,7 @@ def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> None:
         write_state=files.optimizer.write,
         holds=layout,
         divisor=divisor,
+        noised=noised,
     )
     if isinstance(spec.algorithm, ScaffoldAlgorithm):
         previous = None
@@ -163,6 +173,22 @@ def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> None:
             previous = ReadAhead(_reader(flow, model.control_blob_id), num_bytes=model.control_num_bytes)
         num_clients = spec.algorithm.num_clients
         fold_controls(previous, updates, layout=layout, num_clients=num_clients, write=files.control.write)
+    return noised
+
+
+def _noised_sum(sealed: SealedRound, layout: Header) -> NoisedSum | None:
+    """Gives the noise of a private round, whose key was drawn when it was sealed."""
+    privacy, num_elements = sealed.run.spec.privacy, sum(one.num_elements for one in layout.tensors if one.is_float)
+    if not isinstance(privacy, CentralPrivacy):
+        return None
+    if sealed.noise_key is None or privacy.noise_multiplier is None:
+        raise LookupError(f"round {sealed.round.round_id} lacks the key of its noise or how much there is to be")
+    return gaussian_sum(
+        privacy.noise_multiplier,
+        clipping_norm=privacy.clipping_norm,
+        num_elements=num_elements,
+        key=sealed.noise_key,
+    )
 
 
 def _factored(updates: Sequence[SealedUpdate], sealed: SealedRound) -> tuple[Sequence[SealedUpdate], float | None]:

@@ -1,7 +1,10 @@
 """Looks at whole updates before they are combined: how long each one is, and how they lie to each other."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from aggregator_service.domain.inner_products import InnerProducts, centre_of
 from aggregator_service.domain.update_norm import UpdateNorm, clip_factor
@@ -18,6 +21,23 @@ def clipped(contributions: Sequence[Contribution], model: Header, *, strategy: S
     if bound is None or bound.kind != "clip":
         return contributions
     return [replace(one, factor=clip_factor(_norm(one, model), bound.norm)) for one in contributions]
+
+
+def clipped_or_zero(contributions: Sequence[Contribution], model: Header, *, bound: float) -> Sequence[Contribution]:
+    """Gives the contributions that are finite with the factors that bring each of them down to a norm.
+
+    One whose norm is not a number adds nothing to a sum: to refuse it, or to leave it out of the count, would tell.
+    """
+    norms = [(one, _norm_or_infinity(one, model)) for one in contributions]
+    return [replace(one, factor=clip_factor(norm, bound)) for one, norm in norms if math.isfinite(norm)]
+
+
+def _norm_or_infinity(contribution: Contribution, model: Header) -> float:
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return _norm(contribution, model)
+    except OverflowError:
+        return math.inf
 
 
 def _norm(contribution: Contribution, model: Header) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from aggregator_service.domain import exact_sum, integer_mean
 from aggregator_service.domain.exact_sum import Int64Array
 from aggregator_service.domain.integer_mean import IntegerArray
+from aggregator_service.domain.privacy.noised_sum import NoisedSum
 from aggregator_service.domain.strategies.decision import CoordinateWise, Decision, WeightedMean
 from aggregator_service.domain.strategies.median import integer_median
 from aggregator_service.flow.contributions import Block, Contribution, blocks
@@ -36,11 +37,15 @@ def combine(
     *,
     moving: Header,
     divisor: float | None = None,
+    noised: NoisedSum | None = None,
 ) -> Iterator[tuple[Sequence[Segment], Deltas]]:
     """Yields the model window by window with its deltas, each valid until the next one is asked for.
 
-    Only what is `moving` has deltas. `divisor` replaces the sum of the weights in a weighted mean.
+    Only what is `moving` has deltas. `divisor` replaces the sum of the weights in a weighted mean, to which `noised`
+    adds noise on a grid that does not depend on what the updates hold.
     """
+    if noised is not None:
+        return _noised_sums(noised, contributions, model=model, moving=moving, divisor=divisor or 1)
     if isinstance(decision, WeightedMean):
         return _sums(decision, contributions, model=model, moving=moving, divisor=divisor)
     return _coordinate_wise(decision, [contributions[number] for number in decision.chosen], model=model)
@@ -80,6 +85,7 @@ class _Plan:
     weighted: Sequence[tuple[Contribution, int]]
     shifts: Mapping[int, int]
     divisor: float
+    moves_integers: bool = True
 
 
 def _sums(
@@ -97,6 +103,25 @@ def _sums(
         if spec.is_float and spec.name in moving.by_name
     }
     plan = _Plan(weighted, shifts, sum(weight for _, weight in weighted) if divisor is None else divisor)
+    yield from _summed(plan, model)
+
+
+def _noised_sums(
+    noised: NoisedSum, contributions: Sequence[Contribution], *, model: Header, moving: Header, divisor: float
+) -> Iterator[tuple[Sequence[Segment], Deltas]]:
+    shifts = {number: noised.shift for number, spec in enumerate(model.tensors) if spec.name in moving.by_name}
+    plan = _Plan([(one, 1) for one in contributions], shifts, divisor, moves_integers=False)
+    first = 0
+    for window, sums in _summed(plan, model):
+        for segment in window:
+            if segment.tensor in shifts:
+                end = segment.offset + segment.num_elements
+                noised.add(sums.totals[segment.offset : end], first=first + segment.offset)
+        first += len(sums.totals)
+        yield window, sums
+
+
+def _summed(plan: "_Plan", model: Header) -> Iterator[tuple[Sequence[Segment], "_Sums"]]:
     floats, scratch = np.empty(WINDOW_ELEMENTS, dtype=np.int64), np.empty(exact_sum.SCRATCH_ELEMENTS)
     for window in windows(model):
         sums = _Sums(plan, floats[: window[-1].offset + window[-1].num_elements])
@@ -127,7 +152,7 @@ class _Sums:
                     native = as_native_float(values, segment.spec.dtype)
                     shift, by = self.plan.shifts[segment.tensor], _delta_weight(one, weight)
                     exact_sum.fold(self._of(segment), native, weight=by, shift=shift, scratch=scratch)
-                else:
+                elif self.plan.moves_integers:
                     self._fold_integers(segment, values, weight=weight)
         # Every update holds every floating-point tensor that travels; what other segments have is never asked for.
         exact_sum.settle(self.totals, len(self.plan.weighted))

@@ -7,10 +7,11 @@ from typing import Final
 import numpy as np
 
 from aggregator_service.domain import integer_mean
+from aggregator_service.domain.privacy.noised_sum import NoisedSum
 from aggregator_service.domain.server_optimizers import choice
 from aggregator_service.domain.server_optimizers.states import States
 from aggregator_service.domain.strategies.decision import compares, decide
-from aggregator_service.flow.comparison import clipped, inner_products
+from aggregator_service.flow.comparison import clipped, clipped_or_zero, inner_products
 from aggregator_service.flow.contributions import SealedUpdate, open_contributions
 from aggregator_service.flow.deltas import Deltas, combine
 from aggregator_service.flow.optimizer_state import StoredState, open_state, pack, read_states, state_header, unpack
@@ -18,7 +19,7 @@ from aggregator_service.flow.windows import Layout, RangeReader, Segment, layout
 from fl_protocol.dtypes import Float64Array, Values, as_float64, from_float64, is_finite
 from fl_protocol.runs import RunSpec
 from fl_protocol.tensors import Header, TensorSpec, render_header
-from fl_protocol.updates import travelling_part
+from fl_protocol.updates import floats_of, travelling_part
 
 __all__ = ["ModelOverflowError", "RangeReader", "SealedUpdate", "aggregate"]
 
@@ -61,6 +62,7 @@ def aggregate(
     write_state: Writer,
     holds: Header | None = None,
     divisor: float | None = None,
+    noised: NoisedSum | None = None,
 ) -> None:
     """Writes the next model, and the optimizer's state where it has one, as safetensors bytes in order.
 
@@ -70,15 +72,21 @@ def aggregate(
     state. Integer tensors move by the rounded mean of the updates that hold them, or by their median where the strategy
     goes coordinate by coordinate, whatever the optimizer. `holds` is what an update holds, by default the base's
     tensors that travel; what the base does not have is left alone. `divisor` is what the sum of weighted deltas is
-    divided by, by default the sum of the weights. Raises ModelOverflowError; OptimizerStateError, ProblemError or
-    EOFError for a stored blob that is not what was accepted.
+    divided by, by default the sum of the weights. With `noised` each update is clipped, one that holds NaN or an
+    infinity counts as zero, the sum gets its noise, and integer tensors stay as they are. Raises ModelOverflowError;
+    OptimizerStateError, ProblemError or EOFError for a stored blob that is not what was accepted.
     """
     if not updates:
         raise ValueError("an aggregate needs at least one update")
     model = read_header(base)
     moving = travelling_part(model, spec)
     opened = open_contributions(updates, model, holds=holds or moving)
-    contributions = clipped(opened, model, strategy=spec.strategy)
+    if noised is None:
+        contributions = clipped(opened, model, strategy=spec.strategy)
+    else:
+        moving = floats_of(moving)
+        contributions = clipped_or_zero(opened, model, bound=noised.clipping_norm)
+        divisor = len(opened) if divisor is None else divisor
     decision = decide(
         spec.strategy,
         [one.update.weight for one in contributions],
@@ -95,7 +103,7 @@ def aggregate(
         write_state=write_state,
     )
     _write_headers(plan, model, moving=moving)
-    for window, deltas in combine(decision, contributions, model, moving=moving, divisor=divisor):
+    for window, deltas in combine(decision, contributions, model, moving=moving, divisor=divisor, noised=noised):
         _finish_window(plan, window, deltas=deltas)
 
 

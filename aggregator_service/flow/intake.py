@@ -24,13 +24,15 @@ from aggregator_service.flow import buffers
 from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.layouts import layout_of_run
-from aggregator_service.flow.measures import UpdateMeasure
+from aggregator_service.flow.measures import measure_of
 from aggregator_service.flow.reception import Body, Received, digest_of, receive
 from aggregator_service.storage import asks, events, rounds, runs, tasks, updates
 from aggregator_service.storage.asks import AskRecord
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.problems import ProblemError
 from fl_protocol.rounds import EventType, RoundKind
+from fl_protocol.runs import RunSpec
+from fl_protocol.specs.protection import NoPrivacy
 from fl_protocol.specs.rounds import BufferedRoundSpec
 from fl_protocol.streaming import StreamDecoder
 from fl_protocol.tasks import TaskKind
@@ -106,7 +108,7 @@ async def take_update(flow: Flow, ask: Ask, body: Body) -> Accepted:
         digest = await digest_of(body, max_num_bytes=ask.max_num_bytes)
         judge(digest=digest, accepted_digest=ask.accepted.digest, task=ask.task, collecting=False, round_=ask.round)
         return Accepted(ask.accepted, ask.round, is_new=False)
-    measure = UpdateMeasure(layout, ask.run.spec.strategy)
+    measure = measure_of(layout, ask.run.spec)
     decoder = StreamDecoder(
         max_header_bytes=update_header_limit(layout),
         max_num_bytes=ask.max_num_bytes,
@@ -119,11 +121,18 @@ async def take_update(flow: Flow, ask: Ask, body: Body) -> Accepted:
 
 def _check_header(header: Header, ask: Ask) -> None:
     check_update_structure(header, ask.layout)
-    update_metadata(header, ask.run.spec.algorithm)
+    _metadata(header, ask.run.spec)
+
+
+def _metadata(header: Header, spec: RunSpec) -> UpdateMetadata:
+    """Reads what an update says of itself; in a private run, where that has no budget, nothing is read or kept."""
+    if not isinstance(spec.privacy, NoPrivacy):
+        return UpdateMetadata(num_examples=1)
+    return update_metadata(header, spec.algorithm)
 
 
 async def _commit(flow: Flow, ask: Ask, received: Received, *, max_abs: dict[str, float]) -> Accepted:
-    metadata = update_metadata(received.header, ask.run.spec.algorithm)
+    metadata = _metadata(received.header, ask.run.spec)
     arrival = _Arrival(ask, received, metadata, max_abs, flow.new_id("update"))
     failpoints.reach("intake.before_commit")
     try:

@@ -1,5 +1,6 @@
 """A run's life as its operator steers it: create, start, pause, resume, stop."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,10 +15,12 @@ from aggregator_service.flow.layouts import layout_of
 from aggregator_service.flow.versions import take_over
 from aggregator_service.storage import events, models, rounds, runs, tasks
 from aggregator_service.storage.transactions import WriteTx
+from fl_protocol.privacy.accounting import calibrated
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import EventType, RoundState
 from fl_protocol.runs import RunSpec, RunState
 from fl_protocol.specs.initial_model import PreviousModel
+from fl_protocol.specs.protection import NoPrivacy
 from fl_protocol.updates import check_model
 
 
@@ -29,6 +32,7 @@ def no_such_run(run_id: str) -> ProblemError:
 async def create_run(flow: Flow, spec: RunSpec, create: IdempotentCreate | None) -> RunRecord:
     """Makes a draft of a run, with its model if that is another run's; the same key and spec give the same run."""
     await _check_previous(flow, spec)
+    spec = await _calibrated(spec)
     run_id = flow.new_id("run")
 
     def body(tx: WriteTx) -> RunRecord:
@@ -58,6 +62,17 @@ async def create_run(flow: Flow, spec: RunSpec, create: IdempotentCreate | None)
         return replace(run, latest_version=0)
 
     return await flow.transactions.write("create_run", body)
+
+
+async def _calibrated(spec: RunSpec) -> RunSpec:
+    """Fills in the noise that keeps a private run's budget; raises `invalid-request` where none does."""
+    if isinstance(spec.privacy, NoPrivacy):
+        return spec
+    try:
+        # Seconds, the first time: the accounting library is large.
+        return await asyncio.to_thread(calibrated, spec)
+    except ValueError as error:
+        raise ProblemError(ProblemType.INVALID_REQUEST, str(error)) from None
 
 
 async def _check_previous(flow: Flow, spec: RunSpec) -> None:

@@ -3,10 +3,29 @@
 from aggregator_service.domain.update_norm import UpdateNorm
 from fl_protocol.encodings.dense import DenseMeasure
 from fl_protocol.problems import ProblemError, ProblemType
+from fl_protocol.runs import RunSpec
+from fl_protocol.specs.privacy import CentralPrivacy
 from fl_protocol.specs.strategies import Strategy
 from fl_protocol.streaming import Piece
 from fl_protocol.tensors import Header
 from fl_protocol.updates import control_tensors
+
+
+class Unjudged:
+    """Refuses nothing and keeps nothing: in a private run both would tell something of what an update holds."""
+
+    @property
+    def max_abs(self) -> dict[str, float]:
+        """Nothing: the sum's grid is known beforehand."""
+        return {}
+
+    def __call__(self, piece: Piece) -> None:
+        """Takes the next piece as it is."""
+
+
+def measure_of(layout: Header, spec: RunSpec) -> "UpdateMeasure | Unjudged":
+    """Gives what measures an update of a run while it streams in."""
+    return Unjudged() if isinstance(spec.privacy, CentralPrivacy) else UpdateMeasure(layout, spec.strategy)
 
 
 class UpdateMeasure:

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 from aggregator_service import failpoints
 from aggregator_service.domain.records import ModelRecord
+from aggregator_service.flow import budget
 from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.aggregation import Candidate, SealedRound
 from aggregator_service.flow.context import Flow
@@ -50,7 +51,10 @@ def _publish(flow: Flow, tx: WriteTx, sealed: SealedRound, candidate: Candidate)
     )
     if not won:
         return False
-    _store(flow, tx, sealed, candidate, version=version, current_round=run.current_round)
+    epsilon = budget.spend(tx, run, sealed.round, noise=candidate.noise, model_digest=candidate.digest)
+    if epsilon is not None:
+        rounds.set_epsilon(tx, sealed.round.round_id, epsilon)
+    _store(flow, tx, sealed, candidate, version=version, current_round=run.current_round, epsilon=epsilon)
     failpoints.reach("publication.in_transaction")
     moved = runs.get(tx, run.run_id)
     if moved is not None and moved.state is RunState.RUNNING:
@@ -59,7 +63,14 @@ def _publish(flow: Flow, tx: WriteTx, sealed: SealedRound, candidate: Candidate)
 
 
 def _store(
-    flow: Flow, tx: WriteTx, sealed: SealedRound, candidate: Candidate, *, version: int, current_round: int
+    flow: Flow,
+    tx: WriteTx,
+    sealed: SealedRound,
+    candidate: Candidate,
+    *,
+    version: int,
+    current_round: int,
+    epsilon: float | None,
 ) -> None:
     for upload in candidate.uploads:
         if upload.num_bytes:
@@ -84,5 +95,6 @@ def _store(
             control_digest=candidate.control_digest if control.num_bytes else None,
             control_num_bytes=control.num_bytes or None,
         ),
+        epsilon=epsilon,
     )
     runs.set_progress(tx, sealed.run.run_id, current_round=current_round, latest_version=version)

@@ -5,7 +5,7 @@ from datetime import timedelta
 from aggregator_service.domain import quorum
 from aggregator_service.domain.quorum import QuorumDecision
 from aggregator_service.domain.records import EvaluationState, RoundRecord, RunRecord
-from aggregator_service.flow import buffers, cohorts
+from aggregator_service.flow import budget, buffers, cohorts
 from aggregator_service.flow.context import Flow
 from aggregator_service.storage import events, rounds, runs
 from aggregator_service.storage.transactions import WriteTx
@@ -37,11 +37,11 @@ def close_if_due(flow: Flow, tx: WriteTx, *, run: RunRecord, round_: RoundRecord
         case QuorumDecision.COLLECT:
             return
         case QuorumDecision.SEAL:
-            _seal(tx, round_)
+            _seal(flow, tx, run, round_)
             if round_.kind is RoundKind.BUFFERED and round_.number < run.spec.num_rounds:
                 _open(flow, tx, run, number=round_.number + 1, attempt=1, num_waiting=_num_waiting(tx, run.run_id))
         case QuorumDecision.ABANDON:
-            _abandon(tx, round_)
+            _abandon(tx, run, round_)
             flow.telemetry.round_ended("abandoned")
             if run.state is RunState.RUNNING:
                 advance(flow, tx, run)
@@ -50,7 +50,7 @@ def close_if_due(flow: Flow, tx: WriteTx, *, run: RunRecord, round_: RoundRecord
 def abandon_open(flow: Flow, tx: WriteTx, run: RunRecord) -> None:
     """Abandons whatever rounds of a run are open, because the run ends."""
     for round_ in rounds.unfinished(tx, run.run_id):
-        _abandon(tx, round_)
+        _abandon(tx, run, round_)
         flow.telemetry.round_ended("abandoned")
     for evaluated in rounds.open_evaluations(tx, run.run_id):
         rounds.complete_evaluation(tx, evaluated.round_id, None)
@@ -81,6 +81,10 @@ def _num_waiting(tx: WriteTx, run_id: str) -> int:
 def _open(flow: Flow, tx: WriteTx, run: RunRecord, *, number: int, attempt: int, num_waiting: int = 0) -> None:
     """Opens a round on the newest model, or on the one that so many sealed buffers will have made by their turn."""
     spec, latest_version = run.spec.round, run.latest_version or 0
+    charge = budget.next_charge(tx, run)
+    if exhausted := budget.refusal(run, charge):
+        finish(tx, run, RunState.COMPLETED, reason=exhausted)
+        return
     base_version = latest_version + num_waiting
     round_ = RoundRecord(
         round_id=flow.new_id("round"),
@@ -108,6 +112,7 @@ def _open(flow: Flow, tx: WriteTx, run: RunRecord, *, number: int, attempt: int,
         evaluation_by_stratum=None,
     )
     rounds.insert(tx, round_)
+    budget.reserve(tx, run, round_, charge)
     runs.set_progress(tx, run.run_id, current_round=number, latest_version=latest_version)
     if isinstance(spec, BufferedRoundSpec):
         buffers.release_stale(tx, run.run_id, oldest_version=base_version - spec.max_staleness)
@@ -124,8 +129,9 @@ def _open(flow: Flow, tx: WriteTx, run: RunRecord, *, number: int, attempt: int,
         finish(tx, run, RunState.FAILED, reason=str(error))
 
 
-def _seal(tx: WriteTx, round_: RoundRecord) -> None:
+def _seal(flow: Flow, tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
     rounds.close(tx, round_, RoundState.AGGREGATING)
+    budget.draw_key(flow, tx, run, round_)
     events.append(
         tx,
         round_.run_id,
@@ -134,8 +140,9 @@ def _seal(tx: WriteTx, round_: RoundRecord) -> None:
     )
 
 
-def _abandon(tx: WriteTx, round_: RoundRecord) -> None:
+def _abandon(tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
     rounds.close(tx, round_, RoundState.ABANDONED)
+    budget.give_back(tx, run, round_)
     events.append(
         tx,
         round_.run_id,

@@ -1,7 +1,7 @@
 """Who is asked: a client claims a task, waits for one, or gives one up."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -15,7 +15,7 @@ from aggregator_service.domain.records import (
     TaskRecord,
     TaskState,
 )
-from aggregator_service.flow import buffers, cohorts
+from aggregator_service.flow import budget, buffers, cohorts
 from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.cohorts import Prospect
 from aggregator_service.flow.context import Flow
@@ -23,6 +23,7 @@ from aggregator_service.flow.layouts import layout_of
 from aggregator_service.flow.lifecycle import no_such_run
 from aggregator_service.storage import attendance, clients, models, rounds, runs, tasks, updates
 from aggregator_service.storage.transactions import ReadTx, WriteTx
+from fl_protocol.privacy_claims import PrivacyClaim
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import RoundState
 from fl_protocol.runs import FINISHED_RUN_STATES, RunState
@@ -51,6 +52,7 @@ class Assignment:
     max_num_bytes: int
     is_new: bool
     counted_update: str | None
+    privacy_claim: PrivacyClaim | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ def release(flow: Flow, tx: WriteTx, run: RunRecord, task: TaskRecord) -> None:
 async def _try_claim(flow: Flow, run_id: str, client_id: str) -> Assignment | None:
     task_id = flow.new_id("task")
 
-    def body(tx: WriteTx) -> tuple[TaskRecord, RunRecord, RoundRecord, ModelRecord, bool, str | None] | None:
+    def body(tx: WriteTx) -> Assignment | None:
         run = _unfinished(runs.lock(tx, run_id), run_id)
         attended = check_not_excluded(attendance.get(tx, run_id, client_id))
         if _is_unseen(tx, run, attended):
@@ -163,14 +165,14 @@ async def _try_claim(flow: Flow, run_id: str, client_id: str) -> Assignment | No
         counted = None
         if isinstance(run.spec.algorithm, ScaffoldAlgorithm):
             counted = updates.last_counted(tx, run_id=run_id, client_id=client_id)
-        return task, run, round_, model, is_new, counted
+        claim = budget.claim(tx, run, client_id, round_number=round_.number)
+        return Assignment(task, run, round_, model, 0, is_new, counted, claim)
 
     claimed = await flow.transactions.write("claim_task", body)
     if claimed is None:
         return None
-    task, run, round_, model, is_new, counted = claimed
-    layout = update_layout(await layout_of(flow, model), run.spec)
-    return Assignment(task, run, round_, model, max_update_bytes(layout), is_new, counted)
+    layout = update_layout(await layout_of(flow, claimed.model), claimed.run.spec)
+    return replace(claimed, max_num_bytes=max_update_bytes(layout))
 
 
 async def _pause_seconds(flow: Flow, run_id: str) -> int:

@@ -10,16 +10,18 @@ from fl_protocol.rounds import EventType
 from fl_protocol.specs.initial_model import PreviousModel
 
 
-def add_model(tx: WriteTx, model: ModelRecord) -> None:
-    """Publishes a model version."""
+def add_model(tx: WriteTx, model: ModelRecord, *, epsilon: float | None = None) -> None:
+    """Publishes a model version; `epsilon` is what a private run has cost with it."""
     models.insert(tx, model)
     restored = {} if model.restored_from is None else {"rolled_back_to": model.restored_from}
+    spent = {} if epsilon is None else {"epsilon": epsilon}
     events.append(
         tx,
         model.run_id,
         EventType.MODEL_PUBLISHED,
         {"version": model.version, "round": model.round, "digest": model.digest, "num_bytes": model.num_bytes}
-        | restored,
+        | restored
+        | spent,
     )
 
 

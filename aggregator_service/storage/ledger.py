@@ -1,7 +1,7 @@
 """The privacy_ledger table: what each release of a run costs, as a chain that is only ever appended to."""
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -72,17 +72,15 @@ def page(tx: ReadTx, run_id: str, *, after_sequence: int, limit: int) -> list[Le
         .order_by(table.c.sequence)
         .limit(limit)
     )
-    return [parse(StoredEntry(*row)) for row in tx.connection.execute(query)]
+    return [parse(StoredEntry(row.entry, row.entry_hash)) for row in tx.connection.execute(query)]
 
 
 def chain(tx: ReadTx, run_id: str) -> Iterator[StoredEntry]:
     """Yields a run's whole chain as it is stored, unchecked."""
-    query = (
-        sa.select(table.c.entry, table.c.entry_hash).where(table.c.run_id == run_id).order_by(table.c.sequence)
-    )
+    query = sa.select(table.c.entry, table.c.entry_hash).where(table.c.run_id == run_id).order_by(table.c.sequence)
     for row in tx.connection.execute(query):
-        yield StoredEntry(*row)
+        yield StoredEntry(row.entry, row.entry_hash)
 
 
-def _entry(row: sa.Row[tuple[str, str]] | None) -> LedgerEntry | None:
-    return None if row is None else parse(StoredEntry(*row))
+def _entry(row: sa.Row[Any] | None) -> LedgerEntry | None:
+    return None if row is None else parse(StoredEntry(row.entry, row.entry_hash))

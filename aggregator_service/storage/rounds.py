@@ -258,6 +258,11 @@ def complete(
     )
 
 
+def set_epsilon(tx: WriteTx, round_id: str, epsilon: float) -> None:
+    """Records what a private run has cost with the model of a round."""
+    change_one(tx, sa.update(rounds).where(rounds.c.round_id == round_id).values(epsilon=epsilon))
+
+
 def complete_evaluation(
     tx: WriteTx,
     round_id: str,

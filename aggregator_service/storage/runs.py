@@ -52,6 +52,12 @@ def insert(tx: WriteTx, run: RunRecord) -> None:
     )
 
 
+def stored_spec(tx: ReadTx, run_id: str) -> dict[str, Any]:
+    """Gives a run's spec as it was stored, which later versions may read with more fields."""
+    spec: dict[str, Any] = tx.connection.execute(sa.select(runs.c.spec).where(runs.c.run_id == run_id)).scalar_one()
+    return spec
+
+
 def get(tx: ReadTx, run_id: str) -> RunRecord | None:
     """Gives a run; None where there is no such run."""
     row = tx.connection.execute(_GET, {"run_id": run_id}).one_or_none()

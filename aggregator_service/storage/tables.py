@@ -121,6 +121,7 @@ rounds: Final = sa.Table(
     sa.Column("num_awaited", sa.BigInteger),
     sa.Column("expected_cohort", sa.Double),
     sa.Column("evaluation_by_stratum", sa.JSON(none_as_null=True)),
+    sa.Column("epsilon", sa.Double),
     sa.UniqueConstraint("run_id", "number", "attempt"),
 )
 

@@ -23,6 +23,7 @@ FOR EACH STATEMENT EXECUTE FUNCTION privacy_ledger_is_append_only()
 
 
 def upgrade() -> None:
+    op.add_column("rounds", sa.Column("epsilon", sa.Double(), nullable=True))
     op.create_table(
         "privacy_ledger",
         sa.Column("run_id", sa.String(64), nullable=False),
@@ -52,6 +53,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.drop_column("rounds", "epsilon")
     op.drop_table("noise_keys")
     op.drop_index(op.f("ix_privacy_ledger_round_id"), "privacy_ledger")
     op.drop_table("privacy_ledger")

@@ -30,24 +30,33 @@ class LedgerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What a release adds, and what the client that has taken part most often has spent after it.
+    """What a release costs: what the client that has taken part most often has spent after it.
 
-    `sensitivity` and `stddev` count steps of the integer grid, `step` apart; all three are None where clients add the
-    noise. `epsilon` is by the accountant that is named, `epsilon_rdp` by Renyi differential privacy as a cross-check.
+    `epsilon_renyi` is the cross-check by Renyi differential privacy, None where that has no account of the mechanism.
     """
 
     mechanism: str
     noise_multiplier: float
-    clipping_norm: float
-    step: float | None
-    sensitivity: int | None
-    stddev: float | None
-    num_updates: int
+    num_releases: int
     num_participations: int
     epsilon: float
-    epsilon_rdp: float
+    epsilon_renyi: float | None
     delta: float
     accountant: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasedNoise:
+    """The noise that the server added to a round's sum, on the integer grid that is `step` apart.
+
+    `sensitivity` and `stddev` count steps: what one update can change at most, and the noise's standard deviation.
+    """
+
+    clipping_norm: float
+    step: float
+    sensitivity: int
+    stddev: float
+    num_elements: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,8 @@ class LedgerEntry:
     attempt: int
     state: LedgerState
     charge: Charge
+    num_updates: int
+    noise: ReleasedNoise | None
     model_digest: str | None
     created_at: datetime
     previous_hash: str
@@ -100,6 +111,7 @@ def parse(stored: StoredEntry) -> LedgerEntry:
         | {
             "state": LedgerState(fields["state"]),
             "charge": Charge(**fields["charge"]),
+            "noise": fields["noise"] and ReleasedNoise(**fields["noise"]),
             "created_at": datetime.fromisoformat(fields["created_at"]),
         }
     )

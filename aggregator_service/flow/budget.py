@@ -1,0 +1,164 @@
+"""What a private run's rounds cost: reserved when one opens, spent when its model appears, void if nothing came of it.
+
+Everything here happens in the transaction that opens, publishes or abandons the round, so no model can be read before
+its cost is on the ledger, and two servers cannot both spend what is left.
+"""
+
+from functools import cache
+from importlib.metadata import version
+
+from aggregator_service.domain.privacy.ledger import Charge, LedgerEntry, LedgerState, ReleasedNoise, genesis
+from aggregator_service.domain.records import RoundRecord, RunRecord
+from aggregator_service.flow.context import Flow
+from aggregator_service.storage import ledger, noise_keys, participations, runs
+from aggregator_service.storage.transactions import ReadTx, WriteTx
+from fl_protocol.privacy.accounting import BudgetedPrivacy, delta_of, epsilon_spent, renyi_epsilon_spent
+from fl_protocol.privacy.noise import KEY_BYTES
+from fl_protocol.privacy_claims import PrivacyClaim, promise_of
+from fl_protocol.runs import RunSpec
+from fl_protocol.specs.privacy import CentralPrivacy, LocalPrivacy, num_participations
+
+
+def next_charge(tx: ReadTx, run: RunRecord) -> Charge | None:
+    """Gives what the next release would bring the run to, whoever takes part; None for a run without an account."""
+    if not isinstance(run.spec.privacy, BudgetedPrivacy):
+        return None
+    most = num_participations(run.spec)
+    spread = _spread(tx, run)
+    worst = max(
+        [1, *(charged for _, charged in spread), *(charged + 1 for counted, charged in spread if counted < most)]
+    )
+    return _charge(run.spec, worst, num_releases=ledger.count_spent(tx, run.run_id) + 1)
+
+
+def refusal(run: RunRecord, charge: Charge | None) -> str | None:
+    """Says why a round may not open that would exceed the budget; None if it may."""
+    privacy = run.spec.privacy
+    if charge is None or not isinstance(privacy, BudgetedPrivacy) or charge.epsilon <= privacy.target_epsilon:
+        return None
+    return (
+        f"the privacy budget is exhausted: one more round could bring a client to epsilon {charge.epsilon:.6g}, and "
+        f"privacy.target_epsilon is {privacy.target_epsilon:g} (delta {charge.delta:g})"
+    )
+
+
+def reserve(tx: WriteTx, run: RunRecord, round_: RoundRecord, charge: Charge | None) -> None:
+    """Sets aside what a round that was just opened may cost."""
+    if charge is not None:
+        _append(tx, run, round_, LedgerState.RESERVED, charge=charge)
+
+
+def draw_key(flow: Flow, tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
+    """Draws the key of a round's noise, once, in the transaction that seals the round."""
+    if isinstance(run.spec.privacy, CentralPrivacy):
+        noise_keys.insert(tx, round_.round_id, flow.entropy(KEY_BYTES))
+
+
+def spend(
+    tx: WriteTx, run: RunRecord, round_: RoundRecord, *, noise: ReleasedNoise | None, model_digest: str
+) -> float | None:
+    """Charges a round whose model is about to be published, and forgets its key; gives epsilon after it."""
+    if not isinstance(run.spec.privacy, BudgetedPrivacy):
+        return None
+    noise_keys.forget(tx, round_.round_id)
+    worst = max([1, *(charged for _, charged in _spread(tx, run))])
+    charge = _charge(run.spec, worst, num_releases=ledger.count_spent(tx, run.run_id) + 1)
+    _append(tx, run, round_, LedgerState.SPENT, charge=charge, noise=noise, model_digest=model_digest)
+    return charge.epsilon
+
+
+def give_back(tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
+    """Voids the reservation of an abandoned round; with noise added by clients, what has arrived is spent."""
+    reserved = ledger.of_round(tx, round_.round_id)
+    if reserved is None or reserved.state is not LedgerState.RESERVED:
+        return
+    noise_keys.forget(tx, round_.round_id)
+    has_left = isinstance(run.spec.privacy, LocalPrivacy) and round_.num_updates > 0
+    _append(tx, run, round_, LedgerState.SPENT if has_left else LedgerState.VOID, charge=reserved.charge)
+
+
+def claim(tx: ReadTx, run: RunRecord, client_id: str, *, round_number: int) -> PrivacyClaim | None:
+    """Tells one client what it is promised, and what it will have spent after its next update."""
+    promise = promise_of(run.spec.privacy)
+    if promise is None:
+        return None
+    spec, (unit, adjacency, trust) = run.spec, promise
+    counted, accepted = participations.of_client(tx, run.run_id, client_id)
+    charged = accepted if isinstance(spec.privacy, LocalPrivacy) else counted
+    is_accounted = isinstance(spec.privacy, BudgetedPrivacy)
+    newest, spent = ledger.last(tx, run.run_id), ledger.last_spent(tx, run.run_id)
+    return PrivacyClaim(
+        unit=unit,
+        adjacency=adjacency,
+        trust=trust,
+        target_epsilon=getattr(spec.privacy, "target_epsilon", 0.0),
+        delta=delta_of(spec) or None,
+        epsilon_spent=0.0 if spent is None else spent.charge.epsilon,
+        epsilon_yours=epsilon_spent(spec, num_participations=charged + 1, num_rounds=round_number)
+        if is_accounted
+        else getattr(spec.privacy, "target_epsilon", 0.0),
+        noise_multiplier=getattr(spec.privacy, "noise_multiplier", None),
+        num_participations=charged,
+        max_participations=num_participations(spec),
+        min_separation=spec.selection.min_separation,
+        num_rounds=spec.num_rounds,
+        num_abandoned=accepted - charged,
+        ledger_head=None if newest is None else newest.hash,
+        ledger_length=0 if newest is None else newest.sequence,
+    )
+
+
+def _spread(tx: ReadTx, run: RunRecord) -> list[tuple[int, int]]:
+    """Gives (updates that count, updates that cost) of clients; what an abandoned round was sent costs only if noised."""
+    spread = participations.spread(tx, run.run_id)
+    if isinstance(run.spec.privacy, LocalPrivacy):
+        return spread
+    return [(counted, counted) for counted, _ in spread]
+
+
+def _charge(spec: RunSpec, worst: int, *, num_releases: int) -> Charge:
+    return Charge(
+        mechanism=spec.privacy.kind,
+        noise_multiplier=getattr(spec.privacy, "noise_multiplier", 0.0),
+        num_releases=num_releases,
+        num_participations=worst,
+        epsilon=epsilon_spent(spec, num_participations=worst, num_rounds=num_releases),
+        epsilon_renyi=renyi_epsilon_spent(spec, num_participations=worst, num_rounds=num_releases),
+        delta=delta_of(spec),
+        accountant=_accountant(),
+    )
+
+
+@cache
+def _accountant() -> str:
+    return f"dp-accounting {version('dp-accounting')}"
+
+
+def _append(
+    tx: WriteTx,
+    run: RunRecord,
+    round_: RoundRecord,
+    state: LedgerState,
+    *,
+    charge: Charge,
+    noise: ReleasedNoise | None = None,
+    model_digest: str | None = None,
+) -> None:
+    before = ledger.last(tx, run.run_id)
+    ledger.append(
+        tx,
+        LedgerEntry(
+            run_id=run.run_id,
+            sequence=1 if before is None else before.sequence + 1,
+            round_id=round_.round_id,
+            round=round_.number,
+            attempt=round_.attempt,
+            state=state,
+            charge=charge,
+            num_updates=round_.num_updates,
+            noise=noise,
+            model_digest=model_digest,
+            created_at=tx.now(),
+            previous_hash=genesis(run.run_id, runs.stored_spec(tx, run.run_id)) if before is None else before.hash,
+        ),
+    )
