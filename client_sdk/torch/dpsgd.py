@@ -130,6 +130,7 @@ class DpsgdTrainer:
         finally:
             optimizer.zero_grad(set_to_none=True)
             sampled.to_standard_module()
+            _forget_activations(self.module)
         return tally
 
     def _gradients(self, sampled: nn.Module, batch: Batch | None, *, optimizer: Any, tally: Tally) -> None:
@@ -191,7 +192,7 @@ def _calibrated(task: TrainingTask, privacy: ExampleDpsgdPrivacy, batches: _Pois
             sample_rate=batches.sample_rate,
             steps=num_epochs * len(batches),
             accountant="prv",
-            epsilon_tolerance=min(0.01, privacy.target_epsilon / 100),
+            epsilon_tolerance=privacy.target_epsilon / 100,
         )
     return float(found)
 
@@ -249,6 +250,13 @@ def _check(module: nn.Module, data: Dataset[Any]) -> None:
             "batch, so that no example's share can be clipped; use nn.GroupNorm, nn.LayerNorm or nn.InstanceNorm2d "
             "without running statistics (opacus.validators.ModuleValidator.fix replaces it by GroupNorm)"
         )
+
+
+def _forget_activations(module: nn.Module) -> None:
+    # Opacus leaves in the layers what a step that failed had not used up, and would take it for the next step's.
+    for layer in module.modules():
+        for name in ("activations", "max_batch_len"):
+            vars(layer).pop(name, None)
 
 
 def _check_layers(module: nn.Module) -> None:

@@ -23,6 +23,7 @@ from client_sdk.errors import UsageError
 from client_sdk.testing import FakeAggregator
 from fl_protocol.arrays import decode, encode
 from fl_protocol.rounds import Round, RoundState, StratumEvaluation
+from fl_protocol.specs.privacy import LocalLaplacePrivacy
 
 MODEL = {"w": np.array([1.0, 2.0], dtype=np.float32)}
 COMMANDS = [
@@ -285,6 +286,35 @@ def test_taking_part_with_a_trainer_of_ones_own(
     for name in ("my_own_training", "my_own_training:nothing", "my_own_training:NOT_CALLABLE", "no_such_module:x"):
         code, _, error = run("participate", run_id, name)
         assert (code, error.count("\n")) == (2, 1)
+
+
+def test_participation_is_held_to_a_policy_file_and_tells_what_it_spends(
+    run: Run, fake: FakeAggregator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    privacy = LocalLaplacePrivacy(kind="local_laplace", target_epsilon=4.0)
+    spec = RunSpec(num_rounds=2, round=RoundSpec(quorum=1), privacy=privacy)
+    run_id = anyio.run(fake.start_run, spec, MODEL).run_id
+    (tmp_path / "my_private_training.py").write_text(
+        "from client_sdk import TrainedModel\ndef train(task):\n"
+        "    return TrainedModel(tensors={'w': task.model['w'] + task.model['w'].dtype.type(1)}, num_examples=4)\n"
+    )
+    (tmp_path / "policy.toml").write_text("max_epsilon = 3.0\n")
+    monkeypatch.chdir(tmp_path)
+    fake.clients["a-client-token"] = "a"
+    monkeypatch.setenv("FEDQUORUM_TOKEN", "a-client-token")
+    arguments = ("participate", run_id, "my_private_training:train", "--policy", "policy.toml", "--state-dir", "state")
+    code, out, error = run(*arguments)
+    assert (code, error.count("\n")) == (1, 2)
+    assert error.splitlines()[-1] == "fedquorum: policy.max_epsilon 3 is less than privacy.target_epsilon 4"
+    (tmp_path / "policy.toml").write_text("max_epsilon = 4.0\n")
+    code, out, error = run(*arguments)
+    assert (code, error) == (0, "")
+    assert "round 1: the update measured 2 before it was clipped" in out
+    assert "round 2: one client has spent epsilon 4 at delta 0" in out
+    (tmp_path / "policy.toml").write_text("max_epsylon = 4.0\n")
+    code, _, error = run(*arguments)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "policy.toml: max_epsylon" in error
 
 
 def test_an_enrolment_prints_the_token_alone(run: Run) -> None:

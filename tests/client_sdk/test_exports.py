@@ -21,6 +21,13 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     assert not hasattr(client_sdk, "no_such_name")
 
 
+def test_the_plain_install_needs_none_of_the_extras() -> None:
+    extras = ("cryptography", "dp_accounting", "opacus", "torch", "fastapi", "sqlalchemy")
+    without = f"import sys\nfor name in {extras}: sys.modules[name] = None\n"
+    code = f"{without}from client_sdk import *\nimport client_sdk.testing"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_public_names_need_no_torch() -> None:
     code = "import sys, client_sdk\nfrom client_sdk import *\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
