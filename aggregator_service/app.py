@@ -20,6 +20,7 @@ from aggregator_service.flow.context import Flow, Limits
 from aggregator_service.settings import Settings
 from aggregator_service.storage.blobs import DatabaseBlobs
 from aggregator_service.storage.engine import Database, open_database
+from aggregator_service.storage.ledger import verify_all
 from aggregator_service.storage.schema import migrate
 from aggregator_service.storage.transactions import Transactions
 from aggregator_service.telemetry import Telemetry
@@ -127,6 +128,7 @@ def _open(settings: Settings) -> Database:
     database = open_database(settings.database_url)
     try:
         migrate(database)
+        verify_all(database)
     except BaseException:
         database.dispose()
         raise
