@@ -90,16 +90,17 @@ def delta_of(client: int, version: int, size: int = SIZE) -> np.ndarray[Any, np.
 
 @dataclass
 class Witness(Insistent):
-    """Looks into the database after each death; `keys` has every key of noise that was ever found there."""
+    """Looks into the database after each death, and keeps what was ever found there: keys, and bytes not published."""
 
     run_id: str = ""
     keys: dict[str, bytes] = field(default_factory=dict)
     unsealed: dict[str, bytes] = field(default_factory=dict)
 
-    def _revive(self) -> None:
-        if not self.server.is_running() and self.run_id:
+    def begin(self) -> None:
+        """Starts the server that has died, after a look at what it left."""
+        if self.run_id:
             self.look()
-        super()._revive()
+        super().begin()
 
     def look(self) -> None:
         """Checks what must hold at any instant, and notes keys and the bytes of a model not yet published."""

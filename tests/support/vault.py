@@ -1,4 +1,4 @@
-"""What a private run leaves in the server's database, read from outside: keys of noise, the ledger, and what is left."""
+"""What a private run leaves in the server's database, read from outside: keys, the ledger, remains."""
 
 import hashlib
 import json
