@@ -232,6 +232,9 @@ def test_a_killed_private_run_pays_once_and_draws_one_key_a_round(
             found = expected(published[number - 1], entry, drawn=drawn, version=number)
             np.testing.assert_array_equal(published[number], found)
         assert '"level": "error"' not in server.log, server.log[-4000:]
+        assert server.stop() == 0
+        assert len(driver.keys) == NUM_ROUNDS
+        assert vault.where_kept(driver.keys.values(), tmp_path) == []
     finally:
         server.kill()
 

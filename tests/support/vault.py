@@ -1,16 +1,18 @@
 """What a private run leaves in the server's database, read from outside: keys, the ledger, remains."""
 
+import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
-from tests.support.stored import with_driver
+from tests.support.stored import Stored, with_driver
 
 _TAG = b"fedquorum/ledger/v1\0"
 
@@ -70,6 +72,14 @@ class Vault:
         sealed = {name for (name,) in self.rows("SELECT round_id FROM rounds WHERE state = 'aggregating'")}
         assert self.keys().keys() == sealed
 
+    def where_kept(self, secrets: Iterable[bytes], folder: Path) -> list[str]:
+        """Names the tables' values and the files below a folder that hold any of these, plain or written out."""
+        forms = [form for secret in secrets for form in _forms(secret)]
+        with Stored(self.database_url) as stored:
+            kept = [("tables", b"\n".join(stored.values()))]
+        kept += [(path.name, path.read_bytes()) for path in folder.rglob("*") if path.is_file()]
+        return [name for name, content in kept if any(form in content for form in forms)]
+
     def check_nothing_secret_is_left(self) -> None:
         """After a run's end there is no key, no state of its noise, and no bytes that nothing refers to."""
         assert self.keys() == {}
@@ -79,6 +89,10 @@ class Vault:
         assert {name for (name,) in self.rows("SELECT blob_id FROM blob_chunks")} <= {
             name for (name,) in self.rows("SELECT blob_id FROM blobs")
         }
+
+
+def _forms(secret: bytes) -> list[bytes]:
+    return [secret, secret.hex().encode(), base64.b64encode(secret)[:-2], repr(secret)[2:-1].encode()]
 
 
 def states(entries: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, str]]:
