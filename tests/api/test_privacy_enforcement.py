@@ -58,7 +58,7 @@ def vault(shared_server: ServerProcess) -> Vault:
 def test_released_noise_has_the_declared_width_however_many_answer(
     shared_operator: httpx.Client, num_asked: int, num_answers: int
 ) -> None:
-    deadline = LONG if num_asked == num_answers else 5
+    deadline = LONG if num_asked == num_answers else 4
     rounds = {"quorum": num_asked, "min_updates": num_answers, "deadline_seconds": deadline}
     model: Tensors = {"w": np.zeros(SIZE, dtype=np.float32)}
     run_id = create_run(
