@@ -186,53 +186,61 @@ class Correlated:
         return correlated
 
 
+def live(driver: Witness, operator: httpx.Client, kind: str) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+    """Takes a run from its start to its end, with a rollback in round 2 where that is planned; gives the models."""
+    model: Tensors = {"w": np.zeros(SIZE, dtype=np.float32), "steps": np.array(7, dtype=np.int64)}
+    spec = {"num_rounds": NUM_ROUNDS[kind], "round": {"quorum": NUM_CLIENTS, "deadline_seconds": 3600}}
+    privacy = {"kind": kind} | BUDGET | KINDS[kind]
+    driver.run_id = create_run(operator, model, privacy=privacy, strategy={"weighting": "uniform"}, **spec)
+    course = Course(driver, operator, [enrol(operator) for _ in range(NUM_CLIENTS)], driver.run_id)
+    published, version = [model["w"]], 0
+    for number in range(1, NUM_ROUNDS[kind] + 1):
+        if number == 2 and "rollback.in_transaction:1" in PLANS[kind]:
+            course.step(0, number)
+            course.roll_back(1)
+            version += 1
+        for client in range(NUM_CLIENTS):
+            course.step(client, number)
+        version += 1
+        published.append(course.reach(version)["w"])
+    assert operator.get(f"/v1/runs/{driver.run_id}").json()["state"] == "completed"
+    return published
+
+
+def check_ledger(vault: Vault, run_id: str, kind: str) -> list[dict[str, Any]]:
+    """Holds the ledger of a finished run against what happened, and gives what was spent."""
+    entries = vault.entries(run_id)
+    attempts = [(number, 1, "spent") for number in range(1, NUM_ROUNDS[kind] + 1)]
+    if "rollback.in_transaction:1" in PLANS[kind]:
+        attempts[1:2] = [(2, 1, "void"), (2, 2, "spent")]
+    assert states(entries) == [
+        (number, attempt, state) for number, attempt, end in attempts for state in ("reserved", end)
+    ]
+    vault.check_charged(run_id)
+    vault.check_nothing_secret_is_left()
+    return [entry for entry in entries if entry["state"] == "spent"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_private_run_pays_once_and_draws_one_key_a_round(
     kind: str, database_url: str, tmp_path: Path, forking: Zygote
 ) -> None:
     server = ServerProcess(database_url, tmp_path, port=free_port(), zygote=forking)
-    plan, num_rounds = PLANS[kind], NUM_ROUNDS[kind]
-    driver = Witness(server, list(plan))
+    driver = Witness(server, list(PLANS[kind]))
     driver.begin()
-    vault, has_rollback = Vault(database_url), "rollback.in_transaction:1" in plan
+    vault = Vault(database_url)
     try:
         with server.http() as operator:
-            model: Tensors = {"w": np.zeros(SIZE, dtype=np.float32), "steps": np.array(7, dtype=np.int64)}
-            spec = {"num_rounds": num_rounds, "round": {"quorum": NUM_CLIENTS, "deadline_seconds": 3600}}
-            spec["strategy"] = {"weighting": "uniform"}
-            privacy = {"kind": kind} | BUDGET | KINDS[kind]
-            run_id = create_run(operator, model, privacy=privacy, **spec)
-            driver.run_id = run_id
-            course = Course(driver, operator, [enrol(operator) for _ in range(NUM_CLIENTS)], run_id)
-            published, version = [model["w"]], 0
-            for number in range(1, num_rounds + 1):
-                if number == 2 and has_rollback:
-                    course.step(0, number)
-                    course.roll_back(1)
-                    version += 1
-                for client in range(NUM_CLIENTS):
-                    course.step(client, number)
-                version += 1
-                published.append(course.reach(version)["w"])
-            assert driver.num_deaths == len(plan)
-            assert operator.get(f"/v1/runs/{run_id}").json()["state"] == "completed"
-        entries = vault.entries(run_id)
-        attempts = [(number, 1, "spent") for number in range(1, num_rounds + 1)]
-        if has_rollback:
-            attempts[1:2] = [(2, 1, "void"), (2, 2, "spent")]
-        assert states(entries) == [
-            (number, attempt, state) for number, attempt, end in attempts for state in ("reserved", end)
-        ]
-        vault.check_charged(run_id)
-        vault.check_nothing_secret_is_left()
-        correlated = Correlated(kind)
-        for number, entry in enumerate([entry for entry in entries if entry["state"] == "spent"], start=1):
+            published = live(driver, operator, kind)
+        assert driver.num_deaths == len(PLANS[kind])
+        spent, correlated = check_ledger(vault, driver.run_id, kind), Correlated(kind)
+        for number, entry in enumerate(spent, start=1):
             drawn = correlated.next(driver.keys[entry["round_id"]])
             found = expected(published[number - 1], entry, drawn=drawn, version=number)
             np.testing.assert_array_equal(published[number], found)
         assert '"level": "error"' not in server.log, server.log[-4000:]
         assert server.stop() == 0
-        assert len(driver.keys) == num_rounds
+        assert len(driver.keys) == NUM_ROUNDS[kind]
         assert vault.where_kept(driver.keys.values(), tmp_path) == []
     finally:
         server.kill()
