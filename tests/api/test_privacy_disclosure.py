@@ -9,8 +9,11 @@ import httpx
 import numpy as np
 import pytest
 
+from aggregator_service.domain.privacy.noised_sum import gaussian_sum
+from aggregator_service.flow.aggregation import SealedRound
 from tests.support.events import read_events
 from tests.support.participant import Tensors, create_run, enrol, update_body, wait_for_run
+from tests.support.records import model_record, round_record, run_record
 from tests.support.server import ServerProcess
 from tests.support.vault import Vault
 from tests.support.waiting import eventually
@@ -202,6 +205,15 @@ def test_the_list_has_no_entry_that_is_never_told(shared_operator: httpx.Client)
     ours = ("text", "lineage", "event", "published")
     fields = {name.split(".")[-1] for name in MAY_BE_TOLD if name.split(".")[0] not in ours} - {"**"}
     assert {field for field in fields if f'"{field}"' not in described} == set()
+
+
+def test_no_text_that_is_made_of_a_sealed_round_or_its_noise_has_the_key() -> None:
+    key = bytes(range(200, 232))
+    noised = gaussian_sum(1.0, clipping_norm=1.0, num_elements=SIZE, key=key)
+    sealed = SealedRound(run_record(), round_record(), model_record(), [], [], key)
+    for said in (f"{noised} {sealed}", f"{noised!r} {sealed!r}"):
+        assert repr(key)[2:-1] not in said
+        assert "key=" not in said
 
 
 def test_a_failed_release_logs_no_key_and_draws_no_second_one(

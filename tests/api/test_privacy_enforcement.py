@@ -110,21 +110,21 @@ def test_a_round_without_an_update_is_given_up_and_costs_nothing(shared_operator
     vault.check_charged(run_id)
 
 
-def test_updates_of_which_none_is_finite_are_a_round_of_zeros(shared_operator: httpx.Client) -> None:
+def test_updates_that_are_not_finite_are_zeros_and_zeros_say_nothing_of_the_norm(shared_operator: httpx.Client) -> None:
     rounds = {"quorum": 2, "deadline_seconds": LONG}
     adaptive = GAUSSIAN | {"kind": "central_gaussian_adaptive", "target_epsilon": 1e6, "noise_multiplier": 0.01}
     adaptive |= {"count_stddev": 0.006, "initial_clipping_norm": 1.0, "clip_learning_rate": 1.0}
-    run_id = create_run(shared_operator, TINY, num_rounds=2, round=rounds, strategy=UNIFORM, privacy=adaptive)
+    run_id = create_run(shared_operator, TINY, num_rounds=3, round=rounds, strategy=UNIFORM, privacy=adaptive)
     clients = [enrol(shared_operator, f"client-{number}") for number in range(2)]
-    for version, worst in ((1, np.nan), (2, np.inf)):
+    for version, sent in ((1, [np.nan, 1, 0, 0]), (2, [1, 0, 0, np.inf]), (3, [0, 0, 0, 0])):
         for client in clients:
-            send(client, claim(client, run_id), {"w": np.array([worst, 1, 0, 0], dtype=np.float32)})
+            send(client, claim(client, run_id), {"w": np.array(sent, dtype=np.float32)})
         released = unpack(wait_for_run(shared_operator, run_id, version=version).content)["w"]
         assert 0 < np.abs(released).max() < 0.2
     entries = shared_operator.get(f"/v1/runs/{run_id}/privacy/ledger").json()["items"]
-    norms = [json.loads(entry["text"])["noise"]["clipping_norm"] for entry in entries if entry["state"] == "spent"]
-    # An update that counts as zero says nothing of the norm, as one of zeros does: neither clipped nor not.
-    assert norms == [1.0, pytest.approx(1.0, rel=0.03)]
+    norms = [json.loads(entry["text"])["noise"]["next_clipping_norm"] for entry in entries if entry["state"] == "spent"]
+    # Neither clipped nor not: a client's bit is half a count away from the world in which it sent zeros.
+    assert norms == pytest.approx([1.0] * 3, rel=0.06)
 
 
 @pytest.mark.parametrize("kind", ["open", "uniform", "poisson"])
