@@ -11,6 +11,7 @@ from aggregator_service import app as composition
 from aggregator_service import server
 from aggregator_service.allocator import limit_arenas
 from aggregator_service.app import SettingsError
+from aggregator_service.domain.privacy.ledger import LedgerError
 from aggregator_service.server import ListenError
 from aggregator_service.storage.engine import DatabaseUrlError
 from aggregator_service.storage.schema import SchemaError
@@ -73,7 +74,7 @@ def migrate(*, database_url: DatabaseUrl = None) -> None:
 def _one_line_errors() -> Iterator[None]:
     try:
         yield
-    except (SettingsError, ListenError, DatabaseUrlError, SchemaError) as error:
+    except (SettingsError, ListenError, DatabaseUrlError, SchemaError, LedgerError) as error:
         typer.echo(f"fedquorum: {error}", err=True)
         sys.exit(1)
 

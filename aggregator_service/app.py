@@ -15,11 +15,13 @@ from aggregator_service import failpoints
 from aggregator_service.api.application import create_application
 from aggregator_service.clock import system_clock
 from aggregator_service.domain.layouts import Layouts
+from aggregator_service.flow import budget
 from aggregator_service.flow.authentication import ensure_operator_token
 from aggregator_service.flow.context import Flow, Limits
 from aggregator_service.settings import Settings
 from aggregator_service.storage.blobs import DatabaseBlobs
 from aggregator_service.storage.engine import Database, open_database
+from aggregator_service.storage.ledger import verify_all
 from aggregator_service.storage.schema import migrate
 from aggregator_service.storage.transactions import Transactions
 from aggregator_service.telemetry import Telemetry
@@ -78,6 +80,7 @@ def build(settings: Settings, *, show_operator_token: Callable[[str], None]) -> 
         fresh = await ensure_operator_token(flow, settings.operator_token)
         if fresh is not None:
             show_operator_token(fresh)
+        await budget.prepare(flow)
         app.state.flow = flow
         async with _background(flow):
             yield
@@ -127,6 +130,7 @@ def _open(settings: Settings) -> Database:
     database = open_database(settings.database_url)
     try:
         migrate(database)
+        verify_all(database)
     except BaseException:
         database.dispose()
         raise

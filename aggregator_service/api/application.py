@@ -7,7 +7,18 @@ from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.staticfiles import StaticFiles
 
-from aggregator_service.api import clients, exclusions, instruments, models, operations, pacing, problems, runs, tasks
+from aggregator_service.api import (
+    clients,
+    exclusions,
+    instruments,
+    models,
+    operations,
+    pacing,
+    privacy,
+    problems,
+    runs,
+    tasks,
+)
 from aggregator_service.api.dependencies import authenticated
 from aggregator_service.telemetry import Telemetry
 from fl_protocol.problems import Problem
@@ -45,7 +56,7 @@ def create_application(*, version: str, telemetry: Telemetry, lifespan: Lifespan
     app.add_middleware(pacing.Pacing)
     app.add_middleware(instruments.Instruments, telemetry=telemetry)
     protected = [Depends(authenticated)]
-    for module in (runs, exclusions, clients, tasks, models):
+    for module in (runs, privacy, exclusions, clients, tasks, models):
         app.include_router(module.router, dependencies=protected)
     app.include_router(operations.router)
     app.mount(operations.STATIC_PATH, StaticFiles(directory=operations.STATIC_FOLDER), name="static")

@@ -5,6 +5,7 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel
 
+from aggregator_service.domain.privacy.ledger import LedgerEntry as LedgerRecord
 from aggregator_service.domain.records import (
     AttendanceRecord,
     ClientRecord,
@@ -14,13 +15,17 @@ from aggregator_service.domain.records import (
     UpdateRecord,
 )
 from aggregator_service.domain.tally import Accepted
+from aggregator_service.flow.budget import Standing
 from aggregator_service.flow.evaluation import AcceptedEvaluation
 from aggregator_service.flow.selection import Assignment
 from fl_protocol import routes
 from fl_protocol.exclusions import Exclusion
 from fl_protocol.models import Model, ModelTag
+from fl_protocol.privacy_claims import promise_of, sentence_of
+from fl_protocol.privacy_reports import LedgerEntry, PrivacyReport
 from fl_protocol.rounds import Contribution, Round, StratumEvaluation
 from fl_protocol.runs import Run
+from fl_protocol.specs.privacy import num_participations
 from fl_protocol.tasks import Client, ControlVariate, Receipt, Task, TaskKind
 
 Item = TypeVar("Item")
@@ -179,6 +184,54 @@ def _render_control(model: ModelRecord) -> ControlVariate | None:
         url=routes.path(routes.CONTROL_VARIATE, run_id=model.run_id, version=model.version),
         digest=model.control.digest,
         num_bytes=model.control.num_bytes,
+    )
+
+
+def render_privacy(standing: Standing) -> PrivacyReport:
+    """Renders where a run's budget stands."""
+    spec, promise = standing.run.spec, promise_of(standing.run.spec.privacy)
+    privacy = spec.privacy
+    is_accounted = standing.next_charge is not None
+    spent = standing.spent.charge.epsilon if standing.spent is not None else 0.0
+    return PrivacyReport(
+        run_id=standing.run.run_id,
+        kind=privacy.kind,
+        sentence=sentence_of(privacy),
+        unit=promise and promise[0],
+        adjacency=promise and promise[1],
+        trust=promise and promise[2],
+        target_epsilon=getattr(privacy, "target_epsilon", None),
+        delta=getattr(privacy, "delta", None),
+        epsilon_spent=spent if is_accounted else None,
+        epsilon_next=standing.next_charge.epsilon if standing.next_charge is not None else None,
+        noise_multiplier=getattr(privacy, "noise_multiplier", None),
+        num_rounds=spec.num_rounds,
+        num_releases=standing.spent.charge.num_releases if standing.spent is not None else 0,
+        max_participations=num_participations(spec),
+        min_separation=spec.selection.min_separation,
+        accountant=standing.next_charge.accountant if standing.next_charge is not None else None,
+        ledger_head=standing.newest.hash if standing.newest is not None else None,
+        ledger_length=standing.newest.sequence if standing.newest is not None else 0,
+    )
+
+
+def render_ledger_entry(entry: LedgerRecord) -> LedgerEntry:
+    """Renders an entry of a privacy ledger."""
+    return LedgerEntry(
+        sequence=entry.sequence,
+        round=entry.round,
+        attempt=entry.attempt,
+        state=entry.state.value,
+        epsilon=entry.charge.epsilon,
+        epsilon_renyi=entry.charge.epsilon_renyi,
+        delta=entry.charge.delta,
+        noise_multiplier=entry.charge.noise_multiplier,
+        num_participations=entry.charge.num_participations,
+        num_updates=entry.num_updates,
+        model_digest=entry.model_digest,
+        created_at=entry.created_at,
+        entry_hash=entry.hash,
+        text=entry.text,
     )
 
 

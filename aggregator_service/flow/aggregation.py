@@ -1,28 +1,40 @@
 """Turns a sealed round into a candidate model: a function of the sealed set alone, run on a worker thread."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import assert_never
 
 from aggregator_service import failpoints
 from aggregator_service.domain import staleness, weighting
 from aggregator_service.domain.fednova import normalised_weights
+from aggregator_service.domain.privacy import blt
+from aggregator_service.domain.privacy.blt import Participation
 from aggregator_service.domain.privacy.ledger import ReleasedNoise
-from aggregator_service.domain.privacy.noised_sum import NoisedSum, gaussian_sum
+from aggregator_service.domain.privacy.noised_sum import Adaptation, NoisedSum, correlated_sum, gaussian_sum
 from aggregator_service.domain.records import ModelRecord, RoundRecord, RunRecord, UpdateRecord
 from aggregator_service.domain.strategies.mean import weighted_metrics
 from aggregator_service.domain.weighting import Weighed
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.controls import fold_controls
+from aggregator_service.flow.correlation import Correlation
 from aggregator_service.flow.fold import RangeReader, SealedUpdate, aggregate
 from aggregator_service.flow.read_ahead import ReadAhead
 from aggregator_service.flow.windows import read_header
-from aggregator_service.storage import models, noise_keys, rounds, runs, updates
+from aggregator_service.storage import ledger, models, noise_keys, noise_states, rounds, runs, updates
 from aggregator_service.storage.blobs import BlobUpload
 from aggregator_service.storage.transactions import ReadTx
+from fl_protocol.privacy.accounting import count_stddev, value_noise_multiplier
 from fl_protocol.rounds import RoundState
+from fl_protocol.runs import RunSpec
 from fl_protocol.specs.algorithms import FedNovaAlgorithm, ScaffoldAlgorithm
-from fl_protocol.specs.privacy import CentralPrivacy
+from fl_protocol.specs.privacy import (
+    CentralBltPrivacy,
+    CentralGaussianAdaptivePrivacy,
+    CentralGaussianPrivacy,
+    CentralPrivacy,
+    num_participations,
+)
 from fl_protocol.specs.rounds import BufferedRoundSpec
 from fl_protocol.specs.selection import fixed_denominator
 from fl_protocol.specs.strategies import InverseStratumSizeWeighting, MeanStrategy
@@ -41,15 +53,18 @@ class SealedRound:
     updates: list[UpdateRecord]
     weights: list[int]
     noise_key: bytes | None = field(default=None, repr=False)
+    clipping_norm: float | None = None
+    noise_state_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model that was computed and stored but is not published; its optimizer's state and its control may be empty."""
+    """A model that was computed and stored but is not published; what goes with it may be empty."""
 
     model: BlobUpload
     optimizer: BlobUpload
     control: BlobUpload
+    noise_state: BlobUpload
     digest: str
     control_digest: str
     metrics: Mapping[str, float]
@@ -57,7 +72,7 @@ class Candidate:
 
     @property
     def uploads(self) -> tuple[BlobUpload, ...]:
-        return self.model, self.optimizer, self.control
+        return self.model, self.optimizer, self.control, self.noise_state
 
 
 class AggregationStoppedError(Exception):
@@ -90,6 +105,7 @@ class _Files:
     model: _HashedUpload
     optimizer: _HashedUpload
     control: _HashedUpload
+    noise: _HashedUpload
 
 
 def load_sealed(tx: ReadTx, round_id: str) -> SealedRound | None:
@@ -104,7 +120,16 @@ def load_sealed(tx: ReadTx, round_id: str) -> SealedRound | None:
         raise LookupError(f"round {round_id} lacks its run or base model")
     accepted = updates.of_round(tx, round_id)
     weights, key = effective_weights(tx, run, accepted), noise_keys.get(tx, round_id)
-    return SealedRound(run, round_, base, accepted, weights, key)
+    state_id = noise_states.get(tx, run.run_id)
+    return SealedRound(run, round_, base, accepted, weights, key, _adapted_norm(tx, run), state_id)
+
+
+def _adapted_norm(tx: ReadTx, run: RunRecord) -> float | None:
+    """Gives the clipping norm that the last release led to; None before the first, or where it does not change."""
+    if not isinstance(run.spec.privacy, CentralGaussianAdaptivePrivacy):
+        return None
+    spent = ledger.last_spent(tx, run.run_id)
+    return None if spent is None or spent.noise is None else spent.noise.next_clipping_norm
 
 
 def effective_weights(tx: ReadTx, run: RunRecord, accepted: Sequence[UpdateRecord]) -> list[int]:
@@ -124,11 +149,11 @@ def compute(flow: Flow, sealed: SealedRound) -> Candidate:
     Raises BlobCorruptError, a typed error naming the tensor, or AggregationStoppedError while the server drains.
     """
     failpoints.reach("aggregation.started")
-    files = _Files(_HashedUpload(flow), _HashedUpload(flow), _HashedUpload(flow))
+    files = _Files(*(_HashedUpload(flow) for _ in range(4)))
     try:
-        noised = _fold(flow, sealed, files)
+        released = _fold(flow, sealed, files)
     except BaseException:
-        for file in (files.model, files.optimizer, files.control):
+        for file in (files.model, files.optimizer, files.control, files.noise):
             flow.blobs.discard_blocking(file.upload)
         raise
     failpoints.reach("aggregation.model_written")
@@ -136,26 +161,28 @@ def compute(flow: Flow, sealed: SealedRound) -> Candidate:
         model=files.model.upload,
         optimizer=files.optimizer.upload,
         control=files.control.upload,
+        noise_state=files.noise.upload,
         digest=files.model.digest,
         control_digest=files.control.digest,
         metrics=weighted_metrics([(update.num_examples, update.metrics) for update in sealed.updates]),
-        noise=None if noised is None else noised.released,
+        noise=released,
     )
 
 
-def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> NoisedSum | None:
+def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> ReleasedNoise | None:
     spec, model = sealed.run.spec, sealed.base
     base = ReadAhead(_reader(flow, model.blob_id), num_bytes=model.num_bytes)
-    layout = update_layout(read_header(base), spec)
     updates = _sealed_updates(flow, sealed)
     factored, divisor = _factored(updates, sealed)
-    noised = _noised_sum(sealed, layout)
+    model_header = read_header(base)
+    layout = update_layout(model_header, spec)
+    noised = _noised_sum(flow, sealed, model_header, layout=layout, write_state=files.noise.write)
 
     def write_model(data: bytes) -> None:
         files.model.write(data)
         failpoints.reach("aggregation.halfway")
 
-    aggregate(
+    num_unclipped = aggregate(
         base,
         factored,
         spec=spec,
@@ -173,21 +200,54 @@ def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> NoisedSum | None:
             previous = ReadAhead(_reader(flow, model.control_blob_id), num_bytes=model.control_num_bytes)
         num_clients = spec.algorithm.num_clients
         fold_controls(previous, updates, layout=layout, num_clients=num_clients, write=files.control.write)
-    return noised
+    return None if noised is None else noised.released(num_unclipped=num_unclipped, num_updates=len(updates))
 
 
-def _noised_sum(sealed: SealedRound, layout: Header) -> NoisedSum | None:
+def _noised_sum(
+    flow: Flow, sealed: SealedRound, model: Header, *, layout: Header, write_state: Callable[[bytes], None]
+) -> NoisedSum | None:
     """Gives the noise of a private round, whose key was drawn when it was sealed."""
-    privacy, num_elements = sealed.run.spec.privacy, sum(one.num_elements for one in layout.tensors if one.is_float)
+    spec, privacy, key = sealed.run.spec, sealed.run.spec.privacy, sealed.noise_key
     if not isinstance(privacy, CentralPrivacy):
         return None
-    if sealed.noise_key is None or privacy.noise_multiplier is None:
+    if key is None or privacy.noise_multiplier is None:
         raise LookupError(f"round {sealed.round.round_id} lacks the key of its noise or how much there is to be")
-    return gaussian_sum(
-        privacy.noise_multiplier,
-        clipping_norm=privacy.clipping_norm,
-        num_elements=num_elements,
-        key=sealed.noise_key,
+    num_elements = sum(one.num_elements for one in layout.tensors if one.is_float)
+    match privacy:
+        case CentralGaussianPrivacy():
+            return gaussian_sum(
+                privacy.noise_multiplier, clipping_norm=privacy.clipping_norm, num_elements=num_elements, key=key
+            )
+        case CentralGaussianAdaptivePrivacy():
+            quorum, place = sealed.round.quorum, sum(one.num_elements for one in model.tensors)
+            return gaussian_sum(
+                value_noise_multiplier(privacy, quorum=quorum),
+                clipping_norm=sealed.clipping_norm or privacy.initial_clipping_norm,
+                num_elements=num_elements,
+                key=key,
+                adaptation=Adaptation(privacy, count_stddev(privacy, quorum=quorum), place),
+            )
+        case CentralBltPrivacy():
+            chosen = blt.choose(_participation(spec))
+            before = None if sealed.noise_state_id is None else _reader(flow, sealed.noise_state_id)
+            return correlated_sum(
+                privacy.noise_multiplier,
+                clipping_norm=privacy.clipping_norm,
+                num_elements=num_elements,
+                key=key,
+                sensitivity=chosen.sensitivity,
+                correlate=Correlation(chosen.blt, read=before, write=write_state),
+            )
+        case _:
+            assert_never(privacy)
+
+
+def _participation(spec: RunSpec) -> Participation:
+    # Who was in round 5 may be in round 8 with a separation of 2: the matrix counts the step, not the rounds between.
+    return Participation(
+        num_rounds=spec.num_rounds,
+        separation=spec.selection.min_separation + 1,
+        max_participations=num_participations(spec),
     )
 
 

@@ -4,6 +4,8 @@ Everything here happens in the transaction that opens, publishes or abandons the
 its cost is on the ledger, and two servers cannot both spend what is left.
 """
 
+import asyncio
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 
@@ -14,7 +16,9 @@ from aggregator_service.storage import ledger, noise_keys, participations, runs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.privacy.accounting import BudgetedPrivacy, delta_of, epsilon_spent, renyi_epsilon_spent
 from fl_protocol.privacy.noise import KEY_BYTES
+from fl_protocol.privacy.releases import accounting_library
 from fl_protocol.privacy_claims import PrivacyClaim, promise_of
+from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.runs import RunSpec
 from fl_protocol.specs.privacy import CentralPrivacy, LocalPrivacy, num_participations
 
@@ -108,8 +112,55 @@ def claim(tx: ReadTx, run: RunRecord, client_id: str, *, round_number: int) -> P
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a run's budget stands."""
+
+    run: RunRecord
+    spent: LedgerEntry | None
+    newest: LedgerEntry | None
+    next_charge: Charge | None
+
+
+async def standing(flow: Flow, run_id: str) -> Standing:
+    """Gives where a run's budget stands; raises `not-found`."""
+
+    def body(tx: ReadTx) -> Standing:
+        run = _run(tx, run_id)
+        return Standing(run, ledger.last_spent(tx, run_id), ledger.last(tx, run_id), next_charge(tx, run))
+
+    return await flow.transactions.read("privacy_standing", body)
+
+
+async def list_entries(flow: Flow, run_id: str, *, after_sequence: int, limit: int) -> list[LedgerEntry]:
+    """Lists a run's ledger from behind an entry; raises `not-found`."""
+
+    def body(tx: ReadTx) -> list[LedgerEntry]:
+        _run(tx, run_id)
+        return ledger.page(tx, run_id, after_sequence=after_sequence, limit=limit)
+
+    return await flow.transactions.read("list_ledger", body)
+
+
+async def prepare(flow: Flow) -> None:
+    """Loads the accounting library, which takes seconds, before the first transaction that needs it, if any will."""
+    if await flow.transactions.read("find_private_runs", _has_private_run):
+        await asyncio.to_thread(accounting_library)
+
+
+def _has_private_run(tx: ReadTx) -> bool:
+    return any(isinstance(spec.privacy, BudgetedPrivacy) for spec in runs.unfinished_specs(tx))
+
+
+def _run(tx: ReadTx, run_id: str) -> RunRecord:
+    run = runs.get(tx, run_id)
+    if run is None:
+        raise ProblemError(ProblemType.NOT_FOUND, f"there is no run {run_id!r}; list them with GET /v1/runs")
+    return run
+
+
 def _spread(tx: ReadTx, run: RunRecord) -> list[tuple[int, int]]:
-    """Gives (updates that count, updates that cost) of clients; what an abandoned round was sent costs only if noised."""
+    """Gives (updates that count, updates that cost) of clients; an abandoned round's cost where clients noised them."""
     spread = participations.spread(tx, run.run_id)
     if isinstance(run.spec.privacy, LocalPrivacy):
         return spread

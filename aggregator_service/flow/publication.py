@@ -9,7 +9,7 @@ from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.aggregation import Candidate, SealedRound
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.versions import add_model
-from aggregator_service.storage import rounds, runs
+from aggregator_service.storage import noise_states, rounds, runs
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.runs import FINISHED_RUN_STATES, RunState
 from fl_protocol.specs.evaluation import evaluation_terms
@@ -76,6 +76,8 @@ def _store(
         if upload.num_bytes:
             flow.blobs.seal(tx, upload)
     optimizer, control = candidate.optimizer, candidate.control
+    if candidate.noise_state.num_bytes:
+        noise_states.put(tx, sealed.run.run_id, candidate.noise_state.blob_id)
     add_model(
         tx,
         ModelRecord(

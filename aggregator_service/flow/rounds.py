@@ -7,7 +7,7 @@ from aggregator_service.domain.quorum import QuorumDecision
 from aggregator_service.domain.records import EvaluationState, RoundRecord, RunRecord
 from aggregator_service.flow import budget, buffers, cohorts
 from aggregator_service.flow.context import Flow
-from aggregator_service.storage import events, rounds, runs
+from aggregator_service.storage import events, noise_states, rounds, runs
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.rounds import EventType, RoundKind, RoundState
 from fl_protocol.runs import RunState
@@ -58,6 +58,7 @@ def abandon_open(flow: Flow, tx: WriteTx, run: RunRecord) -> None:
 
 def finish(tx: WriteTx, run: RunRecord, state: RunState, *, reason: str | None) -> None:
     """Ends a run: completed, stopped or failed."""
+    noise_states.forget(tx, run.run_id)
     runs.set_state(tx, run, state, reason=reason, finished_at=tx.now())
     events.append(tx, run.run_id, EventType.RUN_STATE, {"state": state.value, "reason": reason})
 

@@ -1,12 +1,13 @@
 """The privacy_ledger table: what each release of a run costs, as a chain that is only ever appended to."""
 
-from collections.abc import Iterator
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from aggregator_service.domain.privacy.ledger import LedgerEntry, LedgerState, StoredEntry, parse
+from aggregator_service.domain.privacy.ledger import LedgerEntry, LedgerState, StoredEntry, parse, verify
+from aggregator_service.storage.engine import Database
 from aggregator_service.storage.tables import privacy_ledger as table
+from aggregator_service.storage.tables import runs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 
 _LAST: Final = (
@@ -14,6 +15,11 @@ _LAST: Final = (
     .where(table.c.run_id == sa.bindparam("run_id"))
     .order_by(table.c.sequence.desc())
     .limit(1)
+)
+_CHAIN: Final = (
+    sa.select(table.c.entry, table.c.entry_hash)
+    .where(table.c.run_id == sa.bindparam("run_id"))
+    .order_by(table.c.sequence)
 )
 _LAST_OF_ROUND: Final = (
     sa.select(table.c.entry, table.c.entry_hash)
@@ -75,12 +81,14 @@ def page(tx: ReadTx, run_id: str, *, after_sequence: int, limit: int) -> list[Le
     return [parse(StoredEntry(row.entry, row.entry_hash)) for row in tx.connection.execute(query)]
 
 
-def chain(tx: ReadTx, run_id: str) -> Iterator[StoredEntry]:
-    """Yields a run's whole chain as it is stored, unchecked."""
-    query = sa.select(table.c.entry, table.c.entry_hash).where(table.c.run_id == run_id).order_by(table.c.sequence)
-    for row in tx.connection.execute(query):
-        yield StoredEntry(row.entry, row.entry_hash)
+def verify_all(database: Database) -> None:
+    """Checks every run's chain from its first entry; raises LedgerError naming the first that was changed."""
+    listed = sa.select(runs.c.run_id, runs.c.spec).where(sa.exists().where(table.c.run_id == runs.c.run_id))
+    with database.readers.connect() as connection:
+        for run_id, spec in connection.execute(listed).all():
+            rows = connection.execute(_CHAIN, {"run_id": run_id})
+            verify(run_id, spec, (StoredEntry(row.entry, row.entry_hash) for row in rows))
 
 
-def _entry(row: sa.Row[Any] | None) -> LedgerEntry | None:
+def _entry(row: sa.Row[Any, Any] | None) -> LedgerEntry | None:
     return None if row is None else parse(StoredEntry(row.entry, row.entry_hash))

@@ -258,6 +258,13 @@ noise_keys: Final = sa.Table(
     sa.Column("key", sa.LargeBinary, nullable=False),
 )
 
+noise_states: Final = sa.Table(
+    "noise_states",
+    metadata,
+    _identifier("run_id", sa.ForeignKey("runs.run_id"), primary_key=True),
+    _identifier("blob_id", sa.ForeignKey("blobs.blob_id"), nullable=False),
+)
+
 events: Final = sa.Table(
     "events",
     metadata,

@@ -27,6 +27,7 @@ MIN_NOISE_MULTIPLIER: Final = 1e-2
 MAX_NOISE_MULTIPLIER: Final = 1e4
 _STEPS: Final = 100_000
 """A calibrated noise multiplier is rounded up to five decimals: what is shown is what is used."""
+_MOST_LAST_BITS: Final = 100
 
 BudgetedPrivacy = (
     CentralGaussianPrivacy
@@ -151,17 +152,17 @@ def _least_multiplier(spec: RunSpec, privacy: BudgetedPrivacy) -> float:
             exact = math.sqrt(participations) * gaussian_noise_multiplier(target, privacy.delta)
         case _:
             assert_never(privacy)
-    if exact > MAX_NOISE_MULTIPLIER:
-        raise ValueError(
-            f"privacy.target_epsilon {target:g} over {participations} participations of a client needs a noise "
-            f"multiplier of {exact:.6g}, and at most {MAX_NOISE_MULTIPLIER:g} is offered; set "
-            "selection.max_participations lower or the target higher"
-        )
-    steps = math.ceil(max(exact, MIN_NOISE_MULTIPLIER) * _STEPS)
-    # Rounding up is enough but for the last bit of a root; the ledger compares without any tolerance.
-    while _all_spent(_with_multiplier(spec, privacy, steps / _STEPS)) > target:
-        steps += 1
-    return steps / _STEPS
+    least = math.ceil(max(exact, MIN_NOISE_MULTIPLIER) * _STEPS)
+    if exact <= MAX_NOISE_MULTIPLIER:
+        # Rounding up is enough but for the last bits of a root; the ledger compares without any tolerance.
+        for steps in range(least, least + _MOST_LAST_BITS):
+            if _all_spent(_with_multiplier(spec, privacy, steps / _STEPS)) <= target:
+                return steps / _STEPS
+    raise ValueError(
+        f"privacy.target_epsilon {target:g} over {participations} participations of a client needs a noise "
+        f"multiplier of {exact:.6g}, and at most {MAX_NOISE_MULTIPLIER:g} is offered; set "
+        "selection.max_participations lower or the target higher"
+    )
 
 
 def _all_spent(spec: RunSpec) -> float:

@@ -44,6 +44,14 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["round_id"], ["rounds.round_id"], name=op.f("fk_noise_keys_round_id")),
         sa.PrimaryKeyConstraint("round_id", name=op.f("pk_noise_keys")),
     )
+    op.create_table(
+        "noise_states",
+        sa.Column("run_id", sa.String(64), nullable=False),
+        sa.Column("blob_id", sa.String(64), nullable=False),
+        sa.ForeignKeyConstraint(["run_id"], ["runs.run_id"], name=op.f("fk_noise_states_run_id")),
+        sa.ForeignKeyConstraint(["blob_id"], ["blobs.blob_id"], name=op.f("fk_noise_states_blob_id")),
+        sa.PrimaryKeyConstraint("run_id", name=op.f("pk_noise_states")),
+    )
     if op.get_bind().dialect.name == "postgresql":
         op.execute(_POSTGRES_FUNCTION)
         op.execute(_POSTGRES)
@@ -54,6 +62,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_column("rounds", "epsilon")
+    op.drop_table("noise_states")
     op.drop_table("noise_keys")
     op.drop_index(op.f("ix_privacy_ledger_round_id"), "privacy_ledger")
     op.drop_table("privacy_ledger")

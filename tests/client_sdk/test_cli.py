@@ -28,8 +28,8 @@ from fl_protocol.specs.privacy import LocalLaplacePrivacy
 MODEL = {"w": np.array([1.0, 2.0], dtype=np.float32)}
 COMMANDS = [
     [], ["demo"], ["participate"], ["token"], ["token", "create"], ["clients"], ["clients", "list"],
-    ["clients", "enrol"], ["clients", "revoke"], ["privacy"], ["privacy", "plan"], ["model"], ["model", "download"], ["model", "list"],
-    ["run"],
+    ["clients", "enrol"], ["clients", "revoke"], ["privacy"], ["privacy", "plan"], ["model"], ["model", "download"],
+    ["model", "list"], ["run"],
     *(["run", name] for name in ("create", "start", "pause", "resume", "stop", "list", "show", "watch", "rollback")),
 ]  # fmt: skip
 

@@ -177,6 +177,12 @@ def test_laplace_noise(multiplier: float, count: int, delta: float, pld: float) 
     assert epsilon(releases, delta=delta) == pytest.approx(pld, rel=PLD)
 
 
+def test_laplace_noise_in_each_message() -> None:
+    """Between any two messages: the sensitivity that is given says it already."""
+    releases = [Release(Noise.LAPLACE, 4, 2, Adjacency.REPLACE_ONE, count=10)]
+    assert epsilon(releases, delta=1e-5) == pytest.approx(4.98996, rel=PLD)
+
+
 def test_laplace_noise_by_renyi() -> None:
     releases = [Release(Noise.LAPLACE, 10, 1, Adjacency.ZERO_OUT, count=100)]
     assert renyi_epsilon(releases, delta=1e-5) == pytest.approx(4.532686, rel=RDP)
@@ -266,6 +272,16 @@ def test_noise_that_clients_add_on_the_grid(
     release = DistributedRelease(norm, size, scale, z * norm, count)
     assert skellam_epsilon(release, delta=delta) == pytest.approx(skellam, abs=6e-6)
     assert discrete_gaussian_epsilon(release, num_clients=clients, delta=delta) == pytest.approx(discrete, abs=1e-6)
+
+
+def test_skellam_noise_on_a_coarse_grid_is_charged_for_not_being_gaussian() -> None:
+    """One coordinate of at most 2, a grid of whole numbers, a variance of 3: Agarwal et al. 2021, theorem 3.5."""
+    orders, variance, norm = np.array([*range(2, 129), *range(160, 513, 32)]), 3.0, math.sqrt(2**2 + 1 / 4 + 2.5)
+    extra = np.minimum(((2 * orders - 1) * norm**2 + 6 * norm) / (4 * variance**2), 3 * norm / (2 * variance))
+    divergences = 5 * (orders * norm**2 / (2 * variance) + extra)
+    expected, _ = dp_accounting.rdp.compute_epsilon(orders, divergences, 1e-5)
+    release = DistributedRelease(2.0, 1, 1.0, math.sqrt(variance), count=5)
+    assert skellam_epsilon(release, delta=1e-5) == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_coarse_grid_costs_more_than_a_fine_one() -> None:

@@ -75,15 +75,14 @@ SHIPPED: Final = {
 
 
 def choose(participation: Participation) -> CorrelatedNoise:
-    """Gives the matrix that was made for these participations, else the shipped one with the least worst error.
+    """Gives the shipped matrix with the least worst error for these participations; for a listed run that is its own.
 
     More participations than the separation leaves room for count as what it leaves room for.
     """
     rounds, separation = participation.num_rounds, participation.separation
     possible = min(participation.max_participations, -(-rounds // separation))
     wanted = Participation(num_rounds=rounds, separation=separation, max_participations=possible)
-    candidates = SHIPPED if wanted not in SHIPPED else {wanted: SHIPPED[wanted]}
-    return min((_weigh(blt, made_for, wanted) for made_for, blt in candidates.items()), key=lambda one: one.worst_error)
+    return min((_weigh(blt, made_for, wanted) for made_for, blt in SHIPPED.items()), key=lambda one: one.worst_error)
 
 
 def coefficients(blt: Blt, num_rounds: int) -> Float64Array:

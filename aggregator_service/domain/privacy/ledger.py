@@ -50,6 +50,8 @@ class ReleasedNoise:
     """The noise that the server added to a round's sum, on the integer grid that is `step` apart.
 
     `sensitivity` and `stddev` count steps: what one update can change at most, and the noise's standard deviation.
+    With an adaptive clip `next_clipping_norm` is that of the next round; it follows from the noised share of updates
+    that were not clipped.
     """
 
     clipping_norm: float
@@ -57,6 +59,7 @@ class ReleasedNoise:
     sensitivity: int
     stddev: float
     num_elements: int
+    next_clipping_norm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
