@@ -30,7 +30,8 @@ COMMANDS = [
     [], ["demo"], ["participate"], ["token"], ["token", "create"], ["clients"], ["clients", "list"],
     ["clients", "enrol"], ["clients", "revoke"], ["privacy"], ["privacy", "plan"], ["model"], ["model", "download"],
     ["model", "list"], ["run"],
-    *(["run", name] for name in ("create", "start", "pause", "resume", "stop", "list", "show", "watch", "rollback", "privacy")),
+    *(["run", name] for name in ("create", "start", "pause", "resume", "stop", "list", "show", "watch", "rollback")),
+    ["run", "privacy"],
 ]  # fmt: skip
 
 
