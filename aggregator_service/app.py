@@ -19,14 +19,15 @@ from aggregator_service.flow import budget
 from aggregator_service.flow.authentication import ensure_operator_token
 from aggregator_service.flow.context import Flow, Limits
 from aggregator_service.settings import Settings
+from aggregator_service.storage import ledger
 from aggregator_service.storage.blobs import DatabaseBlobs
 from aggregator_service.storage.engine import Database, open_database
-from aggregator_service.storage.ledger import verify_all
 from aggregator_service.storage.schema import migrate
 from aggregator_service.storage.transactions import Transactions
 from aggregator_service.telemetry import Telemetry
 from aggregator_service.wakeups import Wakeups
 from aggregator_service.workers.embedded import EmbeddedWorker
+from fl_protocol.privacy.releases import accounting_library
 
 
 class _Listener(Protocol):
@@ -130,7 +131,10 @@ def _open(settings: Settings) -> Database:
     database = open_database(settings.database_url)
     try:
         migrate(database)
-        verify_all(database)
+        ledger.verify_all(database)
+        if ledger.has_accounted_runs(database):
+            # It takes seconds to import, which nobody must wait for inside a transaction.
+            accounting_library()
     except BaseException:
         database.dispose()
         raise

@@ -182,7 +182,7 @@ def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> ReleasedNoise | Non
         files.model.write(data)
         failpoints.reach("aggregation.halfway")
 
-    num_unclipped = aggregate(
+    num_unclipped, num_judged = aggregate(
         base,
         factored,
         spec=spec,
@@ -200,7 +200,9 @@ def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> ReleasedNoise | Non
             previous = ReadAhead(_reader(flow, model.control_blob_id), num_bytes=model.control_num_bytes)
         num_clients = spec.algorithm.num_clients
         fold_controls(previous, updates, layout=layout, num_clients=num_clients, write=files.control.write)
-    return None if noised is None else noised.released(num_unclipped=num_unclipped, num_updates=len(updates))
+    if noised is None:
+        return None
+    return noised.released(num_unclipped=num_unclipped, num_judged=num_judged, num_updates=len(updates))
 
 
 def _noised_sum(

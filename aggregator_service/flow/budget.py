@@ -65,8 +65,7 @@ def spend(
     if not isinstance(run.spec.privacy, BudgetedPrivacy):
         return None
     noise_keys.forget(tx, round_.round_id)
-    worst = max([1, *(charged for _, charged in _spread(tx, run))])
-    charge = _charge(run.spec, worst, num_releases=ledger.count_spent(tx, run.run_id) + 1)
+    charge = _spent_charge(tx, run)
     _append(tx, run, round_, LedgerState.SPENT, charge=charge, noise=noise, model_digest=model_digest)
     return charge.epsilon
 
@@ -77,8 +76,10 @@ def give_back(tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
     if reserved is None or reserved.state is not LedgerState.RESERVED:
         return
     noise_keys.forget(tx, round_.round_id)
-    has_left = isinstance(run.spec.privacy, LocalPrivacy) and round_.num_updates > 0
-    _append(tx, run, round_, LedgerState.SPENT if has_left else LedgerState.VOID, charge=reserved.charge)
+    if isinstance(run.spec.privacy, LocalPrivacy) and round_.num_updates:
+        _append(tx, run, round_, LedgerState.SPENT, charge=_spent_charge(tx, run))
+    else:
+        _append(tx, run, round_, LedgerState.VOID, charge=reserved.charge)
 
 
 def claim(tx: ReadTx, run: RunRecord, client_id: str, *, round_number: int) -> PrivacyClaim | None:
@@ -165,6 +166,12 @@ def _spread(tx: ReadTx, run: RunRecord) -> list[tuple[int, int]]:
     if isinstance(run.spec.privacy, LocalPrivacy):
         return spread
     return [(counted, counted) for counted, _ in spread]
+
+
+def _spent_charge(tx: ReadTx, run: RunRecord) -> Charge:
+    """Gives what a round that has just ended brings the run to."""
+    worst = max([1, *(charged for _, charged in _spread(tx, run))])
+    return _charge(run.spec, worst, num_releases=ledger.count_spent(tx, run.run_id) + 1)
 
 
 def _charge(spec: RunSpec, worst: int, *, num_releases: int) -> Charge:

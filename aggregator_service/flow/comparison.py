@@ -24,12 +24,12 @@ def clipped(contributions: Sequence[Contribution], model: Header, *, strategy: S
 
 
 def clipped_or_zero(contributions: Sequence[Contribution], model: Header, *, bound: float) -> Sequence[Contribution]:
-    """Gives the contributions that are finite with the factors that bring each of them down to a norm.
+    """Gives the contributions that add anything to a sum, with the factors that bring each of them down to a norm.
 
-    One whose norm is not a number adds nothing to a sum: to refuse it, or to leave it out of the count, would tell.
+    One whose norm is not a number counts as zero: to refuse it, or to leave it out of the count of updates, would tell.
     """
     norms = [(one, _norm_or_infinity(one, model)) for one in contributions]
-    return [replace(one, factor=clip_factor(norm, bound)) for one, norm in norms if math.isfinite(norm)]
+    return [replace(one, factor=clip_factor(norm, bound)) for one, norm in norms if 0 < norm < math.inf]
 
 
 def _norm_or_infinity(contribution: Contribution, model: Header) -> float:

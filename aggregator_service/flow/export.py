@@ -21,6 +21,7 @@ from fl_protocol.lineage import (
     spec_digest,
 )
 from fl_protocol.specs.initial_model import PreviousModel
+from fl_protocol.specs.protection import NoPrivacy
 from fl_protocol.specs.rounds import MAX_COHORT_SIZE
 from fl_protocol.tensors import LENGTH_BYTES, MAX_HEADER_BYTES, Header, parse_header, render_header
 
@@ -79,6 +80,8 @@ def _lineage(tx: ReadTx, run_id: str, version: int) -> tuple[ModelRecord, Lineag
         raise no_such_version(run, version)
     parent = None if model.parent_version is None else models.get(tx, run_id, model.parent_version)
     contributed = _updates(tx, run, model)
+    # A file is handed on, and by its digest anyone could tell whether an update is the one they guess.
+    is_private = not isinstance(run.spec.privacy, NoPrivacy)
     return model, Lineage(
         run_id=run_id,
         run_name=run.name,
@@ -91,7 +94,7 @@ def _lineage(tx: ReadTx, run_id: str, version: int) -> tuple[ModelRecord, Lineag
         parent_digest=None if parent is None else parent.digest,
         restored_from=model.restored_from,
         num_updates=len(contributed),
-        updates=contributed,
+        updates=[] if is_private else contributed,
     )
 
 

@@ -63,7 +63,7 @@ def aggregate(
     holds: Header | None = None,
     divisor: float | None = None,
     noised: NoisedSum | None = None,
-) -> int:
+) -> tuple[int, int]:
     """Writes the next model, and the optimizer's state where it has one, as safetensors bytes in order.
 
     The bytes are a function of the base, the set of updates, the spec, the round's number and the state: neither the
@@ -73,8 +73,8 @@ def aggregate(
     goes coordinate by coordinate, whatever the optimizer. `holds` is what an update holds, by default the base's
     tensors that travel; what the base does not have is left alone. `divisor` is what the sum of weighted deltas is
     divided by, by default the sum of the weights. With `noised` each update is clipped, one that holds NaN or an
-    infinity counts as zero, the sum gets its noise, and integer tensors stay as they are. Gives the number of updates
-    that no norm clipped. Raises ModelOverflowError;
+    infinity counts as zero, the sum gets its noise, and integer tensors stay as they are. Gives how many updates no
+    norm clipped, and of how many: with `noised` of those that are not zero. Raises ModelOverflowError;
     OptimizerStateError, ProblemError or EOFError for a stored blob that is not what was accepted.
     """
     if not updates:
@@ -106,7 +106,7 @@ def aggregate(
     _write_headers(plan, model, moving=moving)
     for window, deltas in combine(decision, contributions, model, moving=moving, divisor=divisor, noised=noised):
         _finish_window(plan, window, deltas=deltas)
-    return len(opened) - sum(one.factor < 1 for one in contributions)
+    return sum(one.factor >= 1 for one in contributions), len(contributions)
 
 
 def _write_headers(plan: _Plan, model: Header, *, moving: Header) -> None:

@@ -241,21 +241,23 @@ def _count(flow: Flow, tx: WriteTx, *, run: RunRecord, members: Sequence[Accepte
         num_updates=len(members),
         num_examples=sum(accepted.update.num_examples for accepted in members),
     )
-    events.append_all(tx, run.run_id, EventType.UPDATE_ACCEPTED, [_event(accepted) for accepted in members])
+    events.append_all(tx, run.run_id, EventType.UPDATE_ACCEPTED, [_event(run, accepted) for accepted in members])
     if counted.kind is RoundKind.BUFFERED:
         buffers.offer_freed_places(tx, run, num_answered=len(members))
     round_steps.close_if_due(flow, tx, run=run, round_=counted)
 
 
-def _event(accepted: Accepted) -> dict[str, object]:
+def _event(run: RunRecord, accepted: Accepted) -> dict[str, object]:
     update, round_ = accepted.update, accepted.round
-    return {
+    told = {
         "round": round_.number,
         "attempt": round_.attempt,
         "client_id": update.client_id,
         "num_updates": round_.num_updates,
         "quorum": round_.quorum,
         "staleness": update.staleness,
-        "num_bytes": update.num_bytes,
-        "digest": update.digest,
     }
+    if not isinstance(run.spec.privacy, NoPrivacy):
+        # By its digest anyone could tell whether an update is the one they guess, and its size tells of its metadata.
+        return told
+    return told | {"num_bytes": update.num_bytes, "digest": update.digest}

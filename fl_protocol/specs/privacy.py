@@ -150,16 +150,18 @@ def check_privacy(spec: Choices) -> None:
             return
         case CentralGaussianPrivacy() | CentralGaussianAdaptivePrivacy() | CentralBltPrivacy():
             _check_delta(privacy.delta, spec)
+            _check_counted_rounds(spec)
             _check_noised_sum(spec)
         case LocalLaplacePrivacy():
-            _check_plain_messages(spec)
+            _check_counted_rounds(spec)
         case LocalGaussianPrivacy():
             _check_delta(privacy.delta, spec)
-            _check_plain_messages(spec)
+            _check_counted_rounds(spec)
         case ExampleDpsgdPrivacy():
-            _check_plain_messages(spec)
+            pass
         case _:
             assert_never(privacy)
+    _check_nothing_else_is_released(spec)
 
 
 def num_participations(spec: Choices) -> int:
@@ -178,10 +180,16 @@ def _check_delta(delta: float, spec: Choices) -> None:
         )
 
 
+def _check_counted_rounds(spec: Choices) -> None:
+    if isinstance(spec.round, BufferedRoundSpec):
+        raise ValueError(
+            f"privacy.kind {spec.privacy.kind!r} counts a client's rounds, and a buffer may count a client again and "
+            "again; it needs round.kind 'synchronous'"
+        )
+
+
 def _check_noised_sum(spec: Choices) -> None:
     kind, strategy = spec.privacy.kind, spec.strategy
-    if isinstance(spec.round, BufferedRoundSpec):
-        raise ValueError(f"privacy.kind {kind!r} counts a client's rounds; it needs round.kind 'synchronous'")
     if not isinstance(strategy, MeanStrategy):
         raise ValueError(
             f"privacy.kind {kind!r} adds noise to a sum of clipped updates; it needs strategy.kind 'mean', "
@@ -195,11 +203,6 @@ def _check_noised_sum(spec: Choices) -> None:
     for name in ("max_share", "max_update_norm"):
         if getattr(strategy, name) is not None:
             raise ValueError(f"strategy.{name} has no use in a private run, which clips each update; leave it out")
-    _check_nothing_else_is_released(spec)
-
-
-def _check_plain_messages(spec: Choices) -> None:
-    _check_nothing_else_is_released(spec)
 
 
 def _check_nothing_else_is_released(spec: Choices) -> None:

@@ -12,6 +12,12 @@ _SQLITE = """
 CREATE TRIGGER privacy_ledger_no_{verb} BEFORE {verb} ON privacy_ledger
 BEGIN SELECT RAISE(ABORT, 'the privacy ledger is append-only'); END
 """
+# INSERT OR REPLACE deletes without asking the trigger on DELETE.
+_SQLITE_REPLACE = """
+CREATE TRIGGER privacy_ledger_no_replace BEFORE INSERT ON privacy_ledger
+WHEN EXISTS (SELECT 1 FROM privacy_ledger WHERE run_id = NEW.run_id AND sequence = NEW.sequence)
+BEGIN SELECT RAISE(ABORT, 'the privacy ledger is append-only'); END
+"""
 _POSTGRES_FUNCTION = """
 CREATE FUNCTION privacy_ledger_is_append_only() RETURNS trigger LANGUAGE plpgsql AS
 $$ BEGIN RAISE EXCEPTION 'the privacy ledger is append-only'; END $$
@@ -58,6 +64,7 @@ def upgrade() -> None:
     else:
         for verb in ("update", "delete"):
             op.execute(_SQLITE.format(verb=verb))
+        op.execute(_SQLITE_REPLACE)
 
 
 def downgrade() -> None:

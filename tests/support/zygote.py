@@ -163,7 +163,7 @@ def _become_server(request: Mapping[str, object], *, stdout: int, stderr: int) -
 
 def _import_everything() -> None:
     # By name, so that whoever imports this module does not import the whole service.
-    names = ("alembic.command", "alembic.ddl.postgresql", "psycopg", "uvloop")
+    names = ("alembic.command", "alembic.ddl.postgresql", "dp_accounting", "psycopg", "uvloop")
     for name in (*names, "aggregator_service.__main__", "aggregator_service.storage.notifications"):
         importlib.import_module(name)
 

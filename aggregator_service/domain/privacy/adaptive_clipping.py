@@ -2,7 +2,8 @@
 
 Each update says with one bit whether it was NOT clipped. The share of ones is released with noise of its own, and the
 norm moves geometrically towards the quantile: too many unclipped updates lower it. Bits count as +1/2 and -1/2, so that
-one of them changes their sum by 1/2, and the sum is noised as an integer, in steps of 2^-20.
+one of them changes their sum by 1/2, and the sum is noised as an integer, in steps of 2^-20. An update of zeros has no
+bit, so that every update is half a count away from the world in which its client sent zeros.
 """
 
 import math
@@ -51,12 +52,13 @@ def lattice_count_stddev(count_stddev: float) -> float:
     return math.ldexp(count_stddev, COUNT_SHIFT)
 
 
-def noised_unclipped_share(num_unclipped: int, num_updates: int, *, noise: int, denominator: float) -> float:
+def noised_unclipped_share(num_unclipped: int, num_judged: int, *, noise: int, denominator: float) -> float:
     """Gives the released share of updates that were not clipped; noise may bring it below 0 or above 1.
 
-    `noise` is a draw in steps, `denominator` a public number: how many updates are counted or expected.
+    `num_judged` is how many updates have a bit, `noise` a draw in steps, `denominator` a public number: how many
+    updates are counted or expected.
     """
-    total = (2 * num_unclipped - num_updates) * _HALF + noise
+    total = (2 * num_unclipped - num_judged) * _HALF + noise
     return math.ldexp(total, -COUNT_SHIFT) / denominator + 0.5
 
 

@@ -93,10 +93,22 @@ class LedgerEntry:
 
 @dataclass(frozen=True, slots=True)
 class StoredEntry:
-    """An entry as the database holds it."""
+    """An entry as the database holds it: its text with the hash, and what is looked up by."""
 
+    run_id: str
+    sequence: int
+    round_id: str
+    state: str
     text: str
     hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What a round whose model was published has elsewhere in the database: what it is said to cost, and the model."""
+
+    epsilon: float
+    model_digest: str
 
 
 def genesis(run_id: str, spec: Mapping[str, Any]) -> str:
@@ -105,10 +117,46 @@ def genesis(run_id: str, spec: Mapping[str, Any]) -> str:
 
 
 def parse(stored: StoredEntry) -> LedgerEntry:
-    """Reads an entry; raises LedgerError if its hash is another."""
-    if _hash(stored.text) != stored.hash:
-        raise LedgerError(f"a privacy ledger's entry was changed: {stored.text[:200]}")
-    fields = json.loads(stored.text)
+    """Reads an entry; raises LedgerError if it is not what was written."""
+    try:
+        entry = _read(stored.text)
+    except (ValueError, KeyError, TypeError):
+        raise _changed(stored) from None
+    looked_up = (entry.run_id, entry.sequence, entry.round_id, entry.state, _hash(stored.text))
+    if looked_up != (stored.run_id, stored.sequence, stored.round_id, stored.state, stored.hash):
+        raise _changed(stored)
+    return entry
+
+
+def verify(
+    run_id: str, spec: Mapping[str, Any], chain: Iterable[StoredEntry], *, published: Mapping[str, Publication]
+) -> str:
+    """Checks a whole chain from its beginning and gives the last hash; raises LedgerError naming the entry.
+
+    `published` has each attempt at a round that made a model: all of them, and no others, must be charged.
+    """
+    head, charged = genesis(run_id, spec), dict[str, Publication]()
+    for number, stored in enumerate(chain, start=1):
+        entry = parse(stored)
+        if (entry.sequence, entry.previous_hash) != (number, head):
+            raise LedgerError(
+                f"entry {number} of the privacy ledger of run {run_id} does not follow the one before it: an entry, "
+                "or the run's spec, was changed, added or removed"
+            )
+        if entry.model_digest is not None:
+            charged[entry.round_id] = Publication(entry.charge.epsilon, entry.model_digest)
+        head = stored.hash
+    for round_id in sorted(charged.keys() | published.keys()):
+        if charged.get(round_id) != published.get(round_id):
+            raise LedgerError(
+                f"the privacy ledger of run {run_id} does not charge what was published: {round_id} cost "
+                f"{charged.get(round_id)} by the ledger, and the database has {published.get(round_id)}"
+            )
+    return head
+
+
+def _read(text: str) -> LedgerEntry:
+    fields = json.loads(text)
     return LedgerEntry(
         **fields
         | {
@@ -120,18 +168,10 @@ def parse(stored: StoredEntry) -> LedgerEntry:
     )
 
 
-def verify(run_id: str, spec: Mapping[str, Any], chain: Iterable[StoredEntry]) -> str:
-    """Checks a whole chain from its beginning and gives the last hash; raises LedgerError naming the entry."""
-    head = genesis(run_id, spec)
-    for number, stored in enumerate(chain, start=1):
-        entry = parse(stored)
-        if (entry.run_id, entry.sequence, entry.previous_hash) != (run_id, number, head):
-            raise LedgerError(
-                f"entry {number} of the privacy ledger of run {run_id} does not follow the one before it: an entry, "
-                "or the run's spec, was changed, added or removed"
-            )
-        head = stored.hash
-    return head
+def _changed(stored: StoredEntry) -> LedgerError:
+    return LedgerError(
+        f"entry {stored.sequence} of the privacy ledger of run {stored.run_id} was changed after it was written"
+    )
 
 
 def _hash(text: str) -> str:

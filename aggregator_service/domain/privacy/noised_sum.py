@@ -23,12 +23,12 @@ class Adaptation:
     count_stddev: float
     place: int
 
-    def next_norm(self, noised: "NoisedSum", *, num_unclipped: int, num_updates: int) -> float:
+    def next_norm(self, noised: "NoisedSum", *, num_unclipped: int, num_judged: int, num_updates: int) -> float:
         """Gives the next clipping norm."""
         stddev = adaptive_clipping.lattice_count_stddev(self.count_stddev)
         drawn = noise.lattice_gaussian(noised.key, first=self.place, count=1, stddev=stddev)
         share = adaptive_clipping.noised_unclipped_share(
-            num_unclipped, num_updates, noise=int(drawn[0]), denominator=num_updates
+            num_unclipped, num_judged, noise=int(drawn[0]), denominator=num_updates
         )
         return adaptive_clipping.next_clipping_norm(
             noised.clipping_norm,
@@ -59,11 +59,16 @@ class NoisedSum:
         """The grid's step is 2^-shift."""
         return lattice.shift(self.clipping_norm)
 
-    def released(self, *, num_unclipped: int, num_updates: int) -> ReleasedNoise:
-        """Gives what the ledger says of it: all but the key, and the next clipping norm if that is adaptive."""
+    def released(self, *, num_unclipped: int, num_judged: int, num_updates: int) -> ReleasedNoise:
+        """Gives what the ledger says of it: all but the key, and the next clipping norm if that is adaptive.
+
+        Of the `num_updates` counted, `num_judged` are not zero, and no norm clipped `num_unclipped` of these.
+        """
         following = None
         if self.adaptation is not None:
-            following = self.adaptation.next_norm(self, num_unclipped=num_unclipped, num_updates=num_updates)
+            following = self.adaptation.next_norm(
+                self, num_unclipped=num_unclipped, num_judged=num_judged, num_updates=num_updates
+            )
         return ReleasedNoise(
             clipping_norm=self.clipping_norm,
             step=lattice.step(self.clipping_norm),
