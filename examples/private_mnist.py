@@ -157,9 +157,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The last model's accuracy, and the run as the server had it, with the noise that it calculated."""
+    """The last model's accuracy, what it cost by the server's ledger, and the run with the noise that it calculated."""
 
     accuracy: float
+    epsilon: float | None
     spec: RunSpec
 
     @property
@@ -191,7 +192,7 @@ class Experiment:
         done = simulate(plan.spec(), tensors_of(begin), trainer, num_clients=plan.num_clients, seed=seed)
         load_into(begin, done.model)
         measured = TorchEvaluator(begin, self.held_out(tuning=tuning)).measure()
-        return Outcome(measured.metrics["accuracy"], done.run.spec)
+        return Outcome(measured.metrics["accuracy"], done.rounds[-1].round.epsilon, done.run.spec)
 
     def held_out(self, *, tuning: bool) -> ImageDataset:
         """Gives images that no client has."""
@@ -231,16 +232,17 @@ def compare(experiment: Experiment, plans: Sequence[Plan], *, repeats: int, plot
         points = []
         for plan in plans:
             done = experiment.repeat(replace(plan, kind=kind), repeats=repeats)
-            clip = f"{plan.clipping_norm:g}"
-            rows.append((kind, f"{plan.epsilon:g}", clip, done[0].noise_multiplier, told(done)))
+            spent, clip = f"{done[0].epsilon:.2f}", f"{plan.clipping_norm:g}"
+            rows.append((kind, spent, clip, done[0].noise_multiplier, told(done)))
             points.append((float(plan.epsilon or 0), float(np.mean([one.accuracy for one in done]))))
         lines.append(Line(kind, points))
     plain = experiment.repeat(plans[0].without_privacy(), repeats=repeats)
     level = float(np.mean([one.accuracy for one in plain]))
     rows.append(("none", "-", "-", "-", told(plain)))
     lines.append(Line(f"no privacy {level:.1%}", [(at, level) for at, _ in lines[0].points]))
-    print_table(("kind", "epsilon", "clip", "noise multiplier", "test accuracy"), rows)
-    save_lines(plot, lines, title="MNIST, 100 clients, 20 a round", x="epsilon (delta 1e-6)", y="test accuracy")
+    title = f"MNIST, {plans[0].num_clients} clients, {plans[0].cohort} a round"
+    print_table(("kind", "epsilon spent", "clip", "noise multiplier", "test accuracy"), rows)
+    save_lines(plot, lines, title=title, x="epsilon (delta 1e-6)", y="test accuracy")
 
 
 def lessons(experiment: Experiment, *, epsilon: float, repeats: int) -> None:
