@@ -295,7 +295,7 @@ def main() -> None:
     norms = {one: search(experiment, one) if given.grid else TUNED[one] for one in given.epsilons}
     plans = [Plan(epsilon=one, clipping_norm=norm) for one, norm in norms.items()]
     if given.quick:
-        plans = [replace(one, num_clients=20, cohort=10, participations=2) for one in plans[-1:]]
+        plans = [replace(one, num_clients=10, cohort=5, participations=1) for one in plans[-1:]]
     compare(experiment, plans, repeats=given.repeats, plot=given.plot)
 
 
