@@ -15,6 +15,7 @@ from aggregator_service import failpoints
 from aggregator_service.api.application import create_application
 from aggregator_service.clock import system_clock
 from aggregator_service.domain.layouts import Layouts
+from aggregator_service.flow import budget
 from aggregator_service.flow.authentication import ensure_operator_token
 from aggregator_service.flow.context import Flow, Limits
 from aggregator_service.settings import Settings
@@ -80,6 +81,7 @@ def build(settings: Settings, *, show_operator_token: Callable[[str], None]) -> 
         fresh = await ensure_operator_token(flow, settings.operator_token)
         if fresh is not None:
             show_operator_token(fresh)
+        await budget.prepare(flow)
         app.state.flow = flow
         async with _background(flow):
             yield

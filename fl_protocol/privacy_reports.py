@@ -1,7 +1,14 @@
 """What a run's privacy has cost so far, and its ledger, which anyone can check from its first entry to its last."""
 
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Final
+
 from fl_protocol.messages import ResponseMessage, Timestamp
 from fl_protocol.privacy_claims import Adjacency, PrivacyUnit, Trust
+
+_TAG: Final = b"fedquorum/ledger/v1\x00"
 
 
 class PrivacyReport(ResponseMessage):
@@ -52,3 +59,29 @@ class LedgerEntry(ResponseMessage):
     created_at: Timestamp
     entry_hash: str
     text: str
+
+
+class BrokenLedgerError(ValueError):
+    """A ledger's entries do not follow each other: one was changed, left out or put between."""
+
+
+def check_ledger(entries: Sequence[LedgerEntry]) -> str | None:
+    """Checks a ledger from its first entry, offline, and gives the last one's hash; None for an empty one.
+
+    Raises BrokenLedgerError naming the entry. That the first hash belongs to the run's spec only the server's own
+    check at its start tells.
+    """
+    head: str | None = None
+    for number, entry in enumerate(entries, start=1):
+        stated = json.loads(entry.text)
+        if hashlib.sha256(_TAG + entry.text.encode()).hexdigest() != entry.entry_hash:
+            raise BrokenLedgerError(
+                f"entry {number} of the privacy ledger does not have the hash that it is listed with"
+            )
+        if stated["sequence"] != number or (head is not None and stated["previous_hash"] != head):
+            raise BrokenLedgerError(f"entry {number} of the privacy ledger does not follow the one before it")
+        shown = (stated["round"], stated["state"], stated["charge"]["epsilon"], stated["model_digest"])
+        if shown != (entry.round, entry.state, entry.epsilon, entry.model_digest):
+            raise BrokenLedgerError(f"entry {number} of the privacy ledger is listed with other figures than it holds")
+        head = entry.entry_hash
+    return head

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import assert_never
 
+import structlog
+
 from aggregator_service import failpoints
 from aggregator_service.domain import staleness, weighting
 from aggregator_service.domain.fednova import normalised_weights
@@ -41,6 +43,8 @@ from fl_protocol.specs.strategies import InverseStratumSizeWeighting, MeanStrate
 from fl_protocol.specs.training import local_learning_rate
 from fl_protocol.tensors import Header
 from fl_protocol.updates import update_layout
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +206,9 @@ def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> ReleasedNoise | Non
         fold_controls(previous, updates, layout=layout, num_clients=num_clients, write=files.control.write)
     if noised is None:
         return None
+    if num_judged < len(updates):
+        # For the operator alone, who sees the updates anyway: a metric or an answer would tell others.
+        _log.warning("updates_counted_as_zero", round_id=sealed.round.round_id, count=len(updates) - num_judged)
     return noised.released(num_unclipped=num_unclipped, num_judged=num_judged, num_updates=len(updates))
 
 

@@ -4,6 +4,7 @@ Everything here happens in the transaction that opens, publishes or abandons the
 its cost is on the ledger, and two servers cannot both spend what is left.
 """
 
+import asyncio
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from aggregator_service.storage import ledger, noise_keys, participations, runs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.privacy.accounting import BudgetedPrivacy, delta_of, epsilon_spent, renyi_epsilon_spent
 from fl_protocol.privacy.noise import KEY_BYTES
+from fl_protocol.privacy.releases import accounting_library
 from fl_protocol.privacy_claims import PrivacyClaim, promise_of
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.runs import RunSpec
@@ -139,6 +141,16 @@ async def list_entries(flow: Flow, run_id: str, *, after_sequence: int, limit: i
         return ledger.page(tx, run_id, after_sequence=after_sequence, limit=limit)
 
     return await flow.transactions.read("list_ledger", body)
+
+
+async def prepare(flow: Flow) -> None:
+    """Loads the accounting library, which takes seconds, before the first transaction that needs it, if any will."""
+    if await flow.transactions.read("find_private_runs", _has_private_run):
+        await asyncio.to_thread(accounting_library)
+
+
+def _has_private_run(tx: ReadTx) -> bool:
+    return any(isinstance(spec.privacy, BudgetedPrivacy) for spec in runs.unfinished_specs(tx))
 
 
 def _run(tx: ReadTx, run_id: str) -> RunRecord:

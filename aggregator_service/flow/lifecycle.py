@@ -16,6 +16,7 @@ from aggregator_service.flow.versions import take_over
 from aggregator_service.storage import events, models, rounds, runs, tasks
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.privacy.accounting import calibrated
+from fl_protocol.privacy.message_range import check_message_range
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import EventType, RoundState
 from fl_protocol.runs import RunSpec, RunState
@@ -70,9 +71,11 @@ async def _calibrated(spec: RunSpec) -> RunSpec:
         return spec
     try:
         # Seconds, the first time: the accounting library is large.
-        return await asyncio.to_thread(calibrated, spec)
+        spec = await asyncio.to_thread(calibrated, spec)
+        check_message_range(spec)
     except ValueError as error:
         raise ProblemError(ProblemType.INVALID_REQUEST, str(error)) from None
+    return spec
 
 
 async def _check_previous(flow: Flow, spec: RunSpec) -> None:

@@ -58,6 +58,12 @@ def stored_spec(tx: ReadTx, run_id: str) -> dict[str, Any]:
     return spec
 
 
+def unfinished_specs(tx: ReadTx) -> list[RunSpec]:
+    """Gives the specs of all runs that have not ended."""
+    query = sa.select(runs.c.spec).where(runs.c.finished_at.is_(None))
+    return [RunSpec.model_validate(spec) for spec in tx.connection.execute(query).scalars()]
+
+
 def get(tx: ReadTx, run_id: str) -> RunRecord | None:
     """Gives a run; None where there is no such run."""
     row = tx.connection.execute(_GET, {"run_id": run_id}).one_or_none()

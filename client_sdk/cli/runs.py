@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from client_sdk.cli.budget import print_budget
 from client_sdk.cli.options import DEFAULT_SERVER, Insecure, Json, Server, TokenFile, with_client
 from client_sdk.cli.output import console, print_fields, print_json, print_messages, print_model
 from client_sdk.cli.specification import read_spec
@@ -16,6 +17,7 @@ from client_sdk.errors import UsageError
 
 if TYPE_CHECKING:
     from client_sdk.client import AggregatorClient
+    from fl_protocol.privacy_reports import LedgerEntry, PrivacyReport
     from fl_protocol.rounds import Round
     from fl_protocol.runs import Run
 
@@ -261,6 +263,23 @@ def exclusions(
         allow_insecure_http=allow_insecure_http,
     )
     print_messages(found, columns=_EXCLUSION_COLUMNS, as_json=as_json)
+
+
+@app.command("privacy")
+def privacy(
+    run_id: RunId,
+    server: Server = DEFAULT_SERVER,
+    token_file: TokenFile = None,
+    allow_insecure_http: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a run promises about its clients' data, and what it has cost."""
+
+    async def use(client: "AggregatorClient") -> "tuple[PrivacyReport, list[LedgerEntry]]":
+        return await client.get_privacy(run_id), await client.list_ledger(run_id)
+
+    report, entries = with_client(use, server=server, token_file=token_file, allow_insecure_http=allow_insecure_http)
+    print_budget(report, entries, as_json=as_json)
 
 
 @app.command("list")

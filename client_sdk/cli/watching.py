@@ -25,7 +25,8 @@ async def watch_run(client: AggregatorClient, run_id: str, *, as_json: bool) -> 
                 _print_event(out, event)
             elif event.type == EventType.MODEL_PUBLISHED and isinstance(number, int) and number > 0:
                 bars.update(rounds, completed=number)
-                out.print(_round_line(await client.get_round(run_id, number), run.num_rounds))
+                done = await client.get_round(run_id, number)
+                out.print(_round_line(done, run.num_rounds, target=getattr(run.spec.privacy, "target_epsilon", None)))
             elif event.type == EventType.ROUND_OPENED:
                 bars.update(updates, completed=0, description=f"updates of round {cell(number)}")
             elif event.type == EventType.UPDATE_ACCEPTED:
@@ -47,10 +48,11 @@ def _bars(out: Console, *, disable: bool) -> Progress:
     )
 
 
-def _round_line(done: Round, num_rounds: int) -> str:
+def _round_line(done: Round, num_rounds: int, *, target: float | None) -> str:
     ended = done.completed_at or done.closed_at or done.opened_at
     seconds = (ended - done.opened_at).total_seconds()
-    return f"round {done.number}/{num_rounds}: {done.num_updates} updates, {cell(done.metrics)}, {seconds:.2f} s"
+    told = cell(done.metrics) if done.epsilon is None else f"epsilon {done.epsilon:.4g} of {target:g}"
+    return f"round {done.number}/{num_rounds}: {done.num_updates} updates, {told}, {seconds:.2f} s"
 
 
 def _print_event(out: Console, event: Event) -> None:

@@ -18,6 +18,7 @@ from client_sdk.transfer import Body, Content, OnBytes, StoredModel, body_of_byt
 from fl_protocol.arrays import Tensor
 from fl_protocol.exclusions import Exclusion, ExclusionRequest
 from fl_protocol.models import Model, RollbackRequest
+from fl_protocol.privacy_reports import BrokenLedgerError, LedgerEntry, PrivacyReport, check_ledger
 from fl_protocol.rounds import Contribution, Event, Round
 from fl_protocol.runs import Run, RunSpec
 from fl_protocol.tasks import (
@@ -101,6 +102,19 @@ class AggregatorClient:
         """Makes an earlier version the newest again, and gives it under its new number."""
         request = RollbackRequest(version=version)
         return await self._connection.call(endpoints.roll_back(run_id, request, idempotency_key=_new_key()))
+
+    async def get_privacy(self, run_id: str) -> PrivacyReport:
+        """Tells what a run promises about its clients' data, and what it has cost so far."""
+        return await self._connection.call(endpoints.get_privacy(run_id))
+
+    async def list_ledger(self, run_id: str) -> list[LedgerEntry]:
+        """Lists a run's whole privacy ledger and checks that it is a chain; raises UntrustedAnswerError if not."""
+        entries = await self._gather(lambda cursor: endpoints.list_ledger(run_id, cursor=cursor))
+        try:
+            check_ledger(entries)
+        except (BrokenLedgerError, LookupError, TypeError) as error:
+            raise UntrustedAnswerError(str(error)) from None
+        return entries
 
     async def list_rounds(self, run_id: str) -> list[Round]:
         return await self._gather(lambda cursor: endpoints.list_rounds(run_id, cursor=cursor))

@@ -23,6 +23,7 @@ from fl_protocol import routes
 from fl_protocol.exclusions import Exclusion, ExclusionRequest
 from fl_protocol.messages import RequestMessage
 from fl_protocol.models import TENSOR_MEDIA_TYPE, Model, RollbackRequest
+from fl_protocol.privacy_reports import LedgerEntry, PrivacyReport
 from fl_protocol.rounds import Contribution, Round
 from fl_protocol.runs import Run, RunSpec
 from fl_protocol.tasks import (
@@ -120,6 +121,16 @@ def stop_run(run_id: str) -> Request[Run]:
 def roll_back(run_id: str, request: RollbackRequest, *, idempotency_key: str) -> Request[Model]:
     """`POST /v1/runs/{run_id}/rollback`."""
     return _post(Model, path(routes.RUN_ROLLBACK, run_id=run_id), body=request, idempotency_key=idempotency_key)
+
+
+def get_privacy(run_id: str) -> Request[PrivacyReport]:
+    """`GET /v1/runs/{run_id}/privacy`."""
+    return _get(PrivacyReport, path(routes.RUN_PRIVACY, run_id=run_id), run_id=run_id)
+
+
+def list_ledger(run_id: str, *, limit: int | None = None, cursor: str | None = None) -> Request[Page[LedgerEntry]]:
+    """`GET /v1/runs/{run_id}/privacy/ledger`."""
+    return _list(LedgerEntry, path(routes.RUN_LEDGER, run_id=run_id), limit=limit, cursor=cursor)
 
 
 def list_rounds(run_id: str, *, limit: int | None = None, cursor: str | None = None) -> Request[Page[Round]]:

@@ -5,9 +5,9 @@ and integer noise is added to the integers. Any two updates are neighbours for w
 up to twice the clipping norm apart, so the noise is as wide as the multiplier times twice the sensitivity.
 
 The message carries each noised integer times the step in the tensor's own type. Float64 holds that exactly. Float32 has
-24 bits, the integers up to 50, so it is rounded, half to even: but after the noise and from the noised integer alone.
-What is sent is a function of what the mechanism released, whatever the update was, and tells no more than that. It is
-floats added to floats that tell the summands apart by their last bits (Mironov 2012), and there are none here.
+24 bits and the noised integers may have more, so it is rounded, half to even: but after the noise, and from the noised
+integer alone. What is sent is a function of what the mechanism released, whatever the update was, and tells no more
+than that. It is floats added to floats that tell the summands apart by their last bits (Mironov 2012); there are none.
 """
 
 from collections.abc import Mapping

@@ -86,6 +86,8 @@ TABLE: dict[tuple[str, str], Row] = {
     ("POST", "/v1/runs/{run_id}/rollback"): Row(
         "/v1/runs/{run_id}/rollback", _may(201, "operator"), json={"version": 0}
     ),
+    ("GET", "/v1/runs/{run_id}/privacy"): Row("/v1/runs/{run_id}/privacy", READERS),
+    ("GET", "/v1/runs/{run_id}/privacy/ledger"): Row("/v1/runs/{run_id}/privacy/ledger", READERS),
     ("GET", "/v1/runs/{run_id}/rounds"): Row("/v1/runs/{run_id}/rounds", READERS),
     ("GET", "/v1/runs/{run_id}/rounds/{number}"): Row("/v1/runs/{run_id}/rounds/1", READERS),
     ("GET", "/v1/runs/{run_id}/rounds/{number}/updates"): Row("/v1/runs/{run_id}/rounds/1/updates", OPERATOR),

@@ -31,6 +31,7 @@ COMMANDS = [
     ["clients", "enrol"], ["clients", "revoke"], ["privacy"], ["privacy", "plan"], ["model"], ["model", "download"],
     ["model", "list"], ["run"],
     *(["run", name] for name in ("create", "start", "pause", "resume", "stop", "list", "show", "watch", "rollback")),
+    ["run", "privacy"],
 ]  # fmt: skip
 
 

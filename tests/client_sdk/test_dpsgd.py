@@ -217,7 +217,7 @@ def test_the_noise_is_the_multiplier_times_the_clip_and_no_seed_repeats_it() -> 
         optimizer.without_examples()
         optimizer.step()
         drawn.append(weights.detach().numpy())
-    # 100,000 coordinates: a standard deviation is known to 0.2%; the grid's rounding adds 2^-23 of it.
+    # 100,000 coordinates: a standard deviation is known to 0.2%; the grid's rounding adds 2e-5 of it.
     assert abs(drawn[0].std() / (1.5 * 2.0) - 1) < 0.01
     assert abs(np.corrcoef(*drawn)[0, 1]) < 0.02
 

@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregator_service.domain.allocation import places
@@ -10,6 +10,7 @@ from aggregator_service.domain.allocation import places
 WEIGHTS = st.dictionaries(st.text(max_size=3), st.integers(1, 50), min_size=1, max_size=8)
 
 
+@settings(deadline=None)
 @given(weights=WEIGHTS, cohort_size=st.integers(1, 12))
 def test_over_100_rounds_each_stratum_has_its_share_exact_to_one_client(
     weights: dict[str, int], cohort_size: int
@@ -27,6 +28,7 @@ def test_over_100_rounds_each_stratum_has_its_share_exact_to_one_client(
             assert abs(given_so_far[stratum] - due) < 1, (number, stratum)
 
 
+@settings(deadline=None)
 @given(weights=WEIGHTS, number=st.integers(1, 1000), cohort_size=st.integers(1, 12))
 def test_places_do_not_depend_on_the_order_or_the_unit_of_the_weights(
     weights: dict[str, int], number: int, cohort_size: int
