@@ -1,7 +1,8 @@
 # Every target sets up what it needs: Python 3.11+ with its venv module is all there has to be.
 PYTHON ?= python3
 VENV ?= .venv
-# More for pytest, for example ARGS="-k rounds"; tests wait for disks and processes half of the time, so two files run at once.
+# More for pytest, for example ARGS="-k rounds"; tests wait for disks and processes half of the time, so two files run at once,
+# in the order of their names: the longest are then not the last, when one of the two has nothing left to do.
 ARGS ?=
 # Which benchmarks; all of them where none is named.
 NAMES ?=
@@ -28,7 +29,7 @@ serve: $(DEMO)  ## Runs a server on SQLite at 127.0.0.1:8080
 
 test: $(DEV)  ## Runs the tests (ARGS="..." goes to pytest)
 	@command -v chromium >/dev/null || echo 'note: no chromium on the path: the test of the docs page cannot run (Debian: apt-get install chromium)'
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: $(DEV)  ## Runs the tests that take many minutes
 	$(BIN)/python -m pytest -m soak $(ARGS)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch", reason="the extra [dpsgd]")
 pytest.importorskip("opacus", reason="the extra [dpsgd]")
@@ -37,6 +38,7 @@ from fl_protocol.specs.parameters import ParametersSpec  # noqa: E402
 from fl_protocol.specs.privacy import ExampleDpsgdPrivacy  # noqa: E402
 from fl_protocol.specs.protection import NoPrivacy  # noqa: E402
 from fl_protocol.specs.training import EarlyStop  # noqa: E402
+from tests.support.audits import clopper_pearson  # noqa: E402
 
 RUN = "run_" + 32 * "0"
 PRIVACY = ExampleDpsgdPrivacy(kind="example_dpsgd", target_epsilon=2.0, delta=1e-4)
@@ -220,6 +222,30 @@ def test_the_noise_is_the_multiplier_times_the_clip_and_no_seed_repeats_it() -> 
     # 100,000 coordinates: a standard deviation is known to 0.2%; the grid's rounding adds 2e-5 of it.
     assert abs(drawn[0].std() / (1.5 * 2.0) - 1) < 0.01
     assert abs(np.corrcoef(*drawn)[0, 1]) < 0.02
+
+
+def noised_gradients(gradient: float, *, count: int) -> NDArray[Any]:
+    """Clips the one example's gradient of one parameter, and noises it again and again."""
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = optimizer_of([weight], noise=1.0)
+    weight.grad_sample = torch.tensor([[gradient]])
+    optimizer.clip_and_accumulate()
+    noised = np.empty(count)
+    for number in range(count):
+        optimizer.add_noise()
+        assert weight.grad is not None
+        noised[number] = float(weight.grad)
+    return noised
+
+
+def test_an_audit_of_one_step_finds_no_more_than_is_claimed_and_at_least_half() -> None:
+    """D10 for DP-SGD: a 95% lower bound of epsilon from gradients with an example and with one that counts as zero."""
+    claimed, delta, count, threshold = 4.377178, 1e-5, 20_000, 6.0
+    likely = int((noised_gradients(1e3, count=count) > threshold).sum())
+    # Noise about zero is symmetric: both tails are trials of one event.
+    unlikely = int((np.abs(noised_gradients(math.nan, count=count)) > threshold).sum())
+    bound = math.log((clopper_pearson(likely, count)[0] - delta) / clopper_pearson(unlikely, 2 * count)[1])
+    assert claimed / 2 <= bound <= claimed, bound
 
 
 def refusing(change: Callable[[nn.Module], nn.Module] | None, fields: dict[str, Any], message: str) -> Any:

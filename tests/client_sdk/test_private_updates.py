@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
-from scipy.stats import beta
 
 from client_sdk import (
     ExamplePrivacy,
@@ -39,6 +38,7 @@ from fl_protocol.tensors import parse_header, render_header
 from fl_protocol.updates import UpdateMetadata, check_model, update_metadata
 from tests.client_sdk.test_privacy_claims import KINDS
 from tests.client_sdk.test_privacy_policy import private
+from tests.support.audits import clopper_pearson
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=64)
 NORMS = st.sampled_from([1e-9, 1e-3, 0.1, 1.0, 3.0, 1e9])
@@ -289,14 +289,6 @@ def test_an_audit_of_the_sdks_messages_finds_no_more_than_is_claimed_and_at_leas
 def message(privacy: Any, multiplier: float, value: float, number: int) -> float:
     sent, _ = noised({"w": np.array([value])}, privacy, noise_multiplier=multiplier, key=key(number))
     return float(np.asarray(sent["w"])[0])
-
-
-def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
-    """A two-sided 95% interval of a probability."""
-    return (
-        float(beta.ppf(0.025, successes, trials - successes + 1)),
-        float(beta.ppf(0.975, successes + 1, trials - successes)),
-    )
 
 
 @pytest.mark.parametrize(

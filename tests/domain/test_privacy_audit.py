@@ -9,11 +9,11 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
-from aggregator_service.domain.privacy import blt
+from aggregator_service.domain.privacy import adaptive_clipping, blt
 from aggregator_service.domain.privacy.blt import Participation
 from fl_protocol.privacy import lattice, noise
+from tests.support.audits import clopper_pearson
 
 KEYS = bytes(range(32)), bytes(range(1, 33))
 SAMPLES = 2_000_000
@@ -31,8 +31,8 @@ def learned_at(without, with_client, *, threshold, delta):
     """Bounds from below the epsilon of an attack that says 'it took part' above the threshold."""
     wrong, right = beyond(without, threshold), beyond(with_client, threshold)
     # Each side at 97.5%, so that both hold at 95%.
-    most_wrong = stats.beta.ppf(0.975, wrong + 1, without.size - wrong)
-    least_right = stats.beta.ppf(0.025, right, with_client.size - right + 1) if right else 0.0
+    _, most_wrong = clopper_pearson(wrong, without.size)
+    least_right = clopper_pearson(right, with_client.size)[0] if right else 0.0
     return math.log((least_right - delta) / most_wrong) if least_right > delta else 0.0
 
 
@@ -83,6 +83,32 @@ def test_a_laplace_message_keeps_its_claim_between_any_two_updates(epsilon):
         noise.add_lattice_laplace(message, key=key, first=0, scale=scale)
         messages.append(message)
     assert 0.9 * epsilon <= learned(*messages, delta=0.0) <= epsilon
+
+
+def adaptive_releases(held, unclipped, *, split, count_noise):
+    """Gives what one round of an adaptive clip releases in many runs: the noised sum and the noised share."""
+    value_noise, count_stddev = split
+    sums = gaussian_sums(held, key=bytes([held > 0, *range(31)]), noise_multiplier=value_noise)
+    stddev = adaptive_clipping.lattice_count_stddev(count_stddev)
+    drawn = noise.lattice_gaussian(count_noise, first=0, count=SAMPLES, stddev=stddev)
+    shares = adaptive_clipping.noised_unclipped_share(unclipped, unclipped, noise=drawn, denominator=1)
+    return sums, shares
+
+
+def test_sum_and_count_of_an_adaptive_clip_together_keep_one_claim_and_the_best_attack_comes_near(monkeypatch):
+    # The shares of many runs at once: numpy's own ldexp in place of the one for a single number.
+    monkeypatch.setattr(adaptive_clipping.math, "ldexp", np.ldexp)
+    count_stddev = 0.8
+    value_noise = adaptive_clipping.value_noise_multiplier(1.0, count_stddev)
+    charged, split = lattice.sensitivity(CLIPPING_NORM, 1), (value_noise, count_stddev)
+    without = adaptive_releases(0, 0, split=split, count_noise=KEYS[0])
+    with_client = adaptive_releases(charged, 1, split=split, count_noise=KEYS[1])
+    # Each release weighs by how far the client moves it over the variance of its noise.
+    weights = 1 / (charged * value_noise**2), 0.5 / count_stddev**2
+    attack = [sum(weight * part for weight, part in zip(weights, one, strict=True)) for one in (without, with_client)]
+    assert 2 <= learned(*attack, delta=DELTA) <= GAUSSIAN_EPSILON
+    sum_alone = learned(without[0], with_client[0], delta=DELTA)
+    assert sum_alone < learned(*attack, delta=DELTA)
 
 
 ROUNDS = Participation(num_rounds=200, separation=20, max_participations=10)
