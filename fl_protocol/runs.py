@@ -14,6 +14,7 @@ from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.privacy import Privacy, check_privacy
 from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
 from fl_protocol.specs.rounds import AnyRoundSpec, RoundSpec
+from fl_protocol.specs.secure_aggregation import SecureAggregation, check_secure_aggregation
 from fl_protocol.specs.selection import OpenSelection, SelectionSpec, check_selection, most_updates
 from fl_protocol.specs.server_optimizers import ServerOptimizer, SgdServerOptimizer, check_server_optimizer
 from fl_protocol.specs.strategies import MeanStrategy, Strategy, check_strategy
@@ -40,7 +41,7 @@ class RunSpec(RequestMessage):
     evaluation: EvaluationSpec = EvaluationSpec()
     encoding: DenseEncoding = DenseEncoding()
     privacy: Privacy = NoPrivacy()
-    secure_aggregation: NoSecureAggregation = NoSecureAggregation()
+    secure_aggregation: SecureAggregation = NoSecureAggregation()
     initial_model: InitialModel = UploadedModel()
 
     @field_validator("training")
@@ -61,6 +62,7 @@ class RunSpec(RequestMessage):
         check_strategy(self.strategy, self.round, max_updates=most_updates(self.selection, self.round))
         check_evaluation(self.evaluation, self.round, num_rounds=self.num_rounds)
         check_privacy(self)
+        check_secure_aggregation(self)
         return self
 
 
