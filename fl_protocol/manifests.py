@@ -15,7 +15,7 @@ from fl_protocol.runs import RunSpec
 PROTOCOL: Final = "flsa/v1"
 MANIFEST_MEDIA_TYPE: Final = "application/json"
 SIGNATURE_HEADER: Final = "Manifest-Signature"
-"""`ed25519;<key_id>;<base64 of 64 bytes>`, over the tag `flsa/v1/manifest` with a zero byte, and the manifest's bytes."""
+"""`ed25519;<key_id>;<base64>`: of the tag `flsa/v1/manifest` with a zero byte behind it, and the manifest's bytes."""
 
 MAX_MANIFEST_BYTES: Final = 16 << 20
 

@@ -26,6 +26,9 @@ MAX_SESSION_MEMBERS: Final = 1000
 DEFAULT_SESSION_MEMBERS: Final = 100
 DEFAULT_CLIPPING_NORM: Final = 10.0
 
+MaskedPrivacy = CentralGaussianPrivacy | CentralBltPrivacy
+"""The kinds of privacy that go with masked updates."""
+
 IdentityTrust = Literal["server", "tofu", "pinned", "ca"]
 """Who says which identity key is whose: the server; whoever came first; a list that each client has; an authority."""
 
@@ -115,7 +118,7 @@ def clipping_norm(spec: Choices) -> float:
     masked, privacy = spec.secure_aggregation, spec.privacy
     if isinstance(masked, PairwiseSecureAggregation) and masked.clipping_norm is not None:
         return masked.clipping_norm
-    return DEFAULT_CLIPPING_NORM if isinstance(privacy, NoPrivacy) else float(getattr(privacy, "clipping_norm"))
+    return privacy.clipping_norm if isinstance(privacy, MaskedPrivacy) else DEFAULT_CLIPPING_NORM
 
 
 def max_abs_delta(spec: Choices) -> float:
@@ -185,7 +188,7 @@ def _check_clip(spec: Choices, masked: PairwiseSecureAggregation) -> None:
     privacy = spec.privacy
     if isinstance(privacy, NoPrivacy):
         return
-    if not isinstance(privacy, CentralGaussianPrivacy | CentralBltPrivacy):
+    if not isinstance(privacy, MaskedPrivacy):
         raise ValueError(
             f"privacy.kind {privacy.kind!r} does not go with secure_aggregation.kind 'pairwise'; take "
             "'central_gaussian', 'central_blt' or 'none'"
@@ -196,4 +199,6 @@ def _check_clip(spec: Choices, masked: PairwiseSecureAggregation) -> None:
             f"{privacy.clipping_norm:g}, or null"
         )
     if masked.metrics:
-        raise ValueError(f"secure_aggregation.metrics would be published, and privacy.kind {privacy.kind!r} has no budget for them")
+        raise ValueError(
+            f"secure_aggregation.metrics would be published, and privacy.kind {privacy.kind!r} has no budget for them"
+        )
