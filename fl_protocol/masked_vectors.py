@@ -9,14 +9,17 @@ from datetime import datetime
 from typing import Final
 
 from fl_protocol.manifests import Manifest, ManifestModel, ManifestRing, ManifestTensor
-from fl_protocol.masking.ring import WEIGHT, Extra, Ring, choose_ring
+from fl_protocol.masking.ring import WEIGHT, Extra, Ring, choose_ring, ring_of_step
+from fl_protocol.privacy.shared_noise import shared_noise
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.runs import RunSpec
+from fl_protocol.specs.privacy import DistributedSkellamPrivacy
 from fl_protocol.specs.secure_aggregation import (
     PairwiseSecureAggregation,
     clipping_norm,
     is_weighted,
     max_abs_delta,
+    min_members,
     target_members,
 )
 from fl_protocol.tensors import Header
@@ -27,8 +30,19 @@ METRIC_SCALE: Final = 2.0**16
 
 
 def ring_of(spec: RunSpec) -> Ring:
-    """Chooses the ring of a masked run; raises RingError naming what does not fit into 64 bits."""
+    """Chooses the ring of a masked run; raises RingError naming what does not fit into 64 bits.
+
+    Noise that the clients share lies on a grid of its own, and the ring has room for ten times its width.
+    """
     masked = _masked(spec)
+    if isinstance(spec.privacy, DistributedSkellamPrivacy):
+        noise = shared_noise(spec)
+        return ring_of_step(
+            step=noise.step,
+            max_members=target_members(spec),
+            max_abs=max_abs_delta(spec),
+            headroom=noise.headroom,
+        )
     max_weight = masked.max_weight if is_weighted(spec) else 1
     metrics = [
         Extra(name, math.ceil(metric.max_abs * METRIC_SCALE) * max_weight, METRIC_SCALE)
@@ -123,7 +137,7 @@ def manifest_ring(spec: RunSpec) -> ManifestRing:
         max_weight=ring.max_weight,
         examples_per_unit=masked.examples_per_unit,
         extra_bounds=[extra.bound for extra in ring.extras],
-        min_members=masked.min_members,
+        min_members=min_members(spec),
         max_members=ring.max_members,
     )
 
@@ -134,10 +148,20 @@ def render_manifest(manifest: Manifest) -> bytes:
 
 
 def check_masked_model(model: Header, spec: RunSpec) -> None:
-    """Raises ProblemError (structure-mismatch) for a model that has nothing to mask."""
-    if isinstance(spec.secure_aggregation, PairwiseSecureAggregation) and not coordinates_of(model, spec).tensors:
+    """Raises ProblemError (structure-mismatch) for a model that has nothing to mask, or more than its noise covers."""
+    if not isinstance(spec.secure_aggregation, PairwiseSecureAggregation):
+        return
+    tensors, privacy = coordinates_of(model, spec).tensors, spec.privacy
+    if not tensors:
         raise ProblemError(
             ProblemType.STRUCTURE_MISMATCH, "no floating-point tensor travels by the run's parameters: nothing to mask"
+        )
+    size = sum(tensor.num_elements for tensor in tensors)
+    if isinstance(privacy, DistributedSkellamPrivacy) and size > privacy.max_parameters:
+        raise ProblemError(
+            ProblemType.STRUCTURE_MISMATCH,
+            f"{size} parameters travel, and privacy.max_parameters {privacy.max_parameters} is for how many at most "
+            "the noise was made; create the run with a larger one, or train fewer",
         )
 
 

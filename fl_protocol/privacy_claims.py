@@ -10,6 +10,7 @@ from fl_protocol.specs.privacy import (
     CentralBltPrivacy,
     CentralGaussianAdaptivePrivacy,
     CentralGaussianPrivacy,
+    DistributedSkellamPrivacy,
     ExampleDpsgdPrivacy,
     LocalGaussianPrivacy,
     LocalLaplacePrivacy,
@@ -29,9 +30,13 @@ class PrivacyUnit(StrEnum):
 
 
 class Trust(StrEnum):
-    """Who must be honest for a promise to hold besides the client itself: the server that adds the noise, or nobody."""
+    """Who must be honest for a promise to hold besides the client itself.
+
+    The server that adds the noise; a share of the other clients, which add it together; or nobody.
+    """
 
     SERVER = "server"
+    CLIENTS = "clients"
     NOBODY = "nobody"
 
 
@@ -80,6 +85,8 @@ def promise_of(privacy: Privacy) -> tuple[PrivacyUnit, Adjacency, Trust] | None:
             return None
         case CentralGaussianPrivacy() | CentralGaussianAdaptivePrivacy() | CentralBltPrivacy():
             return PrivacyUnit.CLIENT, Adjacency.ZERO_OUT, Trust.SERVER
+        case DistributedSkellamPrivacy():
+            return PrivacyUnit.CLIENT, Adjacency.ZERO_OUT, Trust.CLIENTS
         case LocalLaplacePrivacy() | LocalGaussianPrivacy():
             return PrivacyUnit.CLIENT, Adjacency.REPLACE_ONE, Trust.NOBODY
         case ExampleDpsgdPrivacy():
@@ -101,6 +108,14 @@ def sentence_of(privacy: Privacy) -> str:
                 "Whoever sees all published models learns of one client at most what (epsilon, delta)-differential "
                 "privacy allows, counted per client identity and not per person; the operator is trusted to clip and "
                 "to add the noise, and sees every update."
+            )
+        case DistributedSkellamPrivacy(assumed_colluders=colluders):
+            return (
+                "Each client adds its share of the noise before its update is masked, so that the operator too sees "
+                "only noised sums: whoever sees them and all published models learns of one client at most what "
+                "(epsilon, delta)-differential privacy allows, counted per client identity and not per person; this "
+                f"assumes that at least {1 - colluders:.4g} of the clients in each sum are real, add their noise and "
+                "tell nobody what it was, and that the masks hold."
             )
         case LocalLaplacePrivacy() | LocalGaussianPrivacy():
             return (

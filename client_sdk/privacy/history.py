@@ -37,10 +37,14 @@ class LedgerHead:
 
 @dataclass(slots=True)
 class Participations:
-    """What is known of this client's updates in a run: outcomes by task, messages by their digest, and the ledger."""
+    """What is known of this client's updates in a run: outcomes by task, messages by their digest, and the ledger.
+
+    `survivors` tells of masked messages how many clients' went into the same sum.
+    """
 
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     messages: set[tuple[str, str]] = field(default_factory=set)
+    survivors: dict[tuple[str, str], int] = field(default_factory=dict)
     ledger: LedgerHead = LedgerHead()
     promise: Mapping[str, Any] | None = None
 
@@ -88,6 +92,10 @@ class PrivacyHistory:
         """Counts an update that is about to leave, durably."""
         self._append({"task": task_id, "outcome": Outcome.SENT.value, "digest": digest})
 
+    def summed(self, task_id: str, digest: str, num_survivors: int) -> None:
+        """Notes into how large a sum a masked update went, by a list of survivors that this client has checked."""
+        self._append({"task": task_id, "digest": digest, "survivors": num_survivors})
+
     def answered(self, task_id: str, outcome: Outcome) -> None:
         """Notes what the server said of an update."""
         self._append({"task": task_id, "outcome": outcome.value})
@@ -109,7 +117,9 @@ class PrivacyHistory:
 
 
 def _apply(known: Participations, entry: Mapping[str, Any]) -> None:
-    if "task" in entry:
+    if "survivors" in entry:
+        known.survivors[str(entry["task"]), str(entry["digest"])] = int(entry["survivors"])
+    elif "task" in entry:
         task, outcome = str(entry["task"]), Outcome(entry["outcome"])
         if outcome is Outcome.SENT:
             known.messages.add((task, str(entry["digest"])))

@@ -32,6 +32,7 @@ PrivacyKind = Literal[
     "central_blt",
     "local_laplace",
     "local_gaussian",
+    "distributed_skellam",
     "example_dpsgd",
 ]
 
@@ -41,6 +42,7 @@ _PRIVATE: Final[tuple[PrivacyKind, ...]] = (
     "central_blt",
     "local_laplace",
     "local_gaussian",
+    "distributed_skellam",
     "example_dpsgd",
 )
 

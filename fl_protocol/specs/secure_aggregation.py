@@ -4,10 +4,12 @@ Pairwise masks that cancel in the sum (Bonawitz et al. 2017; Bell et al. 2020 fo
 by the protocol `flsa/v1` of docs/privacy/secure-aggregation.md.
 """
 
+import math
 from typing import Annotated, Final, Literal, Protocol
 
 from pydantic import Discriminator, Field, Tag
 
+from fl_protocol.masking.graph import graph_of
 from fl_protocol.messages import MetricName, RequestMessage, kind_or
 from fl_protocol.specs.algorithms import Algorithm
 from fl_protocol.specs.evaluation import EvaluationSpec
@@ -15,6 +17,7 @@ from fl_protocol.specs.privacy import (
     CentralBltPrivacy,
     CentralGaussianPrivacy,
     ClippingNorm,
+    DistributedSkellamPrivacy,
     Privacy,
 )
 from fl_protocol.specs.protection import NoPrivacy, NoSecureAggregation
@@ -26,7 +29,7 @@ MAX_SESSION_MEMBERS: Final = 1000
 DEFAULT_SESSION_MEMBERS: Final = 100
 DEFAULT_CLIPPING_NORM: Final = 10.0
 
-MaskedPrivacy = CentralGaussianPrivacy | CentralBltPrivacy
+MaskedPrivacy = CentralGaussianPrivacy | CentralBltPrivacy | DistributedSkellamPrivacy
 """The kinds of privacy that go with masked updates."""
 
 IdentityTrust = Literal["server", "tofu", "pinned", "ca"]
@@ -98,11 +101,17 @@ def check_secure_aggregation(spec: Choices) -> None:
     """Raises ValueError naming the field that cannot go together with masked updates, and what can."""
     masked = spec.secure_aggregation
     if isinstance(masked, NoSecureAggregation):
+        if isinstance(spec.privacy, DistributedSkellamPrivacy):
+            raise ValueError(
+                "privacy.kind 'distributed_skellam' leaves a single update with too little noise: it needs "
+                "secure_aggregation.kind 'pairwise', which shows nobody a single update"
+            )
         return
     _check_members(spec, masked)
     _check_sum(spec)
     _check_nothing_else_is_sent(spec)
     _check_clip(spec, masked)
+    _check_survivors(spec, masked)
 
 
 def target_members(spec: Choices) -> int:
@@ -111,6 +120,19 @@ def target_members(spec: Choices) -> int:
     if isinstance(masked, NoSecureAggregation):
         raise ValueError("a run without secure aggregation has no sessions")
     return masked.target_members or max(masked.min_members, min(spec.round.cohort_size, DEFAULT_SESSION_MEMBERS))
+
+
+def min_members(spec: Choices) -> int:
+    """Gives the fewest members that a session of a masked run may have, at its beginning and in its sum."""
+    masked, privacy = spec.secure_aggregation, spec.privacy
+    if isinstance(masked, NoSecureAggregation):
+        raise ValueError("a run without secure aggregation has no sessions")
+    if not isinstance(privacy, DistributedSkellamPrivacy):
+        return masked.min_members
+    if privacy.min_survivors is not None:
+        return privacy.min_survivors
+    is_one_session = target_members(spec) >= spec.round.cohort_size
+    return max(masked.min_members, spec.round.min_updates) if is_one_session else masked.min_members
 
 
 def clipping_norm(spec: Choices) -> float:
@@ -191,7 +213,7 @@ def _check_clip(spec: Choices, masked: PairwiseSecureAggregation) -> None:
     if not isinstance(privacy, MaskedPrivacy):
         raise ValueError(
             f"privacy.kind {privacy.kind!r} does not go with secure_aggregation.kind 'pairwise'; take "
-            "'central_gaussian', 'central_blt' or 'none'"
+            "'central_gaussian', 'central_blt', 'distributed_skellam' or 'none'"
         )
     if masked.clipping_norm not in (None, privacy.clipping_norm):
         raise ValueError(
@@ -201,4 +223,24 @@ def _check_clip(spec: Choices, masked: PairwiseSecureAggregation) -> None:
     if masked.metrics:
         raise ValueError(
             f"secure_aggregation.metrics would be published, and privacy.kind {privacy.kind!r} has no budget for them"
+        )
+
+
+def _check_survivors(spec: Choices, masked: PairwiseSecureAggregation) -> None:
+    """Noise that counts on the clients needs enough of them, and masks that hold against as many as may collude."""
+    privacy, most = spec.privacy, min(target_members(spec), spec.round.cohort_size)
+    if not isinstance(privacy, DistributedSkellamPrivacy):
+        return
+    if privacy.min_survivors is not None and not masked.min_members <= privacy.min_survivors <= most:
+        raise ValueError(
+            f"privacy.min_survivors {privacy.min_survivors} must be at least secure_aggregation.min_members "
+            f"{masked.min_members} and at most the {most} members that a session may have (target_members, "
+            "round.cohort_size)"
+        )
+    most = target_members(spec)
+    tolerated, colluding = graph_of(most).tolerated_colluders, math.floor(privacy.assumed_colluders * most)
+    if colluding > tolerated:
+        raise ValueError(
+            f"privacy.assumed_colluders {privacy.assumed_colluders:g} are {colluding} of the {most} members of a "
+            f"session, whose masks hold against {tolerated}; take at most {tolerated / most:.4g}"
         )
