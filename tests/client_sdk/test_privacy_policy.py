@@ -65,6 +65,7 @@ def test_an_empty_policy_allows_every_kind_but_none(tmp_path: Path) -> None:
         "central_blt",
         "local_laplace",
         "local_gaussian",
+        "distributed_skellam",
         "example_dpsgd",
     }
     assert policy.max_epsilon is None
