@@ -163,9 +163,9 @@ def _spending(task: Task, spec: RunSpec, known: Participations) -> Spending:
             value=mine,
             bound=most,
         )
-    # Masks may have come off any sum that a message was sent for, whatever is said of the session.
+    # Where nobody's word is trusted a message counts by itself: under masks, unless it is known to be in no sum.
     spending = max(known.num_counting_after(task.task_id, each_message=trust is not Trust.SERVER), told + 1)
-    epsilon = _composed(spec, spending, num_rounds=task.round, sums=Counter(known.survivors.values()))
+    epsilon = _composed(spec, spending, num_rounds=task.round, sums=known.sums)
     if epsilon > target * (1 + _ROUNDING):
         raise PrivacyBudgetError(
             f"after this update the client will have spent epsilon {epsilon:g} by its own count of {spending} updates, "
@@ -197,7 +197,7 @@ def _largest_sums(spec: RunSpec, known: Participations, told: int) -> SumSizes |
     """
     if not isinstance(spec.privacy, DistributedSkellamPrivacy):
         return None
-    largest = heapq.nlargest(told, known.survivors.values())
+    largest = heapq.nlargest(told, known.sums.elements())
     unknown = [target_members(spec)] * (told - len(largest))
     return Counter((*largest, *unknown, min_members(spec)))
 

@@ -7,6 +7,7 @@ never forgets one that did. What became of an update is appended once that is kn
 import contextlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -39,7 +40,7 @@ class LedgerHead:
 class Participations:
     """What is known of this client's updates in a run: outcomes by task, messages by their digest, and the ledger.
 
-    `survivors` tells of masked messages how many clients' went into the same sum.
+    `survivors` tells of masked messages how many clients' went into the same sum: 0 where their masks stayed on.
     """
 
     outcomes: dict[str, Outcome] = field(default_factory=dict)
@@ -47,6 +48,11 @@ class Participations:
     survivors: dict[tuple[str, str], int] = field(default_factory=dict)
     ledger: LedgerHead = LedgerHead()
     promise: Mapping[str, Any] | None = None
+
+    @property
+    def sums(self) -> Counter[int]:
+        """How many sums of so many clients' masked updates this client's own went into, as far as it knows."""
+        return Counter(survivors for survivors in self.survivors.values() if survivors)
 
     @property
     def num_accepted(self) -> int:
@@ -57,10 +63,11 @@ class Participations:
         """Gives how many updates may count once the task's is sent: never less than do.
 
         With `each_message` every message that may have left counts, also one that came too late and a second one for
-        the same task: whoever reads them need not be the server's aggregation.
+        the same task: whoever reads them need not be the server's aggregation. Under masks nobody reads it that went
+        into no sum.
         """
         if each_message:
-            return len(self.messages) + 1
+            return sum(self.survivors.get(message) != 0 for message in self.messages) + 1
         counting = {task for task, outcome in self.outcomes.items() if outcome is not Outcome.REFUSED}
         return len(counting | {task_id})
 
@@ -93,7 +100,10 @@ class PrivacyHistory:
         self._append({"task": task_id, "outcome": Outcome.SENT.value, "digest": digest})
 
     def summed(self, task_id: str, digest: str, num_survivors: int) -> None:
-        """Notes into how large a sum a masked update went, by a list of survivors that this client has checked."""
+        """Notes into how large a sum a masked update went, by a list of survivors that this client has checked.
+
+        0 if its session ended before this client had signed such a list: no quorum that it knows of let go of masks.
+        """
         self._append({"task": task_id, "digest": digest, "survivors": num_survivors})
 
     def answered(self, task_id: str, outcome: Outcome) -> None:

@@ -1,0 +1,173 @@
+"""A client's share of the noise: clipped, on the run's grid, and noised even when it is zero; and what it costs."""
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client_sdk.errors import PrivacyBudgetError, PrivacyClaimError, UsageError
+from client_sdk.privacy.claims import Reviewed, review
+from client_sdk.privacy.history import Outcome, PrivacyHistory
+from client_sdk.privacy.shared_noise import noised_coordinates
+from client_sdk.testing.promises import claim_for
+from fl_protocol.masked_vectors import ring_of
+from fl_protocol.privacy.accounting import calibrated, epsilon_spent
+from fl_protocol.privacy.shared_noise import shared_noise
+from fl_protocol.runs import RunSpec
+from fl_protocol.tasks import Task, TaskKind
+
+RUN = "run_" + 32 * "0"
+SIZE = 40_000
+
+
+def spec_of(**privacy: Any) -> RunSpec:
+    declared = {"kind": "distributed_skellam", "target_epsilon": 8.0, "delta": 1e-6, "max_parameters": SIZE}
+    return calibrated(
+        RunSpec.model_validate(
+            {
+                "num_rounds": 4,
+                "round": {"quorum": 8, "cohort_size": 10, "min_updates": 8},
+                "strategy": {"kind": "mean", "weighting": "uniform"},
+                "privacy": declared | privacy,
+                "secure_aggregation": {"kind": "pairwise"},
+            }
+        )
+    )
+
+
+def keys(count: int) -> list[bytes]:
+    return [bytes([at, *range(31)]) for at in range(count)]
+
+
+def test_the_sum_is_the_clipped_sum_with_the_noise_that_is_charged() -> None:
+    spec = spec_of(clipping_norm=0.5)
+    noise, ring = shared_noise(spec), ring_of(spec)
+    draw = np.random.default_rng(5)
+    updates = [{"a": draw.standard_normal((SIZE // 4, 3)), "b": draw.standard_normal(SIZE // 4)} for _ in range(9)]
+    total, expected = np.zeros(SIZE, dtype=np.int64), np.zeros(SIZE)
+    for update, key in zip(updates, keys(9), strict=True):
+        delta = {name: values.astype(np.float32) for name, values in update.items()}
+        vector, norm = noised_coordinates(delta, spec, key=key)
+        whole = np.concatenate([values.reshape(-1).astype(np.float64) for values in delta.values()])
+        assert norm == pytest.approx(np.linalg.norm(whole))
+        expected += whole * 0.5 / norm
+        total += vector
+    errors = total * ring.step - expected
+    assert errors.std() == pytest.approx(noise.stddev * ring.step * math.sqrt(9), rel=6 / math.sqrt(2 * SIZE))
+    assert abs(errors.mean()) < 6 * errors.std() / math.sqrt(SIZE)
+    # What the noise of at least eight, less a tenth of them, is made to be.
+    multiplier = getattr(spec.privacy, "noise_multiplier", math.nan)
+    assert noise.stddev * ring.step * math.sqrt(0.9 * 8) == pytest.approx(multiplier * 0.5)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, 0.0])
+def test_an_update_that_is_not_finite_or_empty_is_noise_alone(broken: float) -> None:
+    spec, key = spec_of(), bytes(32)
+    delta = {"w": np.full(SIZE, broken, dtype=np.float32)}
+    vector, norm = noised_coordinates(delta, spec, key=key)
+    silent, _ = noised_coordinates({"w": np.zeros(SIZE)}, spec, key=key)
+    np.testing.assert_array_equal(vector, silent)
+    assert norm == (0.0 if broken == 0 else math.inf)
+    assert vector.std() == pytest.approx(shared_noise(spec).stddev, rel=0.03)
+
+
+def test_another_key_gives_another_vector_and_the_update_stays_as_it_was() -> None:
+    spec = spec_of()
+    values = np.linspace(-1, 1, SIZE)
+    vectors = [noised_coordinates({"w": values}, spec, key=key)[0] for key in keys(2)]
+    assert np.count_nonzero(vectors[0] == vectors[1]) < SIZE / 100
+    np.testing.assert_array_equal(values, np.linspace(-1, 1, SIZE))
+    assert noised_coordinates({"w": values}, spec, key=keys(1)[0])[0].tobytes() == vectors[0].tobytes()
+
+
+def test_what_the_noise_was_not_made_for_is_refused() -> None:
+    with pytest.raises(UsageError, match=f"{SIZE + 1} parameters, and privacy.max_parameters {SIZE}"):
+        noised_coordinates({"w": np.zeros(SIZE + 1)}, spec_of(), key=bytes(32))
+    with pytest.raises(UsageError, match="'none' has no noise that clients share"):
+        noised_coordinates({"w": np.zeros(1)}, RunSpec(), key=bytes(32))
+
+
+def task_of(spec: RunSpec, *, number: int, told: int, **claimed: Any) -> Task:
+    claim = claim_for(spec, number=number, participations=told, abandoned=0)
+    assert claim is not None
+    return Task.model_construct(
+        task_id=f"task_{number}",
+        kind=TaskKind.TRAIN,
+        round=number,
+        privacy=spec.privacy,
+        algorithm=spec.algorithm,
+        parameters=spec.parameters,
+        privacy_claim=claim.model_copy(update=claimed),
+    )
+
+
+def reviewed(spec: RunSpec, history: PrivacyHistory, *, number: int, told: int, **claimed: Any) -> Reviewed:
+    return review(task_of(spec, number=number, told=told, **claimed), spec, history.load(), policy=None)
+
+
+def spent(spec: RunSpec, *sizes: int) -> float:
+    return epsilon_spent(spec, num_participations=len(sizes), num_rounds=len(sizes), sums=Counter(sizes))
+
+
+def take_part(history: PrivacyHistory, number: int, survivors: int | None) -> None:
+    history.sending(f"task_{number}", f"sha256:{number}")
+    if survivors is not None:
+        history.summed(f"task_{number}", f"sha256:{number}", survivors)
+        history.answered(f"task_{number}", Outcome.ACCEPTED)
+
+
+def test_a_client_composes_the_sums_that_it_was_in(tmp_path: Path) -> None:
+    spec, history = spec_of(), PrivacyHistory(RUN, tmp_path)
+    for number, survivors in ((1, 10), (2, 9)):
+        take_part(history, number, survivors)
+    again = PrivacyHistory(RUN, tmp_path)
+    assert sorted(again.load().survivors.values()) == [9, 10]
+    found = reviewed(spec, again, number=3, told=2).spending
+    # The next sum is not known yet, and may be as small as one may be.
+    assert found is not None
+    assert found.epsilon == spent(spec, 8, 9, 10) < spent(spec, 8, 8, 8) <= 8
+
+
+def test_a_sum_that_may_have_come_of_a_session_counts_as_the_smallest() -> None:
+    spec, history = spec_of(), PrivacyHistory(RUN, None)
+    take_part(history, 1, 10)
+    take_part(history, 2, None)
+    found = reviewed(spec, history, number=3, told=1).spending
+    assert found is not None
+    assert found.epsilon == spent(spec, 8, 8, 10)
+
+
+def test_a_repeated_session_costs_epsilon_and_no_participation_and_nothing_if_no_masks_came_off(tmp_path: Path) -> None:
+    spec, history = spec_of(), PrivacyHistory(RUN, tmp_path)
+    history.sending("task_1", "sha256:again")
+    for number in (1, 2):
+        take_part(history, number, 10)
+    found = reviewed(spec, history, number=3, told=2).spending
+    assert found is not None
+    assert found.epsilon == spent(spec, 8, 8, 10, 10)
+    take_part(history, 3, 10)
+    with pytest.raises(PrivacyBudgetError, match="by its own count of 5 updates, and the run promised"):
+        reviewed(spec, history, number=4, told=3)
+    history.summed("task_1", "sha256:again", 0)
+    found = reviewed(spec, PrivacyHistory(RUN, tmp_path), number=4, told=3).spending
+    assert found is not None
+    assert found.epsilon == spent(spec, 8, 10, 10, 10)
+
+
+def test_a_server_that_says_less_than_the_sums_cost_is_stopped() -> None:
+    spec, history = spec_of(), PrivacyHistory(RUN, None)
+    for number in (1, 2):
+        take_part(history, number, 9)
+    least = spent(spec, 9, 9, 8)
+    reviewed(spec, history, number=3, told=2, epsilon_yours=least)
+    with pytest.raises(PrivacyClaimError) as refused:
+        reviewed(spec, history, number=3, told=2, epsilon_yours=0.999 * least)
+    assert refused.value.field == "epsilon_yours"
+    # A client that has lost its history can hold the server to what no session can be beyond.
+    blank = PrivacyHistory(RUN, None)
+    reviewed(spec, blank, number=3, told=2, epsilon_yours=spent(spec, 10, 10, 8))
+    with pytest.raises(PrivacyClaimError):
+        reviewed(spec, blank, number=3, told=2, epsilon_yours=0.999 * spent(spec, 10, 10, 8))

@@ -1,0 +1,184 @@
+"""The ledger of noise that clients share: reserved as the smallest sum may cost, spent as the sums were."""
+
+import json
+from typing import Any
+
+import pytest
+
+from aggregator_service.domain.privacy.ledger import LedgerState, StoredEntry, parse
+from aggregator_service.domain.records import RoundRecord, RunRecord
+from aggregator_service.flow import budget
+from aggregator_service.storage import clients, ledger, rounds, runs, tasks, updates
+from aggregator_service.storage.transactions import WriteTx
+from fl_protocol.privacy.accounting import calibrated, epsilon_spent
+from fl_protocol.privacy_claims import Trust
+from fl_protocol.rounds import RoundState
+from fl_protocol.runs import RunSpec
+from tests.support.records import (
+    DIGEST,
+    client_record,
+    round_record,
+    run_record,
+    store_blob,
+    task_record,
+    update_record,
+)
+from tests.support.store import Store
+
+SPEC = calibrated(
+    RunSpec.model_validate(
+        {
+            "num_rounds": 10,
+            "round": {"quorum": 8, "cohort_size": 10, "min_updates": 8},
+            "strategy": {"kind": "mean", "weighting": "uniform"},
+            "privacy": {"kind": "distributed_skellam", "target_epsilon": 8.0, "delta": 1e-6},
+            "secure_aggregation": {"kind": "pairwise"},
+        }
+    )
+)
+RUN = run_record(spec=SPEC)
+
+
+def cost(*sizes: int, count: int | None = None) -> float:
+    sums = {size: sizes.count(size) for size in sizes}
+    most = len(sizes) if count is None else count
+    return epsilon_spent(SPEC, num_participations=most, num_rounds=len(sizes), sums=sums)
+
+
+def begin(tx: WriteTx, *, run: RunRecord = RUN, num_clients: int = 40) -> None:
+    runs.insert(tx, run)
+    store_blob(tx)
+    for client in range(num_clients):
+        clients.insert(tx, client_record(f"client_{client}"))
+
+
+def open_round(tx: WriteTx, number: int, **changes: Any) -> RoundRecord:
+    round_ = round_record(f"round_{number}", number=number, cohort_size=10, **changes)
+    rounds.insert(tx, round_)
+    budget.reserve(tx, RUN, round_, budget.next_charge(tx, RUN))
+    return round_
+
+
+def collect(tx: WriteTx, round_: RoundRecord, members: range) -> RoundRecord:
+    """Does what a session that is done does: a row for each survivor, and the round's count."""
+    for client in members:
+        name = f"{round_.number}_{client}"
+        told = {"round_id": round_.round_id, "client_id": f"client_{client}"}
+        tasks.insert(tx, task_record(f"task_{name}", **told))
+        updates.insert(tx, update_record(f"update_{name}", task_id=f"task_{name}", **told))
+    return round_record(round_.round_id, number=round_.number, num_updates=len(members))
+
+
+def test_a_round_reserves_the_smallest_sum_and_spends_its_own(store: Store) -> None:
+    store.write(begin)
+    spent = []
+    for number, survivors in ((1, 10), (2, 8), (3, 9)):
+
+        def body(tx: WriteTx, number: int = number, survivors: int = survivors) -> float | None:
+            round_ = collect(tx, open_round(tx, number), range(survivors))
+            return budget.spend(tx, RUN, round_, noise=None, model_digest=DIGEST)
+
+        spent.append(store.write(body))
+    assert spent == [cost(10), cost(10, 8), cost(10, 8, 9)]
+    entries = store.read(lambda tx: ledger.page(tx, "run_1", after_sequence=0, limit=10))
+    assert [entry.state for entry in entries] == [LedgerState.RESERVED, LedgerState.SPENT] * 3
+    assert [entry.charge.epsilon for entry in entries[::2]] == [cost(8), cost(10, 8), cost(10, 8, 8)]
+    assert [entry.charge.smallest_sums for entry in entries[1::2]] == [
+        ((10, 1),),
+        ((8, 1), (10, 1)),
+        ((8, 1), (9, 1), (10, 1)),
+    ]
+    assert {entry.charge.epsilon_renyi for entry in entries} == {None}
+    told = entries[1].noise
+    assert told is not None
+    # The noise of those who do not collude, over what a rounded update may move: the multiplier, for eight of ten.
+    multiplier = getattr(SPEC.privacy, "noise_multiplier", 0.0)
+    assert told.stddev / told.sensitivity == pytest.approx(multiplier * (10 / 8) ** 0.5, rel=3e-3)
+
+
+def test_a_client_of_few_rounds_is_charged_the_smallest_sums_of_them(store: Store) -> None:
+    store.write(begin)
+    for number, members in ((1, range(10)), (2, range(10, 18)), (3, range(20, 30))):
+
+        def body(tx: WriteTx, number: int = number, members: range = members) -> float | None:
+            return budget.spend(tx, RUN, collect(tx, open_round(tx, number), members), noise=None, model_digest=DIGEST)
+
+        epsilon = store.write(body)
+    assert epsilon == cost(10, 8, 10, count=1) == cost(8)
+    claimed = store.read(lambda tx: budget.claim(tx, RUN, "client_0", round_number=4))
+    assert claimed is not None
+    assert (claimed.trust, claimed.num_participations, claimed.noise_multiplier) == (
+        Trust.CLIENTS,
+        1,
+        getattr(SPEC.privacy, "noise_multiplier", None),
+    )
+    assert claimed.epsilon_yours == cost(8, 8)
+    assert claimed.epsilon_spent == cost(8)
+
+
+def test_updates_that_may_have_been_in_two_sums_are_charged_as_the_smaller_one_may_be(store: Store) -> None:
+    store.write(begin)
+    first = store.write(
+        lambda tx: budget.spend(tx, RUN, collect(tx, open_round(tx, 1), range(15)), noise=None, model_digest=DIGEST)
+    )
+    second = store.write(
+        lambda tx: budget.spend(tx, RUN, collect(tx, open_round(tx, 2), range(15, 31)), noise=None, model_digest=DIGEST)
+    )
+    assert (first, second) == (cost(15), cost(15, 8, count=1))
+
+
+def test_what_was_unmasked_before_a_round_was_abandoned_is_spent(store: Store) -> None:
+    store.write(begin)
+
+    def body(tx: WriteTx) -> None:
+        round_ = collect(tx, open_round(tx, 1), range(9))
+        rounds.close(tx, round_, RoundState.ABANDONED)
+        budget.give_back(tx, RUN, round_)
+        empty = open_round(tx, 2)
+        rounds.close(tx, empty, RoundState.ABANDONED)
+        budget.give_back(tx, RUN, empty)
+
+    store.write(body)
+    entries = store.read(lambda tx: ledger.page(tx, "run_1", after_sequence=0, limit=10))
+    assert [entry.state.value for entry in entries] == ["reserved", "spent", "reserved", "void"]
+    assert entries[1].charge.epsilon == cost(9)
+    assert entries[2].charge.epsilon == cost(9, 8)
+    claimed = store.read(lambda tx: budget.claim(tx, RUN, "client_0", round_number=2))
+    assert claimed is not None
+    assert (claimed.num_participations, claimed.num_abandoned, claimed.epsilon_yours) == (1, 0, cost(9, 8))
+
+
+def test_a_round_that_could_exceed_the_budget_does_not_open(store: Store) -> None:
+    tight = SPEC.model_copy(update={"privacy": SPEC.privacy.model_copy(update={"target_epsilon": cost(10, 10)})})
+    run = run_record(spec=tight)
+    store.write(lambda tx: begin(tx, run=run))
+    charge = store.read(lambda tx: budget.next_charge(tx, run))
+    assert budget.refusal(run, charge) is None
+    store.write(
+        lambda tx: budget.spend(tx, run, collect(tx, open_round(tx, 1), range(10)), noise=None, model_digest=DIGEST)
+    )
+    charge = store.read(lambda tx: budget.next_charge(tx, run))
+    assert f"could bring a client to epsilon {cost(10, 8):.6g}" in (budget.refusal(run, charge) or "")
+
+
+def test_entries_of_other_kinds_keep_their_text(store: Store) -> None:
+    """A ledger that was written before there was shared noise has the hashes that it had."""
+    private = RunSpec.model_validate(
+        {
+            "strategy": {"weighting": "uniform"},
+            "privacy": {"kind": "central_gaussian", "target_epsilon": 8.0, "delta": 1e-6},
+        }
+    )
+    run = run_record(spec=calibrated(private))
+    store.write(lambda tx: begin(tx, run=run))
+    store.write(lambda tx: budget.reserve(tx, run, _inserted(tx), budget.next_charge(tx, run)))
+    entry = store.read(lambda tx: ledger.last(tx, "run_1"))
+    assert entry is not None
+    assert "smallest_sums" not in json.loads(entry.text)["charge"]
+    stored = StoredEntry(entry.run_id, entry.sequence, entry.round_id, entry.state.value, entry.text, entry.hash)
+    assert parse(stored) == entry
+
+
+def _inserted(tx: WriteTx) -> RoundRecord:
+    rounds.insert(tx, round_record())
+    return round_record()
