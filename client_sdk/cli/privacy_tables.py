@@ -34,8 +34,8 @@ def print_calibrations(delta: float | None, *, is_shared: bool, as_json: bool) -
         ]
         print_json({"delta": delta, "rows": rows})
         return
-    whose = " of noise that the clients share" if is_shared else ""
-    typer.echo(f"The noise multiplier{whose} that keeps epsilon at delta {delta:g}, by how often a client takes part:")
+    whose = "multiplier of noise that the clients share," if is_shared else "noise multiplier"
+    typer.echo(f"The {whose} that keeps epsilon at delta {delta:g}, by how often a client takes part:")
     print_table(
         ("epsilon", *(f"{count} of its updates" if count > 1 else "one update" for count in _PARTICIPATIONS)),
         ([f"{epsilon:g}", *(f"{found[epsilon, count]:.5f}" for count in _PARTICIPATIONS)] for epsilon in _EPSILONS),
