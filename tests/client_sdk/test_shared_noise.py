@@ -74,6 +74,16 @@ def test_an_update_that_is_not_finite_or_empty_is_noise_alone(broken: float) -> 
     assert vector.std() == pytest.approx(shared_noise(spec).stddev, rel=0.03)
 
 
+def test_an_element_is_clamped_where_the_ring_is_made_for_less_than_the_norm() -> None:
+    spec = spec_of()
+    masked = spec.secure_aggregation.model_copy(update={"max_abs_delta": 0.01})
+    spec, delta = spec.model_copy(update={"secure_aggregation": masked}), {"w": np.array([0.5, -0.5])}
+    quiet = noised_coordinates({"w": np.zeros(2)}, spec, key=bytes(32))[0]
+    moved = noised_coordinates(delta, spec, key=bytes(32))[0] - quiet
+    np.testing.assert_allclose(moved, [0.01 / ring_of(spec).step, -0.01 / ring_of(spec).step], atol=1)
+    assert np.all(np.abs(moved) <= ring_of(spec).levels)
+
+
 def test_another_key_gives_another_vector_and_the_update_stays_as_it_was() -> None:
     spec = spec_of()
     values = np.linspace(-1, 1, SIZE)
@@ -166,6 +176,12 @@ def test_a_server_that_says_less_than_the_sums_cost_is_stopped() -> None:
     with pytest.raises(PrivacyClaimError) as refused:
         reviewed(spec, history, number=3, told=2, epsilon_yours=0.999 * least)
     assert refused.value.field == "epsilon_yours"
+    # Of two sums that the client was in, and one that the server says counts, that may be the larger one.
+    history = PrivacyHistory(RUN, None)
+    take_part(history, 1, 10)
+    history.sending("task_2", "sha256:2")
+    history.summed("task_2", "sha256:2", 8)
+    reviewed(spec, history, number=3, told=1, epsilon_yours=spent(spec, 10, 8))
     # A client that has lost its history can hold the server to what no session can be beyond.
     blank = PrivacyHistory(RUN, None)
     reviewed(spec, blank, number=3, told=2, epsilon_yours=spent(spec, 10, 10, 8))

@@ -46,6 +46,9 @@ def test_a_draw_that_is_too_long_is_drawn_anew_with_other_coins():
     pairs = [np.array([0.5, 0.5])]
     drawn = [tuple(round_conditionally(pairs, scale=1.0, max_norm=1.0, key=key).tolist()) for key in keys]
     assert set(drawn) == {(0, 0), (0, 1), (1, 0)}
+    # Every second draw of many is too long; were it drawn with the same coins again, all of these would end as zeros.
+    many = [round_conditionally([np.full(21, 0.5)], scale=1.0, max_norm=math.sqrt(10), key=key) for key in keys]
+    assert 1 < min(each.sum() for each in many) < max(each.sum() for each in many) <= 10
 
 
 def test_after_the_last_try_an_update_is_rounded_towards_zero():

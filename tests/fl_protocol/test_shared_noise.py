@@ -149,6 +149,7 @@ def test_a_share_is_as_wide_as_the_fewest_honest_survivors_need() -> None:
     noise, fewest = shared_noise(spec), 8
     assert noise.scale == pytest.approx(max(2**12 * math.sqrt(10) / (2.0 * 0.5), 8 * 2**12 / 0.5))
     assert noise.stddev == pytest.approx(noise.scale * 2.0 * 0.5 / math.sqrt(0.9 * fewest))
+    assert noise.headroom == math.ceil(10 * noise.stddev * math.sqrt(10))
     assert sum_release(spec, num_survivors=fewest).stddev == pytest.approx(2.0 * 0.5)
     assert sum_release(spec, num_survivors=10).stddev == pytest.approx(2.0 * 0.5 * math.sqrt(10 / 8))
     fine = spec_of(privacy={"noise_multiplier": 0.05, "target_epsilon": 1e6, "max_parameters": 100})

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
+from fl_protocol.privacy import skellam as module
 from fl_protocol.privacy.shared_noise import MAX_PART_VARIANCE, MAX_PARTS
 from fl_protocol.privacy.skellam import add_skellam, parts_of, skellam, thresholds
 
@@ -70,6 +71,17 @@ def test_the_table_has_the_exact_probabilities_and_adds_up_to_one(variance):
     exact = 2 * mass(variance, magnitudes)[: counts.size]
     np.testing.assert_allclose(counts / 2**63, exact, rtol=1e-9, atol=2**-63)
     assert int(table[0]) / 2**63 == pytest.approx(mass(variance, 0), rel=1e-9)
+
+
+def test_a_uniform_on_an_edge_of_the_table_belongs_to_the_larger_magnitude(monkeypatch):
+    table = thresholds(7.0)
+    uniforms = np.concatenate((table[:5] - 1, table[:5]))
+
+    def given_words(_key, *, words, **_which):
+        words[:] = uniforms << np.uint64(1)
+
+    monkeypatch.setattr(module, "keystream", given_words)
+    assert skellam(KEY, first=0, count=10, variance=7.0).tolist() == [0, 1, 2, 3, 4, 1, 2, 3, 4, 5]
 
 
 def fit(drawn, variance, *, num_bins=60):
