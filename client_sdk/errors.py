@@ -19,7 +19,8 @@ FedQuorumError
     ├── StructureMismatchError      NonFiniteError             ValueOutOfRangeError
     ├── InvalidMetadataError        DigestMismatchError        TooManyRequestsError
     ├── RequestTimeoutError         InternalServerError        UnavailableError
-    └── InsufficientStorageError
+    ├── EquivocationError           PhaseClosedError           SessionAbortedError
+    └── InvalidMessageError         InsufficientStorageError
 """
 
 import re
@@ -265,6 +266,30 @@ class UnavailableError(ServerError):
     """The server cannot answer just now."""
 
     problem_type = ProblemType.UNAVAILABLE
+
+
+class EquivocationError(ServerError):
+    """Other bytes were sent for the same place of a masked session before, and those stand."""
+
+    problem_type = ProblemType.EQUIVOCATION
+
+
+class PhaseClosedError(ServerError):
+    """The masked session takes this message in another phase: it came too late, or too early."""
+
+    problem_type = ProblemType.PHASE_CLOSED
+
+
+class SessionAbortedError(ServerError):
+    """The masked session ended without a sum; `detail` says why."""
+
+    problem_type = ProblemType.SESSION_ABORTED
+
+
+class InvalidMessageError(ServerError):
+    """A message of a masked session has not the form, the signature or the keys that it must have."""
+
+    problem_type = ProblemType.INVALID_MESSAGE
 
 
 class InsufficientStorageError(ServerError):
