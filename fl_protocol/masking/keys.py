@@ -6,6 +6,7 @@ nothing of one session, direction or purpose is of use in another (privacy.md 3.
 
 import hashlib
 import struct
+from collections.abc import Mapping
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
@@ -23,6 +24,9 @@ SIGNATURE_BYTES: Final = 64
 NONCE_BYTES: Final = 12
 TAG_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
+
+Secret = bytes | bytearray
+"""Bytes that nobody else may know; a bytearray can be overwritten when it is done with."""
 
 _ANY_PRIVATE_KEY: Final = X25519PrivateKey.from_private_bytes(bytes(range(32)))
 """Whose secret is nobody's business: it only tells points of low order from others."""
@@ -53,12 +57,12 @@ def fingerprint(identity_key: bytes) -> bytes:
     return hashlib.sha256(identity_key).digest()
 
 
-def identity_public_key(private_key: bytes) -> bytes:
+def identity_public_key(private_key: Secret) -> bytes:
     """Gives the Ed25519 public key of a private key of 32 random bytes."""
     return Ed25519PrivateKey.from_private_bytes(private_key).public_key().public_bytes_raw()
 
 
-def sign(private_key: bytes, message: bytes) -> bytes:
+def sign(private_key: Secret, message: bytes) -> bytes:
     """Signs a message, which starts with its tag."""
     return Ed25519PrivateKey.from_private_bytes(private_key).sign(message)
 
@@ -72,50 +76,54 @@ def is_signed(public_key: bytes, message: bytes, signature: bytes) -> bool:
     return True
 
 
-def agreement_public_key(private_key: bytes) -> bytes:
+def agreement_public_key(private_key: Secret) -> bytes:
     """Gives the X25519 public key of a private key of 32 random bytes."""
     return X25519PrivateKey.from_private_bytes(private_key).public_key().public_bytes_raw()
 
 
-def agree(private_key: bytes, public_key: bytes, *, field: str = "public key") -> bytes:
-    """Gives the secret that two X25519 keys share; both directions' keys are derived of one.
+def agree(private_key: Secret, public_keys: Mapping[int, bytes], *, field: str = "public_key") -> dict[int, bytearray]:
+    """Gives the secrets that an X25519 private key shares with members' public ones; keys are derived of them.
 
     Raises KeyRefusedError for a point of low order, with which everybody shares the same secret.
     """
-    return _agree(X25519PrivateKey.from_private_bytes(private_key), public_key, field=field)
+    private = X25519PrivateKey.from_private_bytes(private_key)
+    return {
+        member: bytearray(_agree(private, public_key, field=f"{field}.{member}"))
+        for member, public_key in public_keys.items()
+    }
 
 
-def check_agreement_key(public_key: bytes, *, field: str = "public key") -> None:
+def check_agreement_key(public_key: bytes, *, field: str = "public_key") -> None:
     """Raises KeyRefusedError for an X25519 public key that nobody may use: of low order, or not of 32 bytes."""
     _agree(_ANY_PRIVATE_KEY, public_key, field=field)
 
 
-def share_key(secret: bytes, *, session_id: bytes, sender: int, receiver: int) -> bytes:
+def share_key(secret: Secret, *, session_id: bytes, sender: int, receiver: int) -> bytes:
     """Derives the key that encrypts the sender's shares to the receiver, of the secret of their share keys."""
     return _derive(secret, salt=session_id, info=tag("share-key") + u32(sender) + u32(receiver))
 
 
-def pair_mask_key(secret: bytes, *, session_id: bytes, member: int, peer: int) -> bytes:
+def pair_mask_key(secret: Secret, *, session_id: bytes, member: int, peer: int) -> bytes:
     """Derives the key of the mask that two members add and subtract, of the secret of their mask keys."""
     return _derive(secret, salt=session_id, info=tag("pair-mask") + u32(min(member, peer)) + u32(max(member, peer)))
 
 
-def self_mask_key(seed: bytes, *, session_id: bytes, member: int) -> bytes:
+def self_mask_key(seed: Secret, *, session_id: bytes, member: int) -> bytes:
     """Derives the key of a member's own mask of its seed of 32 random bytes."""
     return _derive(seed, salt=session_id, info=tag("self-mask") + u32(member))
 
 
-def helper_mask_key(seed: bytes, *, context: bytes, helper: int) -> bytes:
+def helper_mask_key(seed: Secret, *, context: bytes, helper: int) -> bytes:
     """Derives the key of the mask whose seed a helper is told."""
     return _derive(seed, salt=context, info=tag("helper-mask") + u32(helper))
 
 
-def seal(key: bytes, plaintext: bytes, *, nonce: bytes, associated: bytes) -> bytes:
+def seal(key: Secret, plaintext: Secret, *, nonce: bytes, associated: bytes) -> bytes:
     """Encrypts and authenticates with AES-256-GCM; the nonce is 12 fresh random bytes."""
     return AESGCM(key).encrypt(nonce, plaintext, associated)
 
 
-def unseal(key: bytes, ciphertext: bytes, *, nonce: bytes, associated: bytes) -> bytearray:
+def unseal(key: Secret, ciphertext: bytes, *, nonce: bytes, associated: bytes) -> bytearray:
     """Decrypts what `seal` made; raises ShareError if anything of it, its key or its association differs."""
     try:
         return bytearray(AESGCM(key).decrypt(nonce, ciphertext, associated))
@@ -140,5 +148,5 @@ def _agree(private_key: X25519PrivateKey, public_key: bytes, *, field: str) -> b
         ) from None
 
 
-def _derive(secret: bytes, *, salt: bytes, info: bytes) -> bytes:
+def _derive(secret: Secret, *, salt: bytes, info: bytes) -> bytes:
     return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=salt, info=info).derive(secret)

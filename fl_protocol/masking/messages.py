@@ -23,6 +23,7 @@ from fl_protocol.masking.keys import (
     NONCE_BYTES,
     SIGNATURE_BYTES,
     TAG_BYTES,
+    Secret,
     tag,
     tagged_hash,
     u32,
@@ -92,7 +93,7 @@ class UnmaskShare:
 
     member: int
     kind: Kind
-    share: bytes = field(repr=False)
+    share: Secret = field(repr=False)
 
     def render(self) -> bytes:
         return u32(self.member) + self.kind.encode("ascii") + self.share
@@ -146,7 +147,7 @@ def share_association(session_id: bytes, *, sender: int, receiver: int) -> bytes
     return tag("share") + session_id + u32(sender) + u32(receiver)
 
 
-def share_digest(kind: Kind, share: bytes, *, session_id: bytes, sender: int, receiver: int) -> bytes:
+def share_digest(kind: Kind, share: Secret, *, session_id: bytes, sender: int, receiver: int) -> bytes:
     """Gives the digest by which a dealer's share is known again; of 257 random bits, it tells nothing of them."""
     name = "hb" if kind is Kind.SEED else "hs"
     return tagged_hash(name, session_id, u32(sender), u32(receiver), bytes(share))

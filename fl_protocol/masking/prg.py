@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from fl_protocol.masking.keys import KEY_BYTES, Secret
 from fl_protocol.masking.ring import Words
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers import CipherContext
 
-KEY_BYTES: Final = 32
 MASK_STREAM: Final = 0
 ROUNDING_STREAM: Final = 2
 
@@ -31,11 +31,11 @@ _NO_BYTES: Final = bytes(_CHUNK_BYTES)
 class Mask:
     """One mask: its key of 32 bytes, and whether it is subtracted from the vector instead of added to it."""
 
-    key: bytes = field(repr=False)
+    key: Secret = field(repr=False)
     is_subtracted: bool = False
 
 
-def keystream(key: bytes, *, stream: int, first: int, words: Words) -> None:
+def keystream(key: Secret, *, stream: int, first: int, words: Words) -> None:
     """Overwrites `words` with the words first, first + 1, ... of a key's stream, in the width of the array's type."""
     words.fill(0)
     _apply(words, [_seek(key, stream=stream, at=first * words.itemsize)], [False])
@@ -56,7 +56,7 @@ def remove_masks(vector: Words, masks: Sequence[Mask], *, first: int = 0) -> Non
     apply_masks(vector, [Mask(mask.key, is_subtracted=not mask.is_subtracted) for mask in masks], first=first)
 
 
-def _seek(key: bytes, *, stream: int, at: int) -> "CipherContext":
+def _seek(key: Secret, *, stream: int, at: int) -> "CipherContext":
     """Gives a cipher whose next byte of keystream is number `at`."""
     if len(key) != KEY_BYTES:
         raise ValueError(f"a mask key has {KEY_BYTES} bytes, not {len(key)}")

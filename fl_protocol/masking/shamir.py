@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Final
 
 from fl_protocol.masking.errors import ShareError
+from fl_protocol.masking.keys import Secret
 
 PRIME: Final = 2**256 + 297
 SECRET_BYTES: Final = 32
@@ -17,7 +18,7 @@ COEFFICIENT_BYTES: Final = 48
 """Of 48 random bytes, reduced, every element of the field is as likely as any other to within 2^-127."""
 
 
-def coefficients(entropy: bytes) -> tuple[int, ...]:
+def coefficients(entropy: Secret) -> tuple[int, ...]:
     """Makes t - 1 random elements of the field of 48 (t - 1) random bytes, for one secret."""
     if len(entropy) % COEFFICIENT_BYTES:
         raise ShareError(
@@ -30,7 +31,7 @@ def coefficients(entropy: bytes) -> tuple[int, ...]:
     return tuple(int.from_bytes(entropy[at : at + COEFFICIENT_BYTES], "big") % PRIME for at in starts)
 
 
-def split(secret: bytes, members: Sequence[int], *, coefficients: Sequence[int]) -> dict[int, bytes]:
+def split(secret: Secret, members: Sequence[int], *, coefficients: Sequence[int]) -> dict[int, bytes]:
     """Gives each member its share of a secret of 32 bytes; t = len(coefficients) + 1 of them join to it.
 
     `coefficients` are elements of the field, fresh for each secret, that of x^1 first.
@@ -46,7 +47,7 @@ def split(secret: bytes, members: Sequence[int], *, coefficients: Sequence[int])
     return {member: _evaluate(falling, member + 1).to_bytes(SHARE_BYTES, "big") for member in members}
 
 
-def join(shares: Mapping[int, bytes], *, threshold: int) -> bytearray:
+def join(shares: Mapping[int, Secret], *, threshold: int) -> bytearray:
     """Gives the secret back of the shares of at least `threshold` members, of which the lowest members' count.
 
     Raises ShareError if they are too few, not elements of the field, or join to something longer than a secret: then
@@ -69,7 +70,7 @@ def join(shares: Mapping[int, bytes], *, threshold: int) -> bytearray:
     return bytearray(total.to_bytes(SECRET_BYTES, "big"))
 
 
-def element(share: bytes) -> int:
+def element(share: Secret) -> int:
     """Gives a share's element of the field; raises ShareError for bytes that are none."""
     value = int.from_bytes(share, "big")
     if len(share) != SHARE_BYTES or value >= PRIME:
