@@ -5,6 +5,7 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel
 
+from aggregator_service.api.session_rendering import render_manifest_reference
 from aggregator_service.domain.privacy.ledger import LedgerEntry as LedgerRecord
 from aggregator_service.domain.records import (
     AttendanceRecord,
@@ -174,6 +175,7 @@ def render_task(assignment: Assignment) -> Task:
         control_variate=_render_control(model) if assignment.task.kind is TaskKind.TRAIN else None,
         counted_update=assignment.counted_update,
         privacy_claim=assignment.privacy_claim,
+        manifest=None if assignment.manifest is None else render_manifest_reference(assignment.manifest),
     )
 
 

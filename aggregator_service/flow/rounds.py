@@ -7,6 +7,7 @@ from aggregator_service.domain.quorum import QuorumDecision
 from aggregator_service.domain.records import EvaluationState, RoundRecord, RunRecord
 from aggregator_service.flow import budget, buffers, cohorts
 from aggregator_service.flow.context import Flow
+from aggregator_service.flow.sessions import endings, manifests
 from aggregator_service.storage import events, noise_states, rounds, runs
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.rounds import EventType, RoundKind, RoundState
@@ -113,6 +114,7 @@ def _open(flow: Flow, tx: WriteTx, run: RunRecord, *, number: int, attempt: int,
         evaluation_by_stratum=None,
     )
     rounds.insert(tx, round_)
+    manifests.write(flow, tx, run, round_)
     budget.reserve(tx, run, round_, charge)
     runs.set_progress(tx, run.run_id, current_round=number, latest_version=latest_version)
     if isinstance(spec, BufferedRoundSpec):
@@ -133,6 +135,7 @@ def _open(flow: Flow, tx: WriteTx, run: RunRecord, *, number: int, attempt: int,
 def _seal(flow: Flow, tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
     rounds.close(tx, round_, RoundState.AGGREGATING)
     budget.draw_key(flow, tx, run, round_)
+    endings.end_all(tx, run, round_)
     events.append(
         tx,
         round_.run_id,
@@ -144,6 +147,7 @@ def _seal(flow: Flow, tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
 def _abandon(tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
     rounds.close(tx, round_, RoundState.ABANDONED)
     budget.give_back(tx, run, round_)
+    endings.end_all(tx, run, round_)
     events.append(
         tx,
         round_.run_id,

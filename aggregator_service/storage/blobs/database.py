@@ -115,6 +115,12 @@ class DatabaseBlobs:
                 tx.connection.execute(_SEAL, {"of_blob": upload.blob_id, "total": upload.num_bytes})
         _insert_chunks(tx, uploads, last=True)
 
+    @staticmethod
+    def read_in(tx: ReadTx, blob_id: str, begin: int, end: int) -> bytes:
+        """Gives the bytes [begin, end) within a transaction, which may have sealed the blob itself."""
+        chunks = _read(tx, blob_id=blob_id, numbers=_chunk_range(begin, end))
+        return _cut(chunks, begin, end, blob_id=blob_id)
+
     async def read(self, blob_id: str, begin: int, end: int) -> bytes:
         """Gives the bytes [begin, end); raises BlobCorruptError when they are not what was written.
 
