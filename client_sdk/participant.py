@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, TypeVar, assert_never
+from typing import TYPE_CHECKING, Final, TypeVar, assert_never
 
 import anyio
 import anyio.to_thread
@@ -24,6 +24,9 @@ from client_sdk.errors import (
     UntrustedAnswerError,
     UsageError,
 )
+from client_sdk.masked_round import Membership, open_masked_rounds
+from client_sdk.masking.terms import Failed
+from client_sdk.masking.trust import PeerTrust
 from client_sdk.personal import PersonalTensors
 from client_sdk.privacy.claims import Reviewed, Spending
 from client_sdk.privacy.history import Outcome, PrivacyHistory
@@ -48,10 +51,16 @@ from client_sdk.transfer import Content, body_of_tensors, read_model
 from fl_protocol.arrays import Tensor
 from fl_protocol.tasks import EvaluationReport, Task
 
+if TYPE_CHECKING:
+    from client_sdk.masked_round.rounds import MaskedRounds
+
 GIVE_UP_SECONDS: Final = 5.0
 """How long a participant that fails tries to hand its task back."""
 
 FIRST_SERVER_FAULT: Final = 500
+SPENT: Final = "this client has helped to unmask a sum of this round, and does so once"
+SPENT_REST_SECONDS: Final = 5.0
+"""How long a restarted participant waits for the session in which it has answered to end."""
 KEY_BYTES: Final = 32
 
 OnEvent = Callable[[Progress], None]
@@ -77,6 +86,8 @@ async def participate(
     cache_dir: Path | None = None,
     state_dir: Path | None = None,
     policy: PrivacyPolicy | None = None,
+    client_id: str | None = None,
+    peer_trust: PeerTrust | None = None,
     on_event: OnEvent | None = None,
 ) -> Participation:
     """Takes part in a run until it is over: claims a task, pulls its model, trains, sends the update, and again.
@@ -84,11 +95,13 @@ async def participate(
     Trainer and evaluator are called in a worker thread. Models are kept in `cache_dir` by their digest, one at a time
     (by default in a temporary folder). `state_dir` is a folder of this client's own for what it must keep from round to
     round and over restarts: personal tensors (`RunSpec.parameters`) after each accepted update, by default in memory
-    until this function returns; SCAFFOLD's control variates, which need the folder; and its own count of the updates
-    that it sent in a private run, without which no `policy` can be held. An update that comes too late is told to
-    `on_event` and is no fault. If anything else fails, the task is handed back and the error is raised: the trainer's
-    own, TrainerError for what cannot be sent, UntrustedAnswerError for a model that must not be used, PolicyError for a
-    run that `policy` does not allow (before anything is trained), any other FedQuorumError for the rest.
+    until this function returns; SCAFFOLD's control variates, which need the folder; its own count of the updates that
+    it sent in a private run, without which no `policy` can be held; and its identity in masked runs, which need the
+    folder, and `client_id` until the identity is made. `peer_trust` is what this client judges its peers and its server
+    by. An update that comes too late is told to `on_event` and is no fault. If anything else fails, the task is handed
+    back and the error is raised: the trainer's own, TrainerError for what cannot be sent, UntrustedAnswerError for a
+    model, a manifest or a session that must not be used, PolicyError for a run that `policy` does not allow (before
+    anything is trained), any other FedQuorumError for the rest.
     """
     session = machine.ParticipantSession(
         run_id,
@@ -109,6 +122,7 @@ async def participate(
             controls=None if state_dir is None else ControlStore(state_dir, run_id),
             personal=PersonalTensors(run_id, state_dir),
             history=PrivacyHistory(run_id, state_dir),
+            membership=Membership(state_dir=state_dir, client_id=client_id, trust=peer_trust or PeerTrust()),
             tell=on_event or _ignore,
         )
         action: machine.Action = machine.Claim()
@@ -146,6 +160,8 @@ class Performer:
     personal: PersonalTensors
     history: PrivacyHistory
     tell: OnEvent
+    membership: Membership = field(default_factory=Membership)
+    masked: "MaskedRounds | None" = None
     done: Participation = field(default_factory=Participation)
     cached: dict[str, Path] = field(default_factory=dict)
     spending: Spending | None = None
@@ -191,6 +207,8 @@ class Performer:
                 return machine.SendEvaluation(action.task, await self._evaluate(action))
             case machine.SendUpdate():
                 return await self._send_update(action)
+            case machine.Aggregate():
+                return await self._aggregate(action)
             case machine.SendEvaluation():
                 return await self._send_evaluation(action)
             case _:
@@ -211,9 +229,24 @@ class Performer:
         known = await _in_thread(self.history.load)
         pull, reviewed = await _in_thread(functools.partial(self.session.reviewed, task, spec, known=known))
         self.spending = reviewed.spending
+        if machine.is_masked(task):
+            masked = self._masked_rounds()
+            if await masked.is_spent(task):
+                spent = f"this client has helped to unmask a sum of round {task.round}, and does so once"
+                return (
+                    machine.Rest(SPENT_REST_SECONDS) if await masked.is_under_way(task) else machine.GiveUp(task, spent)
+                )
+            self.session.manifest_checked(await masked.review(task, spec))
         if reviewed.spending is not None:
             await _in_thread(functools.partial(self._keep_promise, reviewed))
         return pull
+
+    def _masked_rounds(self) -> "MaskedRounds":
+        if self.masked is None:
+            self.masked = open_masked_rounds(
+                self.membership, self.client, run_id=self.run_id, folder=self.folder, tell=self.tell
+            )
+        return self.masked
 
     def _keep_promise(self, reviewed: Reviewed) -> None:
         if self.history.load().promise is None:
@@ -297,6 +330,24 @@ class Performer:
         self.done.num_updates += 1
         self.tell(UpdateAccepted(action.task, receipt))
         return self.session.sent(action.task)
+
+    async def _aggregate(self, action: machine.Aggregate) -> machine.Action:
+        task, update = action.task, action.update
+        count = functools.partial(self._count, task)
+        try:
+            ended = await self._masked_rounds().aggregate(task, action.round, update=update, on_input=count)
+        except ServerError as error:
+            await self._note(task, _outcome_of(error))
+            return self._refused(task, error)
+        if isinstance(ended, Failed):
+            # What was not answered for is in no sum that anybody could read.
+            await self._note(task, Outcome.REFUSED if ended.may_retry else Outcome.SENT)
+            return machine.GiveUp(task, ended.reason)
+        await self._note(task, Outcome.ACCEPTED)
+        if update.personal:
+            await _in_thread(functools.partial(self.personal.keep, update.personal))
+        self.done.num_updates += 1
+        return self.session.sent(task)
 
     async def _count(self, task: Task, digest: str) -> None:
         """Counts a private update before it leaves."""
