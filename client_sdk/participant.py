@@ -333,9 +333,11 @@ class Performer:
 
     async def _aggregate(self, action: machine.Aggregate) -> machine.Action:
         task, update = action.task, action.update
-        count = functools.partial(self._count, task)
+        count, summed = functools.partial(self._count, task), functools.partial(self._summed, task)
         try:
-            ended = await self._masked_rounds().aggregate(task, action.round, update=update, on_input=count)
+            ended = await self._masked_rounds().aggregate(
+                task, action.round, update=update, on_input=count, on_sum=summed
+            )
         except ServerError as error:
             await self._note(task, _outcome_of(error))
             return self._refused(task, error)
@@ -354,6 +356,11 @@ class Performer:
         if self.spending is not None:
             await _in_thread(functools.partial(self.history.sending, task.task_id, digest))
             self.tell(PrivacySpent(task, self.spending.epsilon, self.spending.delta, self.spending.unit))
+
+    async def _summed(self, task: Task, digest: str, num_survivors: int) -> None:
+        """Notes how large a sum a private update went into."""
+        if self.spending is not None:
+            await _in_thread(functools.partial(self.history.summed, task.task_id, digest, num_survivors))
 
     async def _note(self, task: Task, outcome: Outcome) -> None:
         if self.spending is not None and outcome is not Outcome.SENT:

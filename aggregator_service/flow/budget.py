@@ -13,7 +13,7 @@ from math import ceil
 from aggregator_service.domain.privacy.ledger import Charge, LedgerEntry, LedgerState, ReleasedNoise, genesis
 from aggregator_service.domain.records import RoundRecord, RunRecord
 from aggregator_service.flow.context import Flow
-from aggregator_service.storage import ledger, noise_keys, participations, runs
+from aggregator_service.storage import ledger, noise_keys, participations, runs, sessions
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.privacy.accounting import BudgetedPrivacy, delta_of, epsilon_spent, renyi_epsilon_spent
 from fl_protocol.privacy.noise import KEY_BYTES
@@ -76,7 +76,7 @@ def spend(
     if not isinstance(run.spec.privacy, BudgetedPrivacy):
         return None
     noise_keys.forget(tx, round_.round_id)
-    charge, told = _spent_charge(tx, run, round_), _shared(run.spec, round_) or noise
+    charge, told = _spent_charge(tx, run, round_), _shared(tx, run.spec, round_) or noise
     _append(tx, run, round_, LedgerState.SPENT, charge=charge, noise=told, model_digest=model_digest)
     return charge.epsilon
 
@@ -88,7 +88,7 @@ def give_back(tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
         return
     noise_keys.forget(tx, round_.round_id)
     if isinstance(run.spec.privacy, NoisedByClients) and round_.num_updates:
-        charge, told = _spent_charge(tx, run, round_), _shared(run.spec, round_)
+        charge, told = _spent_charge(tx, run, round_), _shared(tx, run.spec, round_)
         _append(tx, run, round_, LedgerState.SPENT, charge=charge, noise=told)
     else:
         _append(tx, run, round_, LedgerState.VOID, charge=reserved.charge)
@@ -188,7 +188,7 @@ def _spread(tx: ReadTx, run: RunRecord) -> list[tuple[int, int]]:
 def _spent_charge(tx: ReadTx, run: RunRecord, round_: RoundRecord) -> Charge:
     """Gives what a round that has just ended brings the run to."""
     worst = max([1, *(charged for _, charged in _spread(tx, run))])
-    return _charge(tx, run, worst, smallest_sum=_smallest_sum(run.spec, round_))
+    return _charge(tx, run, worst, smallest_sum=_smallest_sum(tx, run.spec, round_))
 
 
 def _fewest_survivors(spec: RunSpec) -> int | None:
@@ -196,13 +196,14 @@ def _fewest_survivors(spec: RunSpec) -> int | None:
     return min_members(spec) if isinstance(spec.privacy, DistributedSkellamPrivacy) else None
 
 
-def _smallest_sum(spec: RunSpec, round_: RoundRecord) -> int | None:
-    """Gives how many clients the smallest sum of a round had at least: all of them, unless they may have been in two.
-
-    A client's updates are in one sum of the round, so that a client has spent of it what its own sum tells.
-    """
+def _smallest_sum(tx: ReadTx, spec: RunSpec, round_: RoundRecord) -> int | None:
+    """Gives how many clients the smallest sum of a round had; a client is in one, and has spent what that tells."""
     fewest = _fewest_survivors(spec)
-    return None if fewest is None else max(fewest, round_.num_updates if round_.num_updates < 2 * fewest else 0)
+    if fewest is None:
+        return None
+    done = sessions.done_of_round(tx, round_.round_id)
+    # Nobody weighs more than another here, so that the weight of a sum is the number of its clients.
+    return min((one.total_weight for one in done if one.total_weight is not None), default=fewest)
 
 
 def _sums_after(spent: LedgerEntry | None, smallest_sum: int | None) -> SumSizes | None:
@@ -213,9 +214,9 @@ def _sums_after(spent: LedgerEntry | None, smallest_sum: int | None) -> SumSizes
     return sums | {smallest_sum: sums.get(smallest_sum, 0) + 1}
 
 
-def _shared(spec: RunSpec, round_: RoundRecord) -> ReleasedNoise | None:
+def _shared(tx: ReadTx, spec: RunSpec, round_: RoundRecord) -> ReleasedNoise | None:
     """Gives what the ledger says of noise that the clients of a round added."""
-    privacy, survivors = spec.privacy, _smallest_sum(spec, round_)
+    privacy, survivors = spec.privacy, _smallest_sum(tx, spec, round_)
     if survivors is None or not isinstance(privacy, DistributedSkellamPrivacy):
         return None
     noise, release = shared_noise(spec), sum_release(spec, num_survivors=survivors)

@@ -9,7 +9,7 @@ from typing import Final
 from client_sdk.client import AggregatorClient
 from client_sdk.errors import NotFoundError, SessionRefusedError
 from client_sdk.masked_round.review import Reviewer
-from client_sdk.masked_round.seating import OnInput, Seating
+from client_sdk.masked_round.seating import OnInput, OnSum, Seating
 from client_sdk.masked_round.threads import in_thread
 from client_sdk.masking.answered import AnsweredRounds
 from client_sdk.masking.identity import Identity
@@ -66,18 +66,19 @@ class MaskedRounds:
         return seat.state is SeatState.SEATED
 
     async def aggregate(
-        self, task: Task, round_: MaskedRound, *, update: MaskedUpdate, on_input: OnInput
+        self, task: Task, round_: MaskedRound, *, update: MaskedUpdate, on_input: OnInput, on_sum: OnSum
     ) -> Counted | Failed:
         """Takes an update through a session, and through a fresh one where that failed before this client answered.
 
-        `on_input` is told the input's digest before it is sent. Raises SessionRefusedError for what the server may not
+        `on_input` is told the input's digest before it is sent, `on_sum` of how many clients the sum is once that is
+        known. Raises SessionRefusedError for what the server may not
         ask for, TranscriptError where the sum is not of what was sent.
         """
         left = MAX_FRESH_SESSIONS
         while True:
             if await self.is_spent(task):
                 return Failed(f"this client has answered for round {task.round} before", may_retry=False)
-            ended = await self._once(task, round_, update=update, on_input=on_input, is_last=not left)
+            ended = await self._once(task, round_, update=update, on_input=on_input, on_sum=on_sum, is_last=not left)
             if isinstance(ended, Counted) or not ended.may_retry:
                 return ended
             pause = self.client.jitter(JITTER_SECONDS) if left else None
@@ -88,7 +89,7 @@ class MaskedRounds:
             left -= 1
 
     async def _once(
-        self, task: Task, round_: MaskedRound, *, update: MaskedUpdate, on_input: OnInput, is_last: bool
+        self, task: Task, round_: MaskedRound, *, update: MaskedUpdate, on_input: OnInput, on_sum: OnSum, is_last: bool
     ) -> Counted | Failed:
         if self.identity is None:
             raise RuntimeError("a masked round is reviewed before it is aggregated")
@@ -104,6 +105,7 @@ class MaskedRounds:
             round_=round_,
             update=update,
             on_input=on_input,
+            on_sum=on_sum,
         )
         try:
             return await seating.run()

@@ -36,6 +36,8 @@ KEY_BYTES: Final = 32
 
 OnInput = Callable[[str], Awaitable[None]]
 """Is told an input's digest before it leaves."""
+OnSum = Callable[[str, int], Awaitable[None]]
+"""Is told an input's digest, and of how many clients' inputs the sum is that it went into; 0 for no sum."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,6 +55,7 @@ class Seating:
     round_: MaskedRound
     update: MaskedUpdate
     on_input: OnInput
+    on_sum: OnSum
     vector: MaskedVector | None = None
     last_poll: float = field(default=-MIN_POLL_SECONDS)
 
@@ -62,6 +65,7 @@ class Seating:
         try:
             while not isinstance(action, Counted | Failed):
                 action = await self._perform(session, action)
+            await self._tell_sum(session, action)
             if isinstance(action, Counted) and self.vector is not None:
                 vector = self.vector
                 self.tell(
@@ -72,6 +76,13 @@ class Seating:
             session.leave("this client has left")
             if self.vector is not None:
                 self.vector.file.close()
+
+    async def _tell_sum(self, session: MaskedSession, ended: Counted | Failed) -> None:
+        """Tells how large a sum this client's input is in, if it knows that by a list that it has checked."""
+        size = session.sum_size
+        if self.vector is None or size is None or (size == 0 and isinstance(ended, Counted)):
+            return
+        await self.on_sum(self.vector.digest, size)
 
     async def _perform(self, session: MaskedSession, action: masked.Action) -> masked.Action:
         client = self.client

@@ -211,6 +211,16 @@ class MaskedSession:
         """Whether the one answer was given out, so that the round is spent."""
         return self._participant.stage is Stage.SPENT
 
+    @property
+    def sum_size(self) -> int | None:
+        """How many clients are in a sum that may have come of this session; 0 if this client knows of none.
+
+        None where a list of survivors was signed, and no quorum for it was seen: the sum may be another one.
+        """
+        if self.has_answered:
+            return len(messages.parse_bitmap(self._survivors, num_members=len(self.cohort.roster.members)))
+        return None if self._survivors else 0
+
     def leave(self, reason: str) -> None:
         """Overwrites the secrets; what comes now is waiting for the end."""
         self._participant.leave()

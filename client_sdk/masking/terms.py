@@ -64,6 +64,11 @@ def check_coordinates(round_: MaskedRound, tensors: Sequence[ManifestTensor]) ->
         raise wrong_manifest(
             "model.num_elements", told.num_elements, sum(each.num_elements for each in tensors), what="the model has"
         )
+    most = getattr(round_.spec.privacy, "max_parameters", None)
+    if most is not None and told.num_elements > most:
+        raise wrong_manifest(
+            "model.num_elements", told.num_elements, most, what="what the run's noise is made for at most is"
+        )
 
 
 def wrong_manifest(field: str, value: object, bound: object, *, what: str) -> ManifestError:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fl_protocol.arrays import RawTensor, Tensor, dtype_of
 from fl_protocol.dtypes import Float64Array, as_float64
+from fl_protocol.privacy.shared_noise import SharedNoise
 
 WINDOW_ELEMENTS: Final = 1 << 18
 
@@ -19,7 +20,8 @@ class MaskedUpdate:
     """What one client adds to a session's sum: tensors in the manifest's order, before masks.
 
     Each element is multiplied by `factor`, which clips, and by `weight`; `extras` are the vector's last coordinates.
-    `norm` is what the update measured before, infinite if it was not finite and became zero.
+    `norm` is what the update measured before, infinite if it was not finite and became zero. `noise` is this client's
+    share of it, where the clients add it.
     """
 
     tensors: Sequence[Tensor]
@@ -28,6 +30,7 @@ class MaskedUpdate:
     extras: Mapping[str, float]
     norm: float = 0.0
     personal: Mapping[str, Tensor] = field(default_factory=dict)
+    noise: SharedNoise | None = None
 
 
 def euclidean_norm(tensors: Iterable[Tensor]) -> float:

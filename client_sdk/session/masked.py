@@ -16,7 +16,9 @@ from fl_protocol.dtypes import FLOAT_FORMATS
 from fl_protocol.manifests import ManifestTensor
 from fl_protocol.masked_vectors import extras_of, weight_of
 from fl_protocol.messages import MAX_EXACT_INTEGER
+from fl_protocol.privacy.shared_noise import shared_noise
 from fl_protocol.specs.parameters import ParametersSpec
+from fl_protocol.specs.privacy import DistributedSkellamPrivacy
 from fl_protocol.specs.protection import NoPrivacy
 from fl_protocol.specs.secure_aggregation import is_weighted
 
@@ -56,6 +58,7 @@ def masked_update(result: TrainingResult, work: TrainingTask, round_: MaskedRoun
         extras=extras_of(weight, _metrics(result, round_), spec),
         norm=norm,
         personal=personal,
+        noise=shared_noise(spec) if isinstance(spec.privacy, DistributedSkellamPrivacy) else None,
     )
 
 

@@ -26,6 +26,7 @@ from fl_protocol.specs.privacy import (
     num_participations as most_participations,
 )
 from fl_protocol.specs.protection import NoPrivacy
+from fl_protocol.specs.secure_aggregation import min_members
 
 MIN_NOISE_MULTIPLIER: Final = 1e-2
 MAX_NOISE_MULTIPLIER: Final = 1e4
@@ -47,6 +48,8 @@ BudgetedPrivacy = (
 def calibrated(spec: RunSpec) -> RunSpec:
     """Gives the specification with the noise multiplier that keeps its budget, or as it is where one was chosen.
 
+    Where the clients share the noise, the fewest that a sum may have are filled in too: for its sessions as well.
+
     A client that takes part as often as selection allows spends at most the target with it.
 
     Raises ValueError naming the field with which not even one round could be published.
@@ -54,6 +57,8 @@ def calibrated(spec: RunSpec) -> RunSpec:
     privacy = spec.privacy
     if isinstance(privacy, NoPrivacy | ExampleDpsgdPrivacy):
         return spec
+    if isinstance(privacy, DistributedSkellamPrivacy):
+        spec, privacy = _with_survivors(spec, privacy)
     if privacy.noise_multiplier is None:
         spec = _with_multiplier(spec, privacy, _least_multiplier(spec, privacy))
     else:
@@ -217,6 +222,13 @@ def _check_first_round(spec: RunSpec, privacy: BudgetedPrivacy) -> None:
             f"update, and privacy.target_epsilon is {privacy.target_epsilon:g}: no round could be published; leave the "
             "multiplier out to have it calibrated"
         )
+
+
+def _with_survivors(spec: RunSpec, privacy: DistributedSkellamPrivacy) -> tuple[RunSpec, DistributedSkellamPrivacy]:
+    fewest = min_members(spec)
+    privacy = privacy.model_copy(update={"min_survivors": fewest})
+    masked = spec.secure_aggregation.model_copy(update={"min_members": fewest})
+    return spec.model_copy(update={"privacy": privacy, "secure_aggregation": masked}), privacy
 
 
 def _with_multiplier(spec: RunSpec, privacy: BudgetedPrivacy, multiplier: float) -> RunSpec:

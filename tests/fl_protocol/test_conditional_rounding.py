@@ -7,10 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_protocol.privacy.conditional_rounding import round_conditionally
+from fl_protocol.privacy import conditional_rounding
 from fl_protocol.privacy.distributed import DistributedRelease, rounded_norm
 
 KEY = bytes(range(32))
+
+
+def round_conditionally(tensors, **how):
+    """Rounds windows of an update, and gives it in one."""
+    return np.concatenate(list(conditional_rounding.round_conditionally(lambda: tensors, **how)))
 
 
 def bound(size, scale, norm=1.0):
@@ -52,7 +57,7 @@ def test_a_draw_that_is_too_long_is_drawn_anew_with_other_coins():
 
 
 def test_after_the_last_try_an_update_is_rounded_towards_zero():
-    tensors = [np.array([[0.75, -0.75]]), np.array(1.99)]
+    tensors = [np.array([0.75, -0.75]), np.array([1.99])]
     rounded = round_conditionally(tensors, scale=1.0, max_norm=1.0, key=KEY, max_tries=3)
     assert rounded.tolist() == [0, 0, 1]
 
@@ -62,7 +67,7 @@ def test_rounding_is_right_on_average_and_its_coins_are_the_elements_own():
     values = np.full(size, 0.3)
     rounded = round_conditionally([values], scale=1.0, max_norm=size, key=KEY)
     assert rounded.mean() == pytest.approx(0.3, abs=6 * math.sqrt(0.21 / size))
-    split = [values[:1], values[1:20_000].reshape(-1, 1), values[20_000:]]
+    split = [values[:1], values[1:20_000], values[20_000:]]
     assert round_conditionally(split, scale=1.0, max_norm=size, key=KEY).tobytes() == rounded.tobytes()
     assert round_conditionally([values], scale=1.0, max_norm=size, key=bytes(32)).tobytes() != rounded.tobytes()
 

@@ -7,15 +7,18 @@ import pytest
 
 from aggregator_service.domain.privacy.ledger import LedgerState, StoredEntry, parse
 from aggregator_service.domain.records import RoundRecord, RunRecord
+from aggregator_service.domain.sessions.records import MemberRecord, SessionRecord
 from aggregator_service.flow import budget
-from aggregator_service.storage import clients, ledger, rounds, runs, tasks, updates
+from aggregator_service.storage import clients, ledger, rounds, runs, sessions, tasks, updates
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.privacy.accounting import calibrated, epsilon_spent
 from fl_protocol.privacy_claims import Trust
 from fl_protocol.rounds import RoundState
 from fl_protocol.runs import RunSpec
+from fl_protocol.sessions import SessionState
 from tests.support.records import (
     DIGEST,
+    NOON,
     client_record,
     round_record,
     run_record,
@@ -45,6 +48,32 @@ def cost(*sizes: int, count: int | None = None) -> float:
     return epsilon_spent(SPEC, num_participations=most, num_rounds=len(sizes), sums=sums)
 
 
+def done_session(session_id: str, round_id: str, num_survivors: int) -> SessionRecord:
+    return SessionRecord(
+        session_id=session_id,
+        run_id="run_1",
+        round_id=round_id,
+        manifest_digest=DIGEST,
+        state=SessionState.DONE,
+        revision=6,
+        num_members=10,
+        num_expected=0,
+        num_messages=0,
+        deadline_at=NOON,
+        created_at=NOON,
+        ended_at=NOON,
+        abort_code=None,
+        reason=None,
+        context=bytes(32),
+        identity=bytes(32),
+        survivors=bytes(2),
+        total_weight=num_survivors,
+        totals=[],
+        sum_digest=DIGEST,
+        sum_blob_id="blob_1",
+    )
+
+
 def begin(tx: WriteTx, *, run: RunRecord = RUN, num_clients: int = 40) -> None:
     runs.insert(tx, run)
     store_blob(tx)
@@ -59,14 +88,19 @@ def open_round(tx: WriteTx, number: int, **changes: Any) -> RoundRecord:
     return round_
 
 
-def collect(tx: WriteTx, round_: RoundRecord, members: range) -> RoundRecord:
-    """Does what a session that is done does: a row for each survivor, and the round's count."""
-    for client in members:
-        name = f"{round_.number}_{client}"
-        told = {"round_id": round_.round_id, "client_id": f"client_{client}"}
-        tasks.insert(tx, task_record(f"task_{name}", **told))
-        updates.insert(tx, update_record(f"update_{name}", task_id=f"task_{name}", **told))
-    return round_record(round_.round_id, number=round_.number, num_updates=len(members))
+def collect(tx: WriteTx, round_: RoundRecord, *sums: range) -> RoundRecord:
+    """Does what sessions that are done do: their sums, a row for each survivor, and the round's count."""
+    for place, members in enumerate(sums):
+        session = done_session(f"session_{round_.number}_{place}", round_.round_id, len(members))
+        seated = []
+        for at, client in enumerate(members):
+            name = f"{round_.number}_{client}"
+            told = {"round_id": round_.round_id, "client_id": f"client_{client}"}
+            tasks.insert(tx, task_record(f"task_{name}", **told))
+            updates.insert(tx, update_record(f"update_{name}", task_id=f"task_{name}", **told))
+            seated.append(MemberRecord(session.session_id, at, f"client_{client}", f"task_{name}", bytes(176)))
+        sessions.insert(tx, session, seated)
+    return round_record(round_.round_id, number=round_.number, num_updates=sum(map(len, sums)))
 
 
 def test_a_round_reserves_the_smallest_sum_and_spends_its_own(store: Store) -> None:
@@ -116,15 +150,14 @@ def test_a_client_of_few_rounds_is_charged_the_smallest_sums_of_them(store: Stor
     assert claimed.epsilon_spent == cost(8)
 
 
-def test_updates_that_may_have_been_in_two_sums_are_charged_as_the_smaller_one_may_be(store: Store) -> None:
+def test_a_round_of_several_sums_is_charged_with_the_smallest(store: Store) -> None:
     store.write(begin)
-    first = store.write(
-        lambda tx: budget.spend(tx, RUN, collect(tx, open_round(tx, 1), range(15)), noise=None, model_digest=DIGEST)
-    )
-    second = store.write(
-        lambda tx: budget.spend(tx, RUN, collect(tx, open_round(tx, 2), range(15, 31)), noise=None, model_digest=DIGEST)
-    )
-    assert (first, second) == (cost(15), cost(15, 8, count=1))
+
+    def body(tx: WriteTx) -> float | None:
+        round_ = collect(tx, open_round(tx, 1), range(10), range(10, 19), range(19, 29))
+        return budget.spend(tx, RUN, round_, noise=None, model_digest=DIGEST)
+
+    assert store.write(body) == cost(9) > cost(10)
 
 
 def test_what_was_unmasked_before_a_round_was_abandoned_is_spent(store: Store) -> None:

@@ -30,6 +30,7 @@ from fl_protocol.masking.prg import Mask
 from fl_protocol.masking.ring import Int64Array, SumMeasure
 from fl_protocol.runs import RunSpec
 from fl_protocol.sessions import AbortCode, SessionState
+from fl_protocol.specs.privacy import DistributedSkellamPrivacy
 from fl_protocol.specs.secure_aggregation import clipping_norm
 
 WINDOW_ELEMENTS: Final = 1 << 20
@@ -162,7 +163,8 @@ def _out_of_range(summing: Summing, measure: SumMeasure, extras: Int64Array, *, 
             ring=summing.vector.ring,
             num_members=len(summing.survivors),
             num_coordinates=summing.vector.num_coordinates,
-            clipping_norm=clipping_norm(spec),
+            # Noise that the clients share makes a sum longer than their updates are.
+            clipping_norm=None if isinstance(spec.privacy, DistributedSkellamPrivacy) else clipping_norm(spec),
         )
     except RingError as error:
         return Abort(
