@@ -90,7 +90,7 @@ def test_noise_that_clients_share_is_planned_for_the_fewest_that_may_stay(run: R
 def test_one_session_takes_all_clients_of_a_plan_and_a_chosen_noise_is_priced(run: Run) -> None:
     plan = told(run, "--kind", "distributed_skellam", "--noise-multiplier", "4", "--clients", "300")
     assert (plan["min_survivors"], plan["epsilon"]) == (300, pytest.approx(4.02023, rel=1e-5))
-    assert plan["spec"]["secure_aggregation"] == {"kind": "pairwise", "target_members": 300}
+    assert plan["spec"]["secure_aggregation"] == {"kind": "pairwise", "min_members": 300, "target_members": 300}
     code, _, error = run("--kind", "distributed_skellam", "--target-epsilon", "0.01")
     assert code != 0
     assert "privacy.target_epsilon 0.01" in error

@@ -111,7 +111,7 @@ def shared_run():
 
 def shared_sums(spec, held, *, world):
     """Gives one coordinate of many sums: what one client holds, and the noise of four clients, and of all ten."""
-    totals, few = np.full(SAMPLES, held, dtype=np.int64), None
+    totals, few = np.full(SAMPLES // 2, held, dtype=np.int64), None
     for client in range(10):
         few = totals.copy() if client == 4 else few
         add_skellam(totals, key=bytes([world, client, *range(30)]), first=0, variance=shared_noise(spec).variance)

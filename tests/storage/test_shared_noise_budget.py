@@ -1,6 +1,8 @@
 """The ledger of noise that clients share: reserved as the smallest sum may cost, spent as the sums were."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +28,7 @@ from tests.support.records import (
     task_record,
     update_record,
 )
-from tests.support.store import Store
+from tests.support.store import Store, open_store
 
 SPEC = calibrated(
     RunSpec.model_validate(
@@ -40,6 +42,12 @@ SPEC = calibrated(
     )
 )
 RUN = run_record(spec=SPEC)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_store(f"sqlite:///{tmp_path}/fedquorum.db") as opened:
+        yield opened
 
 
 def cost(*sizes: int, count: int | None = None) -> float:
