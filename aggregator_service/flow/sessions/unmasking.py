@@ -90,7 +90,8 @@ def compute(flow: Flow, summing: Summing) -> SessionSum | Abort:
     try:
         masks = _masks(summing)
     except ShareError as error:
-        return Abort(AbortCode.BAD_SHARE, str(error))
+        # Every share is what its dealer announced: if they do not fit together, that is the dealer's doing.
+        return Abort(AbortCode.BAD_SHARE, str(error), blamed=(int(str(error.value)),))
     upload = BlobUpload(flow.new_id("blob"))
     try:
         outcome = _sum(flow, summing, masks, upload)
@@ -105,7 +106,7 @@ def compute(flow: Flow, summing: Summing) -> SessionSum | Abort:
 
 def _masks(summing: Summing) -> tuple[Mask, ...]:
     session, number = summing.session, summing.session.num_members
-    advertised = (messages.parse_advertise(bytes(member.advertise)) for member in summing.members)
+    advertised = (messages.parse_advertise(member.advertise) for member in summing.members)
     roster = Roster(session.graph.threshold, tuple(advertised))
     cohort = Cohort(roster, session.identity, session.graph, session.neighbours)
     dealings = {
