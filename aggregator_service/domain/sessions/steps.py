@@ -53,10 +53,11 @@ class Enter:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """The session cannot go on."""
+    """The session cannot go on; `blamed` are places of members that are found at fault now."""
 
     code: AbortCode
     reason: str
+    blamed: tuple[int, ...] = ()
 
 
 Step = Stay | Enter | Abort

@@ -24,13 +24,16 @@ def abort(
     """Ends a session without a sum: what was sent is removed, and its members may mask anew or are spent."""
     sessions.abort(tx, session, code=step.code, reason=step.reason)
     sessions.forget_messages(tx, session.session_id)
+    for place in step.blamed:
+        sessions.change_member(tx, members[place], blamed=True)
+    at_fault = [member for member in members if member.blamed or member.place in step.blamed]
     for state in (SeatState.FREE, SeatState.SPENT):
         leaving = [one.task_id for one in members if steps.seat_after(one, session) is state]
         if leaving:
             seats.move(tx, leaving, state, before=SeatState.SEATED)
+    for member in at_fault:
+        _count_strike(tx, run, session, member)
     for member in members:
-        if member.blamed:
-            _count_strike(tx, run, session, member)
         if step.code is not AbortCode.ROUND_ENDED and steps.seat_after(member, session) is SeatState.SPENT:
             _release(tx, member)
     failpoints.reach("session.aborting")
@@ -40,7 +43,7 @@ def abort(
         session_id=session.session_id,
         phase=session.state.value,
         code=step.code.value,
-        blamed=[member.client_id for member in members if member.blamed],
+        blamed=[member.client_id for member in at_fault],
     )
 
 

@@ -89,7 +89,8 @@ def compute(flow: Flow, summing: Summing) -> SessionSum | Abort:
     try:
         masks = _masks(summing)
     except ShareError as error:
-        return Abort(AbortCode.BAD_SHARE, str(error))
+        # Every share is what its dealer announced: if they do not fit together, that is the dealer's doing.
+        return Abort(AbortCode.BAD_SHARE, str(error), blamed=(int(str(error.value)),))
     upload = BlobUpload(flow.new_id("blob"))
     try:
         outcome = _sum(flow, summing, masks, upload)
