@@ -122,7 +122,7 @@ async def participate(
             controls=None if state_dir is None else ControlStore(state_dir, run_id),
             personal=PersonalTensors(run_id, state_dir),
             history=PrivacyHistory(run_id, state_dir),
-            membership=Membership(state_dir=state_dir, client_id=client_id, trust=peer_trust or PeerTrust()),
+            membership=Membership(state_dir=state_dir, client_id=client_id, trust=_trust(peer_trust, policy)),
             tell=on_event or _ignore,
         )
         action: machine.Action = machine.Claim()
@@ -131,6 +131,14 @@ async def participate(
         performer.tell(RunFinished(action.reason))
         performer.done.reason = action.reason
     return performer.done
+
+
+def _trust(peer_trust: PeerTrust | None, policy: PrivacyPolicy | None) -> PeerTrust:
+    """Gives what peers are judged by; a policy that insists on a complete graph does so in each session, too."""
+    trust = peer_trust or PeerTrust()
+    return (
+        replace(trust, require_complete_graph=True) if policy is not None and policy.require_complete_graph else trust
+    )
 
 
 def _ignore(event: Progress) -> None:
@@ -197,6 +205,7 @@ class Performer:
                 return await self._review(action.task)
             case machine.Pull():
                 self.session.check_can_do(action.task)
+                self.membership.check_still_masked(action.task)
                 kept = await _in_thread(self.personal.load)
                 return self.session.pulled(action.task, await self._pull(action.task), personal=kept)
             case machine.PullControls():

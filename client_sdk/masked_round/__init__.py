@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 
 from client_sdk.client import AggregatorClient
 from client_sdk.errors import UsageError
+from client_sdk.masking.terms import MANIFESTS_FOLDER, wrong_manifest
 from client_sdk.masking.trust import PeerTrust
+from client_sdk.session.machine import is_masked
 from client_sdk.session.progress import Progress
+from fl_protocol.identifiers import is_identifier
+from fl_protocol.tasks import Task, TaskKind
 
 if TYPE_CHECKING:
     from client_sdk.masked_round.rounds import MaskedRounds
@@ -21,6 +25,14 @@ class Membership:
     state_dir: Path | None = None
     client_id: str | None = None
     trust: PeerTrust = field(default_factory=PeerTrust)
+
+    def check_still_masked(self, task: Task) -> None:
+        """Raises ManifestError for an update in the clear to a run that this client knows as a masked one."""
+        if self.state_dir is None or task.kind is not TaskKind.TRAIN or is_masked(task):
+            return
+        # Asked for each task of every run: the log itself needs the extra [privacy].
+        if is_identifier(task.run_id) and (Path(self.state_dir) / task.run_id / MANIFESTS_FOLDER).exists():
+            raise wrong_manifest("secure_aggregation", "none", "masked", what="and this client knows the run as")
 
 
 def open_masked_rounds(

@@ -54,7 +54,7 @@ class Reviewer:
         if identity.certificate is None or not is_certified(self.trust.authority or b"", identity.certificate, **ids):
             raise UsageError(
                 "the run's members are certified by an authority, and this client has no certificate of its: let it "
-                "sign this client's identity, and add the certificate with `fedquorum identity certify`"
+                "sign this client's identity, and add the certificate with `fedquorum identity accept`"
             )
 
     async def manifest(self, task: Task, spec: RunSpec) -> MaskedRound:

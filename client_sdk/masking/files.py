@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,6 +59,12 @@ def read_object(path: Path) -> dict[str, Any] | None:
 def write_object(path: Path, value: dict[str, Any]) -> None:
     """Writes a JSON object, as `write_whole` does."""
     write_whole(path, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
+
+
+def check_private(path: Path) -> None:
+    """Raises UsageError for a file that others than its owner may read."""
+    if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise UsageError(f"{path} holds a private key and others may read it: chmod 600 {path}")
 
 
 def _sync_folder(folder: Path) -> None:

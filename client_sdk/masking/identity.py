@@ -2,13 +2,12 @@
 
 import os
 import re
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from client_sdk.errors import UsageError
-from client_sdk.masking.files import read_object, write_object
+from client_sdk.masking.files import check_private, read_object, write_object
 from client_sdk.masking.trust import CLIENT_ID, client_id_bytes
 from fl_protocol.masking import keys
 
@@ -55,7 +54,7 @@ class IdentityStore:
         entry = read_object(self.path)
         if entry is None:
             return None
-        _check_private(self.path)
+        check_private(self.path)
         certificate = entry.get("certificate")
         return Identity(
             self._text(entry.get("client_id"), CLIENT_ID),
@@ -63,12 +62,12 @@ class IdentityStore:
             None if certificate is None else bytes.fromhex(self._text(certificate, _HEX64)),
         )
 
-    def create(self, client_id: str, *, certificate: bytes | None = None) -> Identity:
+    def create(self, client_id: str) -> Identity:
         """Makes a fresh key; raises UsageError if this folder has an identity, which is never replaced."""
         client_id_bytes(client_id)
         if self.load() is not None:
             raise UsageError(f"{self.path} holds an identity already; a client keeps its own for good")
-        identity = Identity(client_id, os.urandom(keys.KEY_BYTES), certificate)
+        identity = Identity(client_id, os.urandom(keys.KEY_BYTES))
         self._keep(identity)
         return identity
 
@@ -86,11 +85,13 @@ class IdentityStore:
             raise UsageError(f"{self.path} is the identity of {found.client_id}, not of {client_id}")
         return found
 
-    def certify(self, certificate: bytes) -> Identity:
+    def add_certificate(self, certificate: bytes) -> Identity:
         """Adds an authority's certificate; raises UsageError if there is no identity or another certificate."""
         found = self.load()
         if found is None:
             raise UsageError(f"there is no identity at {self.path}")
+        if len(certificate) != keys.SIGNATURE_BYTES:
+            raise UsageError(f"a certificate has {keys.SIGNATURE_BYTES} bytes, not {len(certificate)}")
         if found.certificate not in (None, certificate):
             raise UsageError(f"{self.path} has another certificate already")
         identity = Identity(found.client_id, found.private_key, certificate)
@@ -113,8 +114,3 @@ class IdentityStore:
         if isinstance(value, str) and pattern.fullmatch(value):
             return value
         raise UsageError(f"{self.path} is damaged: it is no identity; restore it from a copy, or enrol as a new client")
-
-
-def _check_private(path: Path) -> None:
-    if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise UsageError(f"{path} holds a private key and others may read it: chmod 600 {path}")

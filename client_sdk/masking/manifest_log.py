@@ -14,6 +14,7 @@ from client_sdk.endpoints.masked import SignedManifest
 from client_sdk.errors import ManifestError, ManifestForkError, UsageError
 from client_sdk.masking.files import read_object, write_object
 from client_sdk.masking.manifests import digest_of
+from client_sdk.masking.terms import MANIFESTS_FOLDER
 from fl_protocol.identifiers import is_identifier
 from fl_protocol.manifests import Manifest
 
@@ -61,7 +62,7 @@ class ManifestLog:
     def __init__(self, state_dir: Path, run_id: str) -> None:
         if not is_identifier(run_id):
             raise UsageError(f"{run_id[:64]!r} is not a run's id; nothing can be kept for it in {state_dir}")
-        self._folder: Final = Path(state_dir) / run_id / "manifests"
+        self._folder: Final = Path(state_dir) / run_id / MANIFESTS_FOLDER
 
     @property
     def last_sequence(self) -> int:

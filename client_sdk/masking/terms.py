@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from client_sdk.errors import ManifestError
 from fl_protocol.manifests import Manifest, ManifestTensor
 from fl_protocol.masking.ring import Ring
 from fl_protocol.runs import RunSpec
 from fl_protocol.specs.secure_aggregation import IdentityTrust, PairwiseSecureAggregation
+
+MANIFESTS_FOLDER: Final = "manifests"
+"""Where, below a run's folder, a client keeps the manifests that it has seen."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ def review(task: Task, spec: RunSpec, known: Participations, *, policy: PrivacyP
 
 
 def _check_same_run(task: Task, spec: RunSpec) -> None:
-    for field in ("privacy", "algorithm", "parameters"):
+    for field in ("privacy", "algorithm", "parameters", "secure_aggregation"):
         told, declared = getattr(task, field), getattr(spec, field)
         if told != declared:
             raise _mismatch(field, told, declared, what="the run's specification has")

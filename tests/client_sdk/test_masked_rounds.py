@@ -1,0 +1,178 @@
+"""Whole masked runs: real participants of the SDK and the real server."""
+
+import functools
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import numpy as np
+import pytest
+
+from client_sdk import AggregatorClient, Limits, Progress, RunSpec, TrainedDelta, TrainingTask, participate
+from client_sdk.client import Seams
+from client_sdk.session.progress import SessionAdvanced, SessionFailed, SessionJoined, UpdateCounted
+from fl_protocol.masked_vectors import ring_of
+from fl_protocol.sessions import SessionState
+from tests.support.evil_clients import Vanished, vanishing
+from tests.support.masked import masked_spec
+from tests.support.participant import Participant, create_run, enrol, small_model, unpack
+from tests.support.server import ServerProcess
+
+FAST = Limits(wait_seconds=5)
+
+
+class Recorder(httpx.AsyncBaseTransport):
+    """Keeps every request that goes through it, as a proxy would see it."""
+
+    def __init__(self) -> None:
+        self.inner = httpx.AsyncHTTPTransport(verify=False)
+        self.seen: list[tuple[str, bytes, bytes]] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        body = b"".join([piece async for piece in request.stream])  # type: ignore[union-attr]
+        headers = b"\n".join(name + b": " + value for name, value in request.headers.raw)
+        self.seen.append((f"{request.method} {request.url}", headers, body))
+        sent = httpx.Request(request.method, request.url, headers=request.headers, content=body)
+        return await self.inner.handle_async_request(sent)
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
+def read(operator: httpx.Client, path: str) -> httpx.Response:
+    return operator.get(path)
+
+
+def delta_of(number: int) -> dict[str, Any]:
+    generator = np.random.default_rng(number)
+    return {name: np.float32(0.1 * generator.normal(size=values.shape)) for name, values in small_model().items()}
+
+
+def trainer_of(number: int, *, num_examples: int) -> Callable[[TrainingTask], TrainedDelta]:
+    def train(task: TrainingTask) -> TrainedDelta:
+        metrics = {"loss": 1.0 + number, "secret_metric": 12345.678}
+        return TrainedDelta(tensors=delta_of(number), num_examples=num_examples, metrics=metrics)
+
+    return train
+
+
+async def one(
+    client: Participant,
+    run_id: str,
+    url: str,
+    *,
+    number: int,
+    folder: Path,
+    num_examples: int = 100,
+    transport: httpx.AsyncBaseTransport | None = None,
+    on_event: Callable[[Progress], None] = lambda event: None,
+) -> None:
+    async with AggregatorClient(url, token=client.token, limits=FAST, seams=Seams(transport=transport)) as sdk:
+        await participate(
+            sdk,
+            run_id,
+            trainer_of(number, num_examples=num_examples),
+            state_dir=folder / str(number),
+            client_id=client.client_id,
+            on_event=on_event,
+        )
+
+
+async def test_a_masked_run_gives_the_weighted_mean_and_no_request_tells_more(
+    shared_server: ServerProcess, shared_operator: httpx.Client, tmp_path: Path
+) -> None:
+    """S5: what a proxy sees of five clients over two rounds, compared with the plain mean of their updates."""
+    secure = {"metrics": {"loss": {"max_abs": 16.0}}, "min_members": 5}
+    spec = masked_spec(5, num_rounds=2, secure_aggregation=secure)
+    run_id = create_run(shared_operator, small_model(), **spec)
+    examples = [100, 200, 300, 400, 100_000]
+    recorder, told = Recorder(), list[Progress]()
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as clients:
+            for number, count in enumerate(examples):
+                client = enrol(shared_operator, f"proxied-{number}")
+                call = functools.partial(
+                    one,
+                    client,
+                    run_id,
+                    shared_server.url,
+                    number=number,
+                    folder=tmp_path,
+                    num_examples=count,
+                    transport=recorder,
+                    on_event=told.append,
+                )
+                clients.start_soon(call)
+    weights = [1, 2, 3, 4, 100]
+    model = unpack(read(shared_operator, f"/v1/runs/{run_id}/models/2").content)
+    step = ring_of(RunSpec.model_validate(spec)).step
+    for name, base in small_model().items():
+        mean = sum(w * delta_of(i)[name].astype(np.float64) for i, w in enumerate(weights)) / sum(weights)
+        np.testing.assert_allclose(model[name] - base, 2 * mean, atol=2 * step + 1e-6)
+    loss = sum(w * (1 + i) for i, w in enumerate(weights)) / sum(weights)
+    metrics = read(shared_operator, f"/v1/runs/{run_id}/rounds/1").json()["metrics"]
+    assert metrics == {"loss": pytest.approx(loss, abs=1e-3)}
+    for what, headers, body in recorder.seen:
+        shown = what.encode() + headers + body
+        assert not re.search(rb"num_examples|metric|loss|accuracy|100000|12345", shown), what
+        if headers.lower().find(b"application/json") >= 0:
+            assert set(json.loads(body)) <= {"public_key", "certificate"}, what
+    vectors = [body for what, _, body in recorder.seen if "/inputs/" in what]
+    assert len(vectors) == 10
+    assert not any(delta_of(number)["w"].tobytes()[:8] in body for number in range(5) for body in vectors)
+    assert sum(isinstance(event, UpdateCounted) for event in told) == 10
+    assert {event.phase for event in told if isinstance(event, SessionAdvanced)} == {
+        SessionState.SHARES,
+        SessionState.INPUT,
+        SessionState.CONSISTENCY,
+        SessionState.UNMASK,
+    }
+    assert {event.num_members for event in told if isinstance(event, SessionJoined)} == {5}
+
+
+@pytest.mark.parametrize("phase", ["shares", "inputs", "consistency", "unmask"])
+async def test_a_client_that_vanishes_in_a_phase_costs_the_others_nothing(
+    phase: str, shared_server: ServerProcess, shared_operator: httpx.Client, tmp_path: Path
+) -> None:
+    secure = {"min_members": 5, "phase_seconds": 1.0}
+    run_id = create_run(
+        shared_operator,
+        small_model(),
+        **masked_spec(7, round={"quorum": 6 if phase in ("shares", "inputs") else 7}, secure_aggregation=secure),
+    )
+    told = list[Progress]()
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as clients:
+            for number in range(7):
+                client = enrol(shared_operator, f"vanishing-{phase}-{number}")
+                transport = vanishing(phase) if number == 0 else None
+                clients.start_soon(
+                    functools.partial(
+                        _until_vanished,
+                        functools.partial(
+                            one,
+                            client,
+                            run_id,
+                            shared_server.url,
+                            number=number,
+                            folder=tmp_path,
+                            transport=transport,
+                            on_event=told.append,
+                        ),
+                    )
+                )
+    assert read(shared_operator, f"/v1/runs/{run_id}").json()["state"] == "completed"
+    counted = [event for event in told if isinstance(event, UpdateCounted)]
+    assert {event.num_survivors for event in counted} == {6 if phase in ("shares", "inputs") else 7}
+    assert not any(isinstance(event, SessionFailed) for event in told)
+
+
+async def _until_vanished(call: Callable[[], Any]) -> None:
+    try:
+        await call()
+    except Vanished:
+        return
