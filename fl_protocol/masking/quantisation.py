@@ -14,8 +14,8 @@ from fl_protocol.masking.errors import RingError
 from fl_protocol.masking.prg import ROUNDING_STREAM, keystream
 from fl_protocol.masking.ring import Int64Array, Ring
 
-_SLACK: Final = 1 + 2.0**-30
-"""A clipped float32 may lie so far beyond its bound; it is put back on it."""
+_SLACK: Final = 1 + 2.0**-20
+"""What was clipped in float32 may lie so far beyond its bound; it is put back on it."""
 
 
 def weight_of(num_examples: int, *, unit: float, ring: Ring) -> int:

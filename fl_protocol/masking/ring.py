@@ -143,12 +143,14 @@ def encode_extras(values: Mapping[str, float], ring: Ring) -> Int64Array:
 
 
 def pack(words: Words, bits: int) -> bytes:
-    """Gives the low bits of each word as bits / 8 bytes, little-endian."""
+    """Gives the low bits of each word as bits / 8 bytes, little-endian; the words lie one behind the other."""
     size, width = words.dtype.itemsize, bits // 8
-    little_endian = np.ascontiguousarray(words, dtype=words.dtype.newbyteorder("<"))
-    if width == size:
-        return little_endian.tobytes()
-    return little_endian.view(np.uint8).reshape(-1, size)[:, :width].tobytes()
+    given = words.astype(words.dtype.newbyteorder("<"), copy=False).view(np.uint8).reshape(-1, size)
+    packed = np.empty((words.size, width), dtype=np.uint8)
+    # Column by column numpy takes a third of the time of one copy of short rows.
+    for column in range(width):
+        packed[:, column] = given[:, column]
+    return packed.tobytes()
 
 
 def unpack(data: bytes | bytearray | memoryview, bits: int) -> Words:
@@ -156,15 +158,17 @@ def unpack(data: bytes | bytearray | memoryview, bits: int) -> Words:
 
     Raises RingError if the bytes are not a whole number of elements.
     """
-    width = bits // 8
+    width, size = bits // 8, 4 if bits <= 32 else 8
     if len(data) % width:
         raise RingError("input", value=len(data), bound=width, what=f"{len(data)} bytes are no multiple of {width}")
-    size = 4 if bits <= 32 else 8
-    given = np.frombuffer(data, dtype=np.uint8).reshape(-1, width)
-    padded = np.zeros((len(given), size), dtype=np.uint8)
-    padded[:, :width] = given
-    little_endian: Words = padded.reshape(-1).view(f"<u{size}")
-    return little_endian.astype(little_endian.dtype.newbyteorder("="), copy=False)
+    words: Words = np.zeros(len(data) // width, dtype=f"<u{size}")
+    # Whole words are read at steps of an element and what they have of the next one cut off, as far as there is one.
+    whole = max(0, (len(data) - size) // width + 1)
+    words[:whole] = np.ndarray((whole,), dtype=words.dtype, buffer=data, strides=(width,))
+    np.bitwise_and(words, words.dtype.type(2**bits - 1), out=words)
+    rest = np.frombuffer(data, dtype=np.uint8)[whole * width :].reshape(-1, width)
+    words[whole:].view(np.uint8).reshape(-1, size)[:, :width] = rest
+    return words.astype(words.dtype.newbyteorder("="), copy=False)
 
 
 def signed(words: Words, bits: int) -> Int64Array:
