@@ -13,8 +13,8 @@ def render_identity_key(key: IdentityKeyRecord) -> IdentityKey:
     """Renders a client's identity key."""
     return IdentityKey(
         client_id=key.client_id,
-        public_key=bytes(key.public_key).hex(),
-        certificate=None if key.certificate is None else bytes(key.certificate).hex(),
+        public_key=key.public_key.hex(),
+        certificate=None if key.certificate is None else key.certificate.hex(),
         created_at=key.created_at,
     )
 
@@ -86,8 +86,8 @@ def render_transcript(found: SeenTranscript) -> Transcript:
         round=seen.round,
         attempt=seen.attempt,
         manifest_digest=session.manifest_digest,
-        context=bytes(session.context).hex(),
-        session_hash=bytes(session.identity).hex(),
+        context=session.context.hex(),
+        session_hash=session.identity.hex(),
         state=session.state,
         threshold=session.graph.threshold,
         consistency_quorum=session.graph.quorum,
@@ -100,10 +100,10 @@ def render_transcript(found: SeenTranscript) -> Transcript:
 def _render_member(member: MemberRecord) -> TranscriptMember:
     return TranscriptMember(
         client_id=member.client_id,
-        identity_key=parse_advertise(bytes(member.advertise)).identity_key.hex(),
+        identity_key=parse_advertise(member.advertise).identity_key.hex(),
         shared=member.has_shared,
         survived=member.survived,
         signed=member.signed,
         input_digest=member.input_digest,
-        consistency_signature=None if member.signature is None else bytes(member.signature).hex(),
+        consistency_signature=None if member.signature is None else member.signature.hex(),
     )

@@ -10,6 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from aggregator_service.domain.records import TaskState
 from aggregator_service.domain.sessions.records import SeatRecord
+from aggregator_service.domain.sessions.steps import SEAT_TRANSITIONS
 from aggregator_service.storage.rows import change_all, change_one, fields
 from aggregator_service.storage.tables import advertised_keys, rounds, runs, seats, tasks
 from aggregator_service.storage.transactions import ReadTx, WriteTx
@@ -136,6 +137,8 @@ def seat_all(tx: WriteTx, members: Sequence[SeatRecord], session_id: str) -> Non
 
 def move(tx: WriteTx, task_ids: Collection[str], state: SeatState, *, before: SeatState) -> None:
     """Moves seats from one state to another; raises StaleRowError unless every one of them was in it."""
+    if state not in SEAT_TRANSITIONS[before]:
+        raise ValueError(f"a seat does not become {state} that is {before}")
     parameters = {"task_ids": list(task_ids), "from_state": before.value, "to_state": state.value}
     change_all(tx, _MOVE, parameters, number=len(task_ids))
 
@@ -151,7 +154,7 @@ def used_keys(tx: ReadTx, round_id: str, public_keys: Collection[bytes]) -> set[
     query = sa.select(advertised_keys.c.public_key).where(
         advertised_keys.c.round_id == round_id, advertised_keys.c.public_key.in_(public_keys)
     )
-    return {bytes(key) for key in tx.connection.execute(query).scalars()}
+    return set(tx.connection.execute(query).scalars())
 
 
 def note_keys(tx: WriteTx, round_id: str, public_keys: Collection[bytes]) -> None:

@@ -7,15 +7,14 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from aggregator_service.domain.sessions.records import MemberRecord, MessageKind, SessionRecord
+from aggregator_service.domain.sessions.steps import SESSION_TRANSITIONS
 from aggregator_service.storage.rows import StaleRowError, change_one, changes_one, fields, is_behind
 from aggregator_service.storage.tables import blobs, runs, session_members, session_messages, sessions
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.runs import RunState
 from fl_protocol.sessions import AbortCode, SessionState
 
-OPEN_STATES: Final = tuple(
-    state.value for state in SessionState if state not in (SessionState.DONE, SessionState.ABORTED)
-)
+OPEN_STATES: Final = tuple(state.value for state, targets in SESSION_TRANSITIONS.items() if targets)
 _GET: Final = sa.select(sessions).where(sessions.c.session_id == sa.bindparam("session_id"))
 _OPEN_OF_ROUND: Final = (
     sa.select(sessions)
@@ -164,7 +163,7 @@ def messages(tx: ReadTx, session_id: str, kind: MessageKind, places: Collection[
     query = _MESSAGES
     if places is not None:
         query, parameters = _SOME_MESSAGES, parameters | {"places": list(places)}
-    return {row.place: bytes(row.body) for row in tx.connection.execute(query, parameters)}
+    return {row.place: row.body for row in tx.connection.execute(query, parameters)}
 
 
 def count_message(tx: WriteTx, session: SessionRecord) -> SessionRecord:
@@ -188,7 +187,7 @@ def enter(
     """Moves a session from the state that was read to its next phase; raises StaleRowError."""
     change_one(
         tx,
-        _from(session).values(
+        _moving(session, state).values(
             state=state.value,
             revision=session.revision + 1,
             num_messages=0,
@@ -203,7 +202,7 @@ def abort(tx: WriteTx, session: SessionRecord, *, code: AbortCode, reason: str) 
     """Ends a session without a sum; raises StaleRowError."""
     change_one(
         tx,
-        _from(session).values(
+        _moving(session, SessionState.ABORTED).values(
             state=SessionState.ABORTED.value,
             revision=session.revision + 1,
             ended_at=tx.now(),
@@ -225,7 +224,7 @@ def complete(
     """Ends a summing session with its sum; False if somebody else ended it first."""
     return changes_one(
         tx,
-        _from(session).values(
+        _moving(session, SessionState.DONE).values(
             state=SessionState.DONE.value,
             revision=session.revision + 1,
             ended_at=tx.now(),
@@ -275,7 +274,9 @@ def postpone(tx: WriteTx, run_id: str, by: timedelta) -> None:
     tx.connection.execute(_POSTPONE, {"of_run": run_id, "microseconds": microseconds})
 
 
-def _from(session: SessionRecord) -> Any:
+def _moving(session: SessionRecord, state: SessionState) -> Any:
+    if state not in SESSION_TRANSITIONS[session.state]:
+        raise ValueError(f"a session does not become {state} that is {session.state}")
     return sa.update(sessions).where(
         sessions.c.session_id == session.session_id, sessions.c.state == session.state.value
     )

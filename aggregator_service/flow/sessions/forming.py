@@ -61,9 +61,7 @@ def _form(
     if manifest is None:
         raise LookupError(f"round {round_.round_id} is masked and has no manifest")
     context = keys.context(manifests.body_of_round(tx, round_.round_id))
-    roster = Roster(
-        graph_of(len(chosen)).threshold, tuple(messages.parse_advertise(bytes(seat.advertise)) for seat in chosen)
-    )
+    roster = Roster(graph_of(len(chosen)).threshold, tuple(messages.parse_advertise(seat.advertise) for seat in chosen))
     length = steps.phase_length(SessionState.SHARES, masked, num_bytes=0)
     session = SessionRecord(
         session_id=flow.new_id("session"),

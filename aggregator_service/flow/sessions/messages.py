@@ -62,8 +62,8 @@ async def take_signature(flow: Flow, data: bytes, *, session_id: str, client_id:
 
     def keep(tx: WriteTx, sender: Sender) -> None:
         session, member = sender.session, sender.member
-        advertise = messages.parse_advertise(bytes(member.advertise))
-        message = messages.survivors_message(session.identity, bytes(session.survivors or b""))
+        advertise = messages.parse_advertise(member.advertise)
+        message = messages.survivors_message(session.identity, session.survivors or b"")
         if not keys.is_signed(advertise.identity_key, message, data):
             _log.warning("session_signature_refused", session_id=session.session_id, client_id=member.client_id)
             raise ProblemError(
@@ -75,7 +75,7 @@ async def take_signature(flow: Flow, data: bytes, *, session_id: str, client_id:
     def body(tx: WriteTx) -> Taken:
         sender = locked_for(tx, session_id, client_id=client_id, place=place)
         session, member = sender.session, sender.member
-        earlier = None if member.signature is None else _digest(bytes(member.signature))
+        earlier = None if member.signature is None else _digest(member.signature)
         verdict = judge_message(
             session, phase=SessionState.CONSISTENCY, digest=_digest(data), earlier=earlier, may_send=member.survived
         )

@@ -85,7 +85,7 @@ def _enter(
         deadline_at=deadline_clock(run, tx.now()) + length,
         survivors=survivors,
     )
-    failpoints.reach(f"session.entering_{step.state}")
+    failpoints.reach("session.entering")
     tx.wake(topics.sessions_of(run.run_id))
     # The worker has another deadline to watch, or a sum to make.
     tx.wake(topics.WORK)

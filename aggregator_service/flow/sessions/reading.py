@@ -68,7 +68,7 @@ async def get_roster(flow: Flow, session_id: str, *, principal: Principal) -> by
     def body(tx: ReadTx) -> bytes:
         session = visible_to(tx, session_id, principal)
         members = sessions.members(tx, session_id)
-        advertised = (messages.parse_advertise(bytes(member.advertise)) for member in members)
+        advertised = (messages.parse_advertise(member.advertise) for member in members)
         return Roster(session.graph.threshold, tuple(advertised)).render()
 
     return await flow.transactions.read("get_roster", body)
@@ -109,7 +109,7 @@ async def get_survivors(flow: Flow, session_id: str, *, principal: Principal) ->
         check_not_aborted(session)
         if session.survivors is None:
             raise phase_closed(session, "the survivors are known from the phase consistency on")
-        return bytes(session.survivors)
+        return session.survivors
 
     return await flow.transactions.read("get_survivors", body)
 
@@ -124,7 +124,7 @@ async def get_signatures(flow: Flow, session_id: str, *, principal: Principal) -
             raise phase_closed(session, "the signatures can be read from the phase unmask on")
         members = sessions.members(tx, session_id)
         return messages.render_consistency(
-            {member.place: bytes(member.signature) for member in members if member.signature is not None}
+            {member.place: member.signature for member in members if member.signature is not None}
         )
 
     return await flow.transactions.read("get_signatures", body)

@@ -105,7 +105,7 @@ def compute(flow: Flow, summing: Summing) -> SessionSum | Abort:
 
 def _masks(summing: Summing) -> tuple[Mask, ...]:
     session, number = summing.session, summing.session.num_members
-    advertised = (messages.parse_advertise(bytes(member.advertise)) for member in summing.members)
+    advertised = (messages.parse_advertise(member.advertise) for member in summing.members)
     roster = Roster(session.graph.threshold, tuple(advertised))
     cohort = Cohort(roster, session.identity, session.graph, session.neighbours)
     dealings = {
