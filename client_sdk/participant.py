@@ -342,7 +342,7 @@ class Performer:
 
     async def _aggregate(self, action: machine.Aggregate) -> machine.Action:
         task, update = action.task, action.update
-        count, summed = functools.partial(self._count, task), functools.partial(self._summed, task)
+        count, summed = functools.partial(self._count_masked, task), functools.partial(self._summed, task)
         try:
             ended = await self._masked_rounds().aggregate(
                 task, action.round, update=update, on_input=count, on_sum=summed
@@ -365,6 +365,12 @@ class Performer:
         if self.spending is not None:
             await _in_thread(functools.partial(self.history.sending, task.task_id, digest))
             self.tell(PrivacySpent(task, self.spending.epsilon, self.spending.delta, self.spending.unit))
+
+    async def _count_masked(self, task: Task, digest: str) -> None:
+        """Counts a private update before it is sent into a session, which need not be its first."""
+        if self.spending is not None:
+            self.spending = self.session.recounted(task, known=await _in_thread(self.history.load))
+        await self._count(task, digest)
 
     async def _summed(self, task: Task, digest: str, num_survivors: int) -> None:
         """Notes how large a sum a private update went into."""

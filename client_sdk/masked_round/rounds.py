@@ -55,7 +55,7 @@ class MaskedRounds:
 
     async def is_spent(self, task: Task) -> bool:
         """Tells whether this client has answered for the task's round before, so that it is done with it (rule C8)."""
-        return await in_thread(functools.partial(self._session_of, task)) is not None
+        return await in_thread(functools.partial(AnsweredRounds(self.state_dir, self.run_id).is_spent, task))
 
     async def is_under_way(self, task: Task) -> bool:
         """Tells whether the session in which this client answered may still count it."""
@@ -114,6 +114,3 @@ class MaskedRounds:
             if error.rule != "C4" or is_last:
                 raise
             return Failed(str(error), may_retry=True)
-
-    def _session_of(self, task: Task) -> str | None:
-        return AnsweredRounds(self.state_dir, self.run_id).session_of(task.round)

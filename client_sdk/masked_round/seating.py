@@ -187,8 +187,7 @@ class Seating:
         await in_thread(
             functools.partial(
                 answered.note,
-                self.task.round,
-                attempt=self.task.attempt,
+                self.task,
                 session_id=action.session_id,
                 session_hash=action.session_hash,
                 survivors=action.survivors,

@@ -1,7 +1,7 @@
 """The rounds whose sums this client has helped to unmask: noted on the disk before the answer leaves (rules C7, C8).
 
-A round is spent then, whatever becomes of its session and however often it is attempted: two sums with the same
-client's update in them, over different sets, would tell them apart.
+A round is spent then, whatever becomes of its session and however often it is attempted from the same model: two sums
+with the same client's update in them, over different sets, would tell the members apart.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Final
 from client_sdk.errors import UsageError
 from client_sdk.masking.files import read_object, write_object
 from fl_protocol.identifiers import is_identifier
+from fl_protocol.tasks import Task
 
 
 class AnsweredRounds:
@@ -20,19 +21,24 @@ class AnsweredRounds:
             raise UsageError(f"{run_id[:64]!r} is not a run's id; nothing can be kept for it in {state_dir}")
         self._folder: Final = Path(state_dir) / run_id / "answered"
 
-    def session_of(self, round_number: int) -> str | None:
-        """Names the session in which this client answered for a round, None if it has not."""
-        entry = read_object(self._path(round_number))
-        return None if entry is None else str(entry.get("session_id"))
+    def is_spent(self, task: Task) -> bool:
+        """Tells whether this client has answered for the task's round and model."""
+        return read_object(self._path(task)) is not None
 
-    def note(self, round_number: int, *, attempt: int, session_id: str, session_hash: bytes, survivors: bytes) -> None:
+    def note(self, task: Task, *, session_id: str, session_hash: bytes, survivors: bytes) -> None:
         """Notes, durably, that this client answers; raises UsageError if it has answered for the round before."""
-        if self.session_of(round_number) is not None:
-            raise UsageError(f"this client has answered in round {round_number} already, and answers once")
-        entry = {"attempt": attempt, "session_id": session_id}
-        write_object(
-            self._path(round_number), entry | {"session_hash": session_hash.hex(), "survivors": survivors.hex()}
-        )
+        if self.is_spent(task):
+            raise UsageError(f"this client has answered in round {task.round} already, and answers once")
+        answered = {
+            "round": task.round,
+            "attempt": task.attempt,
+            "model_digest": task.model_digest,
+            "session_id": session_id,
+            "session_hash": session_hash.hex(),
+            "survivors": survivors.hex(),
+        }
+        write_object(self._path(task), answered)
 
-    def _path(self, round_number: int) -> Path:
-        return self._folder / f"{round_number:010}.json"
+    def _path(self, task: Task) -> Path:
+        # A rollback begins a round anew from another model, whose updates are others.
+        return self._folder / f"{task.round:010}-{task.model_digest.rpartition(':')[2]}.json"

@@ -60,6 +60,14 @@ def review(task: Task, spec: RunSpec, known: Participations, *, policy: PrivacyP
     return reviewed
 
 
+def recounted(task: Task, reviewed: Reviewed, known: Participations) -> Spending | None:
+    """Counts anew what a reviewed task's update costs, as it must where the update may leave more than once.
+
+    Raises PrivacyBudgetError if the run's promise does not cover it once more.
+    """
+    return None if reviewed.spending is None else _spending(task, reviewed.spec, known)
+
+
 def _check_same_run(task: Task, spec: RunSpec) -> None:
     for field in ("privacy", "algorithm", "parameters", "secure_aggregation"):
         told, declared = getattr(task, field), getattr(spec, field)

@@ -39,7 +39,7 @@ from client_sdk.errors import (
 )
 from client_sdk.masking.terms import MaskedRound, check_coordinates
 from client_sdk.masking.update import MaskedUpdate
-from client_sdk.privacy.claims import Reviewed, review
+from client_sdk.privacy.claims import Reviewed, Spending, recounted, review
 from client_sdk.privacy.history import Participations
 from client_sdk.privacy.policy import PrivacyPolicy
 from client_sdk.session.controls import completed, control_structure, own_control, server_control
@@ -235,6 +235,10 @@ class ParticipantSession:
         """Takes the run's specification and this client's count; raises the errors of `client_sdk.privacy.claims`."""
         self._reviewed = review(task, spec, known, policy=self._policy)
         return Pull(task), self._reviewed
+
+    def recounted(self, task: Task, *, known: Participations) -> Spending | None:
+        """Counts what the update costs once more, before it is masked; raises PrivacyBudgetError."""
+        return None if self._reviewed is None else recounted(task, self._reviewed, known)
 
     def manifest_checked(self, round_: MaskedRound) -> None:
         """Takes what a masked round is about, by its manifest, before the model is pulled."""

@@ -12,12 +12,19 @@ import httpx
 import numpy as np
 import pytest
 
-from client_sdk import AggregatorClient, Limits, Progress, RunSpec, TrainedDelta, TrainingTask, participate
+from client_sdk import AggregatorClient, Limits, Progress, RunSpec, ServerError, TrainedDelta, TrainingTask, participate
 from client_sdk.client import Seams
-from client_sdk.session.progress import SessionAdvanced, SessionFailed, SessionJoined, UpdateCounted
+from client_sdk.session.progress import SessionAdvanced, SessionFailed, SessionJoined, TaskGivenUp, UpdateCounted
 from fl_protocol.masked_vectors import ring_of
 from fl_protocol.sessions import SessionState
-from tests.support.evil_clients import Vanished, vanishing
+from tests.support.evil_clients import (
+    MESSAGES,
+    Vanished,
+    answering_both,
+    answering_wrong,
+    sending_garbage,
+    vanishing,
+)
 from tests.support.masked import masked_spec
 from tests.support.participant import Participant, create_run, enrol, small_model, unpack
 from tests.support.server import ServerProcess
@@ -134,45 +141,109 @@ async def test_a_masked_run_gives_the_weighted_mean_and_no_request_tells_more(
     assert {event.num_members for event in told if isinstance(event, SessionJoined)} == {5}
 
 
-@pytest.mark.parametrize("phase", ["shares", "inputs", "consistency", "unmask"])
-async def test_a_client_that_vanishes_in_a_phase_costs_the_others_nothing(
-    phase: str, shared_server: ServerProcess, shared_operator: httpx.Client, tmp_path: Path
-) -> None:
-    secure = {"min_members": 5, "phase_seconds": 1.0}
-    run_id = create_run(
-        shared_operator,
-        small_model(),
-        **masked_spec(7, round={"quorum": 6 if phase in ("shares", "inputs") else 7}, secure_aggregation=secure),
-    )
+async def federation(
+    operator: httpx.Client,
+    url: str,
+    folder: Path,
+    *,
+    num_clients: int,
+    evil: httpx.AsyncBaseTransport,
+    **spec: Any,
+) -> tuple[str, list[Progress]]:
+    """Runs a run with one evil client and gives what the honest ones told."""
+    run_id = create_run(operator, small_model(), **masked_spec(num_clients, **spec))
     told = list[Progress]()
     with anyio.fail_after(60):
         async with anyio.create_task_group() as clients:
-            for number in range(7):
-                client = enrol(shared_operator, f"vanishing-{phase}-{number}")
-                transport = vanishing(phase) if number == 0 else None
-                clients.start_soon(
-                    functools.partial(
-                        _until_vanished,
-                        functools.partial(
-                            one,
-                            client,
-                            run_id,
-                            shared_server.url,
-                            number=number,
-                            folder=tmp_path,
-                            transport=transport,
-                            on_event=told.append,
-                        ),
-                    )
+            for number in range(num_clients):
+                call = functools.partial(
+                    one,
+                    enrol(operator, f"member-{number}"),
+                    run_id,
+                    url,
+                    number=number,
+                    folder=folder,
+                    transport=evil if number == 0 else None,
+                    on_event=told.append if number else _ignore,
                 )
+                clients.start_soon(_evil if number == 0 else _honest, call)
+    return run_id, told
+
+
+def _ignore(event: Progress) -> None:
+    """Nobody believes an evil client."""
+
+
+async def _honest(call: Callable[[], Any]) -> None:
+    await call()
+
+
+async def _evil(call: Callable[[], Any]) -> None:
+    try:
+        await call()
+    except (Vanished, ServerError):
+        return
+
+
+@pytest.mark.parametrize("phase", MESSAGES)
+async def test_a_client_that_vanishes_in_a_phase_costs_the_others_nothing(
+    phase: str, shared_server: ServerProcess, shared_operator: httpx.Client, tmp_path: Path
+) -> None:
+    """S2 over HTTP: who has sent its input is counted, whether it comes back or not."""
+    num_counted = 6 if phase in ("shares", "inputs") else 7
+    run_id, told = await federation(
+        shared_operator,
+        shared_server.url,
+        tmp_path,
+        num_clients=7,
+        evil=vanishing(phase),
+        round={"quorum": num_counted},
+        secure_aggregation={"min_members": 5, "phase_seconds": 1.0},
+    )
     assert read(shared_operator, f"/v1/runs/{run_id}").json()["state"] == "completed"
     counted = [event for event in told if isinstance(event, UpdateCounted)]
-    assert {event.num_survivors for event in counted} == {6 if phase in ("shares", "inputs") else 7}
+    assert [event.num_survivors for event in counted] == [num_counted] * 6
     assert not any(isinstance(event, SessionFailed) for event in told)
 
 
-async def _until_vanished(call: Callable[[], Any]) -> None:
-    try:
-        await call()
-    except Vanished:
-        return
+@pytest.mark.parametrize("evil", [answering_wrong, answering_both])
+async def test_wrong_answers_of_one_client_cost_the_others_nothing(
+    evil: Callable[[], httpx.AsyncBaseTransport],
+    shared_server: ServerProcess,
+    shared_operator: httpx.Client,
+    tmp_path: Path,
+) -> None:
+    """S22, S31."""
+    run_id, told = await federation(
+        shared_operator,
+        shared_server.url,
+        tmp_path,
+        num_clients=5,
+        evil=evil(),
+        secure_aggregation={"min_members": 5, "phase_seconds": 1.0},
+    )
+    assert read(shared_operator, f"/v1/runs/{run_id}").json()["state"] == "completed"
+    assert sum(isinstance(event, UpdateCounted) for event in told) == 4
+    (session,) = read(shared_operator, f"/v1/runs/{run_id}/rounds/1/sessions").json()["items"]
+    assert session["state"] == "done"
+    assert len(session["blamed"]) == (evil is answering_wrong)
+
+
+async def test_an_input_that_is_garbage_ends_the_session_and_nobody_masks_that_update_again(
+    shared_server: ServerProcess, shared_operator: httpx.Client, tmp_path: Path
+) -> None:
+    """Whoever has answered is done with the round (C8): a second sum with the same update would tell it apart."""
+    run_id, told = await federation(
+        shared_operator,
+        shared_server.url,
+        tmp_path,
+        num_clients=5,
+        evil=sending_garbage(),
+        round={"deadline_seconds": 4.0, "max_attempts": 1},
+        secure_aggregation={"min_members": 5, "phase_seconds": 1.0},
+    )
+    assert read(shared_operator, f"/v1/runs/{run_id}").json()["state"] == "failed"
+    (session,) = read(shared_operator, f"/v1/runs/{run_id}/rounds/1/sessions").json()["items"]
+    assert session["abort_code"] == "range_check_failed"
+    assert not any(isinstance(event, UpdateCounted) for event in told)
+    assert sum(isinstance(event, TaskGivenUp) for event in told) == 4

@@ -1,62 +1,86 @@
-"""Clients that break a session, or try: over the SDK, and as members that follow the protocol up to one message."""
+"""Clients that break a session, or try: participants of the SDK whose transport changes or swallows one message."""
 
-from dataclasses import replace
+import base64
+import hashlib
+from collections.abc import Callable
+from typing import Final
 
 import httpx
 
-from fl_protocol.masking import messages
-from fl_protocol.masking.messages import Kind, UnmaskShare
-from tests.support.masked import MaskedClient
+from fl_protocol.masking.messages import SHARE_RECORD_BYTES, UNMASK_RECORD_BYTES
+
+Change = Callable[[bytes], bytes]
+
+MESSAGES: Final = ("shares", "inputs", "consistency", "unmask")
 
 
 class Vanished(BaseException):
     """The client is gone: nothing catches this, as nothing catches SIGKILL."""
 
 
-def vanishing(phase: str) -> httpx.AsyncBaseTransport:
-    """Gives a transport over which a client is gone as soon as it would send its message of a phase."""
-    return _Vanishing(phase)
+class EvilTransport(httpx.AsyncBaseTransport):
+    """Sends a client's requests, its message of one phase as `change` has it."""
 
-
-class _Vanishing(httpx.AsyncBaseTransport):
-    def __init__(self, phase: str) -> None:
+    def __init__(self, phase: str, change: Change) -> None:
         self._phase = phase
+        self._change = change
         self._inner = httpx.AsyncHTTPTransport(verify=False)
         self._is_gone = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        self._is_gone = self._is_gone or (request.method == "PUT" and f"/{self._phase}/" in request.url.path)
         if self._is_gone:
             raise Vanished
+        if request.method == "PUT" and f"/{self._phase}/" in request.url.path:
+            request = self._changed(request, await request.aread())
         return await self._inner.handle_async_request(request)
+
+    def _changed(self, request: httpx.Request, body: bytes) -> httpx.Request:
+        try:
+            body = self._change(body)
+        except Vanished:
+            self._is_gone = True
+            raise
+        digest = base64.b64encode(hashlib.sha256(body).digest()).decode()
+        headers = {name: value for name, value in request.headers.items() if name.lower() != "content-length"}
+        return httpx.Request(
+            request.method, request.url, headers={**headers, "content-digest": f"sha-256=:{digest}:"}, content=body
+        )
 
     async def aclose(self) -> None:
         await self._inner.aclose()
 
 
-def garbage(num_bytes: int) -> bytes:
-    """Gives a masked input that no honest client would send: unmasked, it throws the sum out of its range."""
-    return b"\x5a" * num_bytes
+def vanishing(phase: str) -> EvilTransport:
+    """Gives the transport of a client that is gone as soon as it would send its message of a phase."""
+
+    def vanish(body: bytes) -> bytes:
+        raise Vanished
+
+    return EvilTransport(phase, vanish)
 
 
-def with_bad_shares(client: MaskedClient) -> bytes:
-    """Gives a client's answer with every share changed: it does not fit the digests that the dealers announced."""
-    right = messages.parse_unmask(client.answer(), num_members=len(client.part.cohort.roster.members))
-    return messages.render_unmask(
-        replace(share, share=bytes([0]) + bytes([share.share[1] ^ 1]) + bytes(share.share[2:])) for share in right
-    )
+def sending_garbage() -> EvilTransport:
+    """Gives the transport of a client whose input is no masked vector: unmasked, it throws the sum out of its range."""
+    return EvilTransport("inputs", lambda body: b"\x5a" * len(body))
 
 
-def with_wrong_kinds(client: MaskedClient) -> bytes:
-    """Gives a client's answer with a survivor's share said to be of its mask key."""
-    shares = messages.parse_unmask(client.answer(), num_members=len(client.part.cohort.roster.members))
-    first = shares[0]
-    other = Kind.KEY if first.kind is Kind.SEED else Kind.SEED
-    return messages.render_unmask((UnmaskShare(first.member, other, first.share), *shares[1:]))
+def sealing_garbage() -> EvilTransport:
+    """Gives the transport of a client whose shares open for nobody."""
+    return EvilTransport("shares", lambda body: _flipped(body, record_bytes=SHARE_RECORD_BYTES, at=20))
 
 
-def with_both_kinds(client: MaskedClient) -> bytes:
-    """Gives a client's answer with both shares of its first neighbour."""
-    right = client.answer()
-    first = messages.parse_unmask(right, num_members=len(client.part.cohort.roster.members))[0]
-    return UnmaskShare(first.member, Kind.KEY, first.share).render() + right
+def answering_wrong() -> EvilTransport:
+    """Gives the transport of a client that answers with other shares than it was dealt."""
+    return EvilTransport("unmask", lambda body: _flipped(body, record_bytes=UNMASK_RECORD_BYTES, at=20))
+
+
+def answering_both() -> EvilTransport:
+    """Gives the transport of a client that answers with both shares of its first neighbour."""
+    return EvilTransport("unmask", lambda body: body[:4] + b"s" + body[5:UNMASK_RECORD_BYTES] + body)
+
+
+def _flipped(body: bytes, *, record_bytes: int, at: int) -> bytes:
+    changed = bytearray(body)
+    for record in range(0, len(body), record_bytes):
+        changed[record + at] ^= 1
+    return bytes(changed)

@@ -56,11 +56,11 @@ class Server:
     signatures: dict[int, bytes] = field(default_factory=dict)
     answers: dict[int, tuple] = field(default_factory=dict)
 
-    def freeze(self, advertises):
+    def freeze(self, advertises, context=CONTEXT):
         count = len(advertises)
         members = tuple(messages.parse_advertise(one.render()) for one in advertises)
         roster = Roster(graph_of(count).threshold, members)
-        self.cohort = Cohort.of(roster, context=CONTEXT)
+        self.cohort = Cohort.of(roster, context=context)
         return roster.render()
 
     @property
