@@ -145,6 +145,27 @@ def test_a_session_begins_late_with_fewer_but_never_with_too_few(shared_operator
     assert (seat["state"], seat["num_members"]) == ("seated", 3)
 
 
+def test_who_is_excluded_or_gives_up_in_a_session_drops_out_of_it(shared_operator: httpx.Client) -> None:
+    cohort = masked_run(shared_operator, 10, round={"quorum": 8}, secure_aggregation=SOON | {"phase_seconds": 1})
+    cohort.claim()
+    cohort.seat()
+    excluded, tired, *stay = cohort.clients
+    where = f"/v1/runs/{cohort.run_id}/exclusions/{excluded.client_id}"
+    assert shared_operator.put(where, json={"reason": "sends noise"}).status_code == 201
+    assert_refused(excluded.put("shares", excluded.deal()), "forbidden", "sends noise")
+    cohort.phase(MaskedClient.send_shares, cohort.clients[1:])
+    assert stay[0].leave("shares") == "input"
+    masked = tired.masked_input(cohort.ring)
+    assert tired.http.delete(f"/v1/tasks/{tired.task['task_id']}").status_code == 204
+    assert_refused(tired.put("inputs", masked), "round-closed", "given up")
+    cohort.phase(lambda client: client.send_input(cohort.ring), stay)
+    assert stay[0].leave("input") == "consistency"
+    cohort.phase(MaskedClient.send_signature, stay)
+    cohort.phase(MaskedClient.send_answer, stay)
+    wait_for_run(shared_operator, cohort.run_id, version=1)
+    assert_sum_of(cohort, stay)
+
+
 def test_a_round_that_closes_ends_its_other_sessions_and_nothing_of_them_is_kept(
     shared_server: ServerProcess, shared_operator: httpx.Client
 ) -> None:
