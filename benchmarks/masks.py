@@ -1,5 +1,6 @@
 """Masking ten million elements on one core, against a plain add of the same memory (`python -m benchmarks masks`)."""
 
+import functools
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -60,7 +61,7 @@ def _processes() -> Iterator[Row]:
     with _pool() as pool, _shared(num_bytes) as memory:
         vector = np.ndarray((NUM_ELEMENTS,), dtype=np.uint32, buffer=memory.buf)
         work: dict[str, Callable[[], object]] = {
-            "in this process": lambda: prg.apply_masks(vector, MASKS),
+            "in this process": functools.partial(prg.apply_masks, vector, MASKS),
             f"over {NUM_PROCESSES} processes that wait": lambda: _mask_in(pool, memory.name),
         }
         seconds = in_turns(work, repetitions=REPETITIONS)

@@ -159,9 +159,9 @@ class _Demo:
                     clients.start_soon(functools.partial(self._take_part, run_id=run.run_id, screen=screen), client)
                 await self._follow(run, screen=screen, results=results)
         final = await self.operator.download(run.run_id, self.folder / "models")
-        model = Path(shutil.copyfile(final.path, self.folder / "model.safetensors"))
+        kept = Path(shutil.copyfile(final.path, self.folder / "model.safetensors"))
         seconds = time.monotonic() - started
-        return DemoResult(self.address, run.run_id, tuple(results), model, final.digest, seconds)
+        return DemoResult(self.address, run.run_id, tuple(results), kept, final.digest, seconds)
 
     @property
     def _shard_size(self) -> int:
