@@ -13,7 +13,7 @@ from client_sdk.errors import ManifestError, PrivacyBudgetError, PrivacyClaimErr
 from client_sdk.masking.terms import MaskedRound, check_coordinates
 from client_sdk.masking.update import MaskedUpdate, clipping_factor, euclidean_norm
 from client_sdk.masking.vector import masked_vector
-from client_sdk.privacy.claims import Reviewed, review
+from client_sdk.privacy.claims import Reviewed, recounted, review
 from client_sdk.privacy.history import Outcome, PrivacyHistory
 from client_sdk.testing.promises import claim_for
 from fl_protocol.manifests import Manifest, ManifestModel, ManifestTensor
@@ -139,6 +139,7 @@ def task_of(spec: RunSpec, *, number: int, told: int, **claimed: Any) -> Task:
         privacy=spec.privacy,
         algorithm=spec.algorithm,
         parameters=spec.parameters,
+        secure_aggregation=spec.secure_aggregation,
         privacy_claim=claim.model_copy(update=claimed),
     )
 
@@ -194,6 +195,22 @@ def test_a_repeated_session_costs_epsilon_and_no_participation_and_nothing_if_no
     found = reviewed(spec, PrivacyHistory(RUN, tmp_path), number=4, told=3).spending
     assert found is not None
     assert found.epsilon == spent(spec, 8, 10, 10, 10)
+
+
+def test_another_session_of_the_same_update_is_counted_before_it_is_sent_again() -> None:
+    spec, history = spec_of(), PrivacyHistory(RUN, None)
+    for number in (1, 2, 3):
+        take_part(history, number, 8)
+    task = task_of(spec, number=4, told=3)
+    accepted = review(task, spec, history.load(), policy=None)
+    again = recounted(task, accepted, history.load())
+    assert again == accepted.spending
+    # The list of its survivors was signed, and what became of the sum this client never learned.
+    history.sending("task_4", "sha256:first")
+    with pytest.raises(PrivacyBudgetError, match="by its own count of 5 updates"):
+        recounted(task, accepted, history.load())
+    history.summed("task_4", "sha256:first", 0)
+    assert recounted(task, accepted, history.load()) == again
 
 
 def test_a_server_that_says_less_than_the_sums_cost_is_stopped() -> None:
