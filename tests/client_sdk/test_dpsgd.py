@@ -27,6 +27,7 @@ from client_sdk import (  # noqa: E402
     TrainingTask,
     UsageError,
     participate,
+    simulate,
 )
 from client_sdk.privacy.example_account import FILE_NAME, ExampleAccount, keep_account, load_account  # noqa: E402
 from client_sdk.session.progress import PrivacySpent, TrainingFinished  # noqa: E402
@@ -111,6 +112,23 @@ async def test_a_small_model_learns_and_spends_what_opacus_says(tmp_path: Path) 
     assert not any(hasattr(parameter, "grad_sample") for parameter in model.parameters())
     for held in fake.runs[run.run_id].tasks.values():
         assert set(decode(held.update or b"")) == set(tensors_of(model))
+
+
+@pytest.mark.filterwarnings("ignore:Optimal order is the")
+def test_clients_of_a_real_server_train_with_dpsgd(tmp_path: Path) -> None:
+    spec = RunSpec(num_rounds=1, round=RoundSpec(quorum=2), training=TRAINING, privacy=PRIVACY)
+
+    def trainer(index: int) -> DpsgdTrainer:
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        return DpsgdTrainer(module(), examples(), state_dir=folder)
+
+    done = simulate(spec, tensors_of(module()), trainer, num_clients=2)
+    assert [one.round.num_updates for one in done.rounds] == [2]
+    before = tensors_of(module())
+    assert all(np.any(np.asarray(tensor) != np.asarray(before[name])) for name, tensor in done.model.items())
+    spent = [account.history for index in "01" if (account := load_account(tmp_path / index, done.run.run_id))]
+    assert [[steps for _, _, steps in history] for history in spent] == [[20], [20]]
 
 
 def known_account(folder: Path, *history: tuple[float, float, int], multiplier: float = 4.0) -> None:
