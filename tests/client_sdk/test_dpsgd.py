@@ -85,7 +85,6 @@ def opacus_epsilon(noise_multiplier: float, *, sample_rate: float, steps: int) -
     return float(accountant.get_epsilon(PRIVACY.delta))
 
 
-@pytest.mark.filterwarnings("ignore:Optimal order is the")
 async def test_a_small_model_learns_and_spends_what_opacus_says(tmp_path: Path) -> None:
     model, data, told = module(), examples(), list[Progress]()
     fake = FakeAggregator()
@@ -114,7 +113,6 @@ async def test_a_small_model_learns_and_spends_what_opacus_says(tmp_path: Path) 
         assert set(decode(held.update or b"")) == set(tensors_of(model))
 
 
-@pytest.mark.filterwarnings("ignore:Optimal order is the")
 def test_clients_of_a_real_server_train_with_dpsgd(tmp_path: Path) -> None:
     spec = RunSpec(num_rounds=1, round=RoundSpec(quorum=2), training=TRAINING, privacy=PRIVACY)
 
