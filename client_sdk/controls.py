@@ -5,13 +5,11 @@ model holds (`counted_update`). So nothing has to be promoted or taken back here
 PUT, between PUT and receipt, or after the receipt of an update whose round is abandoned later.
 """
 
-import os
 import re
-import secrets
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from client_sdk.durability import replace_file
 from client_sdk.errors import UsageError
 from client_sdk.session.controls import Controls
 from fl_protocol.arrays import Tensor, decode, encode
@@ -57,15 +55,8 @@ class ControlStore:
 
     def keep(self, task: Task, digest: str, control: Controls) -> None:
         """Keeps the control variate that belongs to an update, durably, before the update is sent."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        target = self._folder / f"{task.round}-{task.attempt}-{_digits(digest)}.safetensors"
-        partial = self._folder / f"{task.round}-{task.attempt}-{secrets.token_hex(16)}.part"
-        try:
-            _write(partial, control)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-        _sync_folder(self._folder)
+        path = self._folder / f"{task.round}-{task.attempt}-{_digits(digest)}.safetensors"
+        replace_file(path, encode(control, {}))
 
 
 def _digits(digest: str) -> str:
@@ -79,23 +70,3 @@ def _read(path: Path) -> dict[str, Tensor]:
         return decode(path.read_bytes())
     except ProblemError as error:
         raise UsageError(f"{path} is not the safetensors file that was kept there: {error.detail}") from None
-
-
-def _write(path: Path, control: Mapping[str, Tensor]) -> None:
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0), 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        for piece in encode(control, {}):
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    # Windows has no handle of a folder to sync; there a rename is durable with the file system's own journal.
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,11 +1,10 @@
 """What a client keeps of a run between rounds and over restarts: the personal tensors that never leave it."""
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from client_sdk.durability import replace_file
 from client_sdk.errors import UsageError
 from fl_protocol.arrays import Tensor, decode, encode
 from fl_protocol.identifiers import is_identifier
@@ -32,7 +31,7 @@ class PersonalTensors:
     def keep(self, tensors: Mapping[str, Tensor]) -> None:
         """Replaces what is kept; the file is replaced as a whole or not at all."""
         if self._path is not None and tensors:
-            _write(self._path, tensors)
+            replace_file(self._path, encode(tensors, {}))
         self._kept = tensors
 
 
@@ -43,18 +42,3 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         return {}
     except ProblemError as error:
         raise UsageError(f"{path} is damaged: {error.detail}; remove it to start from the global model") from None
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".personal-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for piece in encode(tensors, {}):
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

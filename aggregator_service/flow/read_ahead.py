@@ -5,13 +5,13 @@ from typing import Final
 from aggregator_service.flow.windows import RangeReader
 from aggregator_service.storage.blobs import CHUNK_NUM_BYTES
 
-_BUDGET_NUM_BYTES: Final = 32 << 20
+_BUDGET_NUM_BYTES: Final = 16 << 20
 
 
 class ReadAhead:
     """A RangeReader that reads to the end of a chunk and keeps the rest for the next call, or as much as it may.
 
-    Many are open at once, one an update: `num_readers` share a budget of 32 MiB. Up to 32 of them can keep the rest of
+    Many are open at once, one an update: `num_readers` share a budget of 16 MiB. Up to 16 of them can keep the rest of
     any chunk, so that each chunk is fetched and checked once when a blob is read in order.
     """
 

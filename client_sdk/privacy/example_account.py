@@ -1,14 +1,12 @@
 """What DP-SGD has spent of a client's examples in a run: the steps it took, kept before their result can leave."""
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from client_sdk.durability import replace_file
 from client_sdk.errors import UsageError
-from client_sdk.privacy.history import sync_folder
 from fl_protocol.identifiers import is_identifier
 
 FILE_NAME: Final = "dpsgd.json"
@@ -51,19 +49,8 @@ def load_account(state_dir: Path, run_id: str) -> ExampleAccount | None:
 
 def keep_account(state_dir: Path, run_id: str, account: ExampleAccount) -> None:
     """Replaces a run's account, durably and as a whole."""
-    path = _path(state_dir, run_id)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".dpsgd-")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump({"noise_multiplier": account.noise_multiplier, "history": account.history}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    document = {"noise_multiplier": account.noise_multiplier, "history": account.history}
+    replace_file(_path(state_dir, run_id), [json.dumps(document).encode()])
 
 
 def _path(state_dir: Path, run_id: str) -> Path:

@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from client_sdk.durability import sync_folder
 from client_sdk.errors import UsageError
 from fl_protocol.identifiers import is_identifier
 
@@ -177,14 +178,3 @@ def _append_line(path: Path, line: str) -> None:
     sync_folder(path.parent)
     if is_new:
         sync_folder(path.parent.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a name in a folder durable; Windows keeps names with the file system's own journal."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,7 +3,6 @@
 # Opacus takes seconds to import and is in the extra [dpsgd]: other trainers shall neither wait for it nor need it.
 # ruff: noqa: PLC0415
 
-import contextlib
 import heapq
 import math
 import os
@@ -105,6 +104,7 @@ class DpsgdTrainer:
 
         from client_sdk.torch.dp_optimizer import LatticeOptimizer
 
+        _silence()
         self.module.train()
         _check_layers(self.module)
         trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
@@ -140,8 +140,7 @@ class DpsgdTrainer:
         inputs, targets = batch[0].to(self._device), batch[1].to(self._device)
         outputs = sampled(inputs)
         loss = self._loss_fn(outputs, targets)
-        with _quiet():
-            loss.backward()
+        loss.backward()
         tally.add(loss, outputs=outputs, targets=targets)
 
 
@@ -172,8 +171,8 @@ def epsilon_of(account: ExampleAccount, *, delta: float) -> float:
     """Gives what the steps of an account have spent together, by Opacus' PRV accountant (Gopi et al. 2021)."""
     accountant = _accountants().PRVAccountant()
     accountant.history = list(account.history)
-    with _quiet():
-        return float(accountant.get_epsilon(delta))
+    _silence()
+    return float(accountant.get_epsilon(delta))
 
 
 def _calibrated(task: TrainingTask, privacy: ExampleDpsgdPrivacy, batches: _PoissonBatches) -> float:
@@ -185,25 +184,25 @@ def _calibrated(task: TrainingTask, privacy: ExampleDpsgdPrivacy, batches: _Pois
         )
     every_round = (local_epochs(task.training, number) for number in range(1, task.num_rounds + 1))
     num_epochs = sum(heapq.nlargest(task.max_participations, every_round))
-    with _quiet():
-        found = _accountants().utils.get_noise_multiplier(
-            target_epsilon=privacy.target_epsilon,
-            target_delta=privacy.delta,
-            sample_rate=batches.sample_rate,
-            steps=num_epochs * len(batches),
-            accountant="prv",
-            epsilon_tolerance=privacy.target_epsilon / 100,
-        )
+    _silence()
+    found = _accountants().utils.get_noise_multiplier(
+        target_epsilon=privacy.target_epsilon,
+        target_delta=privacy.delta,
+        sample_rate=batches.sample_rate,
+        steps=num_epochs * len(batches),
+        accountant="prv",
+        epsilon_tolerance=privacy.target_epsilon / 100,
+    )
     return float(found)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides two warnings that ask nothing of anybody: of hooks without input gradients, and of a search's bounds."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Full backward hook is firing")
-        warnings.filterwarnings("ignore", message="Optimal order is the")
-        yield
+def _silence() -> None:
+    """Hides two warnings that ask nothing of anybody: of hooks without input gradients, and of a search's bounds.
+
+    For the whole process, because filters for a while would be taken away from clients that train in other threads.
+    """
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    warnings.filterwarnings("ignore", message="Optimal order is the")
 
 
 def _accountants() -> Any:

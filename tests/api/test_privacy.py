@@ -144,14 +144,14 @@ def test_nothing_that_clients_say_of_their_data_is_kept_or_told(
     run_id = create_run(shared_operator, model(), **private(num_rounds=1))
     tasks = [client.claim(run_id).json() for client in clients]
     for client, task in zip(clients, tasks, strict=True):
-        body = update_body(zeros(), num_examples=4711, metrics={"loss": 0.125})
+        body = update_body(zeros(), num_examples=4711471147, metrics={"loss": 0.98765432})
         assert client.put(task["task_id"], body).status_code == 201
     wait_for_run(shared_operator, run_id, version=1)
     said = [
         shared_operator.get(f"/v1/runs/{run_id}{path}").text
         for path in ("", "/rounds", "/rounds/1/updates", "/models", "/events", "/privacy", "/privacy/ledger")
     ]
-    assert not [text for text in said if "4711" in text or "0.125" in text]
+    assert not [text for text in said if "4711471147" in text or "0.9876543" in text]
     assert shared_operator.get(f"/v1/runs/{run_id}/rounds/1").json()["metrics"] == {}
 
 

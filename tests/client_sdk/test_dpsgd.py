@@ -27,6 +27,7 @@ from client_sdk import (  # noqa: E402
     TrainingTask,
     UsageError,
     participate,
+    simulate,
 )
 from client_sdk.privacy.example_account import FILE_NAME, ExampleAccount, keep_account, load_account  # noqa: E402
 from client_sdk.session.progress import PrivacySpent, TrainingFinished  # noqa: E402
@@ -84,7 +85,6 @@ def opacus_epsilon(noise_multiplier: float, *, sample_rate: float, steps: int) -
     return float(accountant.get_epsilon(PRIVACY.delta))
 
 
-@pytest.mark.filterwarnings("ignore:Optimal order is the")
 async def test_a_small_model_learns_and_spends_what_opacus_says(tmp_path: Path) -> None:
     model, data, told = module(), examples(), list[Progress]()
     fake = FakeAggregator()
@@ -111,6 +111,22 @@ async def test_a_small_model_learns_and_spends_what_opacus_says(tmp_path: Path) 
     assert not any(hasattr(parameter, "grad_sample") for parameter in model.parameters())
     for held in fake.runs[run.run_id].tasks.values():
         assert set(decode(held.update or b"")) == set(tensors_of(model))
+
+
+def test_clients_of_a_real_server_train_with_dpsgd(tmp_path: Path) -> None:
+    spec = RunSpec(num_rounds=1, round=RoundSpec(quorum=2), training=TRAINING, privacy=PRIVACY)
+
+    def trainer(index: int) -> DpsgdTrainer:
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        return DpsgdTrainer(module(), examples(), state_dir=folder)
+
+    done = simulate(spec, tensors_of(module()), trainer, num_clients=2)
+    assert [one.round.num_updates for one in done.rounds] == [2]
+    before = tensors_of(module())
+    assert all(np.any(np.asarray(tensor) != np.asarray(before[name])) for name, tensor in done.model.items())
+    spent = [account.history for index in "01" if (account := load_account(tmp_path / index, done.run.run_id))]
+    assert [[steps for _, _, steps in history] for history in spent] == [[20], [20]]
 
 
 def known_account(folder: Path, *history: tuple[float, float, int], multiplier: float = 4.0) -> None:
@@ -225,26 +241,28 @@ def test_the_noise_is_the_multiplier_times_the_clip_and_no_seed_repeats_it() -> 
 
 
 def noised_gradients(gradient: float, *, count: int) -> NDArray[Any]:
-    """Clips the one example's gradient of one parameter, and noises it again and again."""
+    """Clips the one example's gradient of one parameter, and noises what is left of it many times at once."""
     weight = nn.Parameter(torch.zeros(1))
-    optimizer = optimizer_of([weight], noise=1.0)
     weight.grad_sample = torch.tensor([[gradient]])
-    optimizer.clip_and_accumulate()
-    noised = np.empty(count)
-    for number in range(count):
-        optimizer.add_noise()
-        assert weight.grad is not None
-        noised[number] = float(weight.grad)
-    return noised
+    clipping = optimizer_of([weight], noise=1.0)
+    clipping.clip_and_accumulate()
+    noised = nn.Parameter(torch.zeros(count))
+    noising = optimizer_of([noised], noise=1.0)
+    noised.summed_grad = weight.summed_grad.expand(count)
+    noising.add_noise()
+    assert noised.grad is not None
+    return noised.grad.numpy()
 
 
 def test_an_audit_of_one_step_finds_no_more_than_is_claimed_and_at_least_half() -> None:
-    """D10 for DP-SGD: a 95% lower bound of epsilon from gradients with an example and with one that counts as zero."""
-    claimed, delta, count, threshold = 4.377178, 1e-5, 20_000, 6.0
+    """D10 for DP-SGD: a 95% lower bound of epsilon from gradients with an example and with one that counts as zero.
+
+    The noise comes from the system's generator, so the bound differs from run to run: by 0.03 with a million samples.
+    """
+    claimed, delta, count, threshold = 4.377178, 1e-5, 1_000_000, 6.0
     likely = int((noised_gradients(1e3, count=count) > threshold).sum())
-    # Noise about zero is symmetric: both tails are trials of one event.
-    unlikely = int((np.abs(noised_gradients(math.nan, count=count)) > threshold).sum())
-    bound = math.log((clopper_pearson(likely, count)[0] - delta) / clopper_pearson(unlikely, 2 * count)[1])
+    unlikely = int((noised_gradients(math.nan, count=count) > threshold).sum())
+    bound = math.log((clopper_pearson(likely, count)[0] - delta) / clopper_pearson(unlikely, count)[1])
     assert claimed / 2 <= bound <= claimed, bound
 
 

@@ -14,7 +14,10 @@ from aggregator_service.domain.privacy.blt import Participation, choose
 from client_sdk.demo import mnist
 from client_sdk.torch import tensors_of
 from fl_protocol.privacy.accounting import calibrated, epsilon_spent
-from tests.docs.pages import CHECKOUT
+from fl_protocol.runs import RunSpec
+from tests.docs.pages import CHECKOUT, blocks
+
+PAGE = CHECKOUT / "docs" / "privacy" / "accuracy-and-epsilon.md"
 
 
 @pytest.fixture
@@ -83,3 +86,9 @@ def test_a_lesson_changes_one_thing(
     assert len(tried) == len(set(tried))
     assert replace(example.Plan(epsilon=8.0), kind="central_gaussian") in tried
     assert "25,450" in capsys.readouterr().out
+
+
+def test_the_run_that_the_page_shows_is_one_of_the_table(example: ModuleType) -> None:
+    (shown,) = (each.text for each in blocks(PAGE) if each.language == "json")
+    plan = example.Plan(kind="central_blt", epsilon=1.0, clipping_norm=example.TUNED[1.0])
+    assert RunSpec.model_validate_json(shown) == plan.spec().model_copy(update={"name": RunSpec().name})

@@ -13,10 +13,11 @@ import pytest
 from aggregator_service.domain.privacy import adaptive_clipping, blt
 from aggregator_service.domain.privacy.blt import Participation
 from fl_protocol.privacy import lattice, noise
-from fl_protocol.privacy.accounting import epsilon_spent
+from fl_protocol.privacy.accounting import epsilon_spent, value_noise_multiplier
 from fl_protocol.privacy.shared_noise import shared_noise
 from fl_protocol.privacy.skellam import add_skellam
 from fl_protocol.runs import RunSpec
+from fl_protocol.specs.privacy import CentralGaussianAdaptivePrivacy
 from tests.support.audits import clopper_pearson
 
 KEYS = bytes(range(32)), bytes(range(1, 33))
@@ -142,7 +143,14 @@ def test_sum_and_count_of_an_adaptive_clip_together_keep_one_claim_and_the_best_
     # The shares of many runs at once: numpy's own ldexp in place of the one for a single number.
     monkeypatch.setattr(adaptive_clipping.math, "ldexp", np.ldexp)
     count_stddev = 0.8
-    value_noise = adaptive_clipping.value_noise_multiplier(1.0, count_stddev)
+    privacy = CentralGaussianAdaptivePrivacy(
+        kind="central_gaussian_adaptive",
+        target_epsilon=GAUSSIAN_EPSILON,
+        delta=DELTA,
+        noise_multiplier=1.0,
+        count_stddev=count_stddev,
+    )
+    value_noise = value_noise_multiplier(privacy, quorum=1)
     charged, split = lattice.sensitivity(CLIPPING_NORM, 1), (value_noise, count_stddev)
     without = adaptive_releases(0, 0, split=split, count_noise=KEYS[0])
     with_client = adaptive_releases(charged, 1, split=split, count_noise=KEYS[1])

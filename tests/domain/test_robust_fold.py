@@ -350,8 +350,8 @@ def test_what_is_kept_for_the_next_read_is_bounded_over_all_updates():
         fetched.append(end)
         return blob[begin:end]
 
-    ahead = ReadAhead(read, num_bytes=len(blob), num_readers=1 << 10)
+    ahead = ReadAhead(read, num_bytes=len(blob), num_readers=1 << 9)
     cuts = [0, 8, 100, 40_000, 1 << 20, (1 << 20) + 1, len(blob) - 10, len(blob)]
     assert b"".join(ahead(begin, end) for begin, end in itertools.pairwise(cuts)) == blob
-    # A thousandth of 32 MiB is 32 KiB; nothing is read behind a chunk that nobody asked for, nor behind the end.
+    # A 512th of 16 MiB is 32 KiB; nothing is read behind a chunk that nobody asked for, nor behind the end.
     assert fetched == [8 + (1 << 15), 40_000 + (1 << 15), 1 << 20, (1 << 20) + 1 + (1 << 15), len(blob)]

@@ -43,9 +43,14 @@ def train_with_two(server: ServerProcess, folder: Path, points: tuple[str, ...])
         tokens = [enrol(operator, f"mortal-{number}").token for number in range(2)]
         folders = [folder / str(number) for number in range(2)]
         living = beside.submit(live, server, run_id, tokens[1], folders[1], 1)
-        for point in points:
-            die(server, run_id, tokens[0], folders[0], point)
-        live(server, run_id, tokens[0], folders[0], 0)
+        try:
+            for point in points:
+                die(server, run_id, tokens[0], folders[0], point)
+            live(server, run_id, tokens[0], folders[0], 0)
+        except BaseException:
+            # Nobody else would end the run, for which the living client waits.
+            operator.post(f"/v1/runs/{run_id}/stop")
+            raise
         living.result(timeout=120)
         final = operator.get(f"/v1/runs/{run_id}/models/{NUM_ROUNDS}").content
         control = operator.get(f"/v1/runs/{run_id}/models/{NUM_ROUNDS}/control-variate").content

@@ -68,12 +68,14 @@ class Racer:
         return task
 
 
+# Two quorums make 200 races on each database in the soak, and as many with two servers.
+@pytest.mark.parametrize("num_rounds", [20, pytest.param(100, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("quorum", [1, 4])
-def test_ten_clients_race_for_the_last_place_of_a_quorum(servers: list[ServerProcess], quorum: int) -> None:
+def test_ten_clients_race_for_the_last_place_of_a_quorum(
+    servers: list[ServerProcess], quorum: int, num_rounds: int
+) -> None:
     with servers[0].http() as operator:
         rounds = {"quorum": quorum, "cohort_size": NUM_RACERS, "deadline_seconds": LONG}
-        # Two quorums make 200 races on each database, and 100 more with two servers.
-        num_rounds = 100 if len(servers) == 1 else 50
         run_id = create_run(operator, small_model(), num_rounds=num_rounds, round=rounds)
         clients = spread(servers, NUM_RACERS)
         racers = [Racer(number, client, run_id, num_rounds) for number, client in enumerate(clients)]

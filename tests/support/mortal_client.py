@@ -6,6 +6,7 @@ python -m tests.support.mortal_client SERVER RUN_ID TOKEN STATE_DIR POINT
 import os
 import signal
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ def train(task: TrainingTask, number: int) -> TrainedModel:
 
 def arm(point: str) -> None:
     """Replaces what is called at a point by the same with a death before, in or after it, from round 2 on."""
-    keep, write, put = ControlStore.keep, controls._write, AggregatorClient.put_update
+    keep, replace, put = ControlStore.keep, controls.replace_file, AggregatorClient.put_update
     round_number = 1
 
     def die_at(here: str) -> None:
@@ -48,9 +49,12 @@ def arm(point: str) -> None:
         keep(store, task, *kept)
         die_at("after_keep")
 
-    def dying_write(*args: Any) -> None:
-        write(*args)
-        die_at("amid_keep")
+    def dying_replace(path: Path, pieces: Iterable[bytes]) -> None:
+        def written() -> Iterator[bytes]:
+            yield from pieces
+            die_at("amid_keep")
+
+        replace(path, written())
 
     async def dying_put(*args: Any) -> Any:
         receipt = await put(*args)
@@ -58,7 +62,7 @@ def arm(point: str) -> None:
         return receipt
 
     ControlStore.keep = dying_keep  # type: ignore[method-assign]
-    controls._write = dying_write
+    controls.replace_file = dying_replace
     AggregatorClient.put_update = dying_put  # type: ignore[method-assign]
 
 

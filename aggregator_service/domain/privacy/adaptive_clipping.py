@@ -13,38 +13,7 @@ COUNT_SHIFT: Final = 20
 """The sum of the bits is noised in steps of 2^-20."""
 
 _HALF: Final = 1 << (COUNT_SHIFT - 1)
-_QUORUM_SHARE: Final = 20
 _MAX_EXPONENT: Final = 700.0
-
-
-class InfeasibleSplitError(ValueError):
-    """The noise of the count alone would cost the whole budget."""
-
-    def __init__(self, noise_multiplier: float, count_stddev: float) -> None:
-        super().__init__(
-            f"privacy.count_stddev {count_stddev:g} must be above {noise_multiplier / 2:g}, half the noise multiplier, "
-            "else the count of unclipped updates costs the whole budget; where it is null it is a "
-            f"{_QUORUM_SHARE}th of round.quorum, which then must be above {_QUORUM_SHARE * noise_multiplier / 2:g}"
-        )
-        self.noise_multiplier = noise_multiplier
-        self.count_stddev = count_stddev
-
-
-def default_count_stddev(quorum: int) -> float:
-    """Gives the noise of the count where the spec leaves it open: a twentieth of the quorum."""
-    return quorum / _QUORUM_SHARE
-
-
-def value_noise_multiplier(noise_multiplier: float, count_stddev: float) -> float:
-    """Gives the noise multiplier of the summed updates, so that they and the count together cost `noise_multiplier`.
-
-    The count's noise multiplier is 2 * count_stddev, and two Gaussians of z_v and z_b are one of z where
-    z_v^-2 + z_b^-2 = z^-2. Raises InfeasibleSplitError unless noise_multiplier < 2 * count_stddev.
-    """
-    count_multiplier = 2 * count_stddev
-    if noise_multiplier >= count_multiplier:
-        raise InfeasibleSplitError(noise_multiplier, count_stddev)
-    return noise_multiplier / math.sqrt(1 - (noise_multiplier / count_multiplier) ** 2)
 
 
 def lattice_count_stddev(count_stddev: float) -> float:
