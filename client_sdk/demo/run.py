@@ -149,8 +149,8 @@ class _Demo:
     async def train(self, console: Console, *, started: float) -> DemoResult:
         enrolled = await self._enrol()
         count, rounds = self.settings.num_clients, self.settings.num_rounds
-        model = tensors_of(classifier(SIZES, seed=self.settings.seed))
-        run = await self.operator.start_run(self.settings.spec, model)
+        initial = tensors_of(classifier(SIZES, seed=self.settings.seed))
+        run = await self.operator.start_run(self.settings.spec, initial)
         results: list[RoundResult] = []
         with Screen(console, num_rounds=rounds, quorum=count) as screen:
             screen.say(f"{count} clients with {self._shard_size} images each, {rounds} rounds")
