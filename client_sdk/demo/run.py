@@ -69,18 +69,21 @@ class DemoSettings:
     def spec(self) -> RunSpec:
         """The run: every client in every round."""
         count = self.num_clients
-        masked = PairwiseSecureAggregation(
-            kind="pairwise",
-            min_members=min(count, MIN_MEMBERS),
-            metrics={"loss": MaskedMetric(max_abs=MAX_LOSS)},
-        )
         return RunSpec(
             name="mnist",
             num_rounds=self.num_rounds,
             round=RoundSpec(quorum=count, cohort_size=count),
             training=TRAINING,
-            secure_aggregation=masked if self.secure_aggregation else NoSecureAggregation(),
+            secure_aggregation=_masked(count) if self.secure_aggregation else NoSecureAggregation(),
         )
+
+
+def _masked(num_clients: int) -> PairwiseSecureAggregation:
+    return PairwiseSecureAggregation(
+        kind="pairwise",
+        min_members=min(num_clients, MIN_MEMBERS),
+        metrics={"loss": MaskedMetric(max_abs=MAX_LOSS)},
+    )
 
 
 async def run_demo(

@@ -38,9 +38,9 @@ pytestmark = pytest.mark.parametrize("shared_server", ["sqlite"], indirect=True)
 class Recorder(httpx.AsyncBaseTransport):
     """Keeps every request that goes through it, as a proxy would see it."""
 
-    def __init__(self) -> None:
+    def __init__(self, seen: list[tuple[str, bytes, bytes]]) -> None:
         self.inner = httpx.AsyncHTTPTransport(verify=False)
-        self.seen: list[tuple[str, bytes, bytes]] = []
+        self.seen = seen
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         body = b"".join([piece async for piece in request.stream])  # type: ignore[union-attr]
@@ -100,7 +100,7 @@ async def test_a_masked_run_gives_the_weighted_mean_and_no_request_tells_more(
     spec = masked_spec(5, num_rounds=2, secure_aggregation=secure)
     run_id = create_run(shared_operator, small_model(), **spec)
     examples = [100, 200, 300, 400, 100_000]
-    recorder, told = Recorder(), list[Progress]()
+    seen, told = list[tuple[str, bytes, bytes]](), list[Progress]()
     with anyio.fail_after(60):
         async with anyio.create_task_group() as clients:
             for number, count in enumerate(examples):
@@ -113,7 +113,7 @@ async def test_a_masked_run_gives_the_weighted_mean_and_no_request_tells_more(
                     number=number,
                     folder=tmp_path,
                     num_examples=count,
-                    transport=recorder,
+                    transport=Recorder(seen),
                     on_event=told.append,
                 )
                 clients.start_soon(call)
@@ -126,12 +126,12 @@ async def test_a_masked_run_gives_the_weighted_mean_and_no_request_tells_more(
     loss = sum(w * (1 + i) for i, w in enumerate(weights)) / sum(weights)
     metrics = read(shared_operator, f"/v1/runs/{run_id}/rounds/1").json()["metrics"]
     assert metrics == {"loss": pytest.approx(loss, abs=1e-3)}
-    for what, headers, body in recorder.seen:
+    for what, headers, body in seen:
         shown = what.encode() + headers + body
         assert not re.search(rb"num_examples|metric|loss|accuracy|100000|12345", shown), what
         if headers.lower().find(b"application/json") >= 0:
             assert set(json.loads(body)) <= {"public_key", "certificate"}, what
-    vectors = [body for what, _, body in recorder.seen if "/inputs/" in what]
+    vectors = [body for what, _, body in seen if "/inputs/" in what]
     assert len(vectors) == 10
     shown = [values.tobytes()[:8] for number in range(5) for values in delta_of(number).values()]
     assert not any(eight in body for eight in shown for body in vectors)
