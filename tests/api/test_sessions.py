@@ -63,6 +63,11 @@ def assert_told(operator: httpx.Client, cohort: MaskedCohort) -> None:
     digests = {f"sha256:{hashlib.sha256(client.sent['inputs']).hexdigest()}" for client in cohort.clients}
     assert {update["digest"] for update in listed} == digests
     assert all(update["metrics"] == {} and update["weight"] == 1 for update in listed)
+    exported = operator.get(f"/v1/runs/{cohort.run_id}/models/1/export").content
+    lineage = json.loads(
+        json.loads(exported[8 : 8 + int.from_bytes(exported[:8], "little")])["__metadata__"]["fedquorum.lineage"]
+    )
+    assert (lineage["num_updates"], lineage["updates"]) == (count, [])
     sessions = operator.get(f"{where}/sessions").json()
     assert [session["session_id"] for session in sessions["items"]] == [cohort.clients[0].session_id]
     assert cohort.clients[0].seat().json()["state"] == "spent"
