@@ -66,7 +66,9 @@ def race(servers: Sequence[ServerProcess], operator: httpx.Client, num_clients: 
 
 def test_messages_that_come_at_once_move_a_session_on_once(servers: list[ServerProcess]) -> None:
     with servers[0].http() as operator:
-        race(servers, operator)
+        # Two servers that sum at once, of which one removes the inputs, need not meet the first time.
+        for _ in range(3):
+            race(servers, operator)
 
 
 @pytest.mark.soak
