@@ -86,6 +86,7 @@ _MANIFEST: Final[dict[int | str, dict[str, Any]]] = {
     responses=_REGISTERED
     | describe(
         ProblemType.MALFORMED_REQUEST,
+        ProblemType.NOT_FOUND,
         ProblemType.REQUEST_TIMEOUT,
         ProblemType.STATE_CONFLICT,
         ProblemType.TOO_LARGE,

@@ -18,8 +18,7 @@ from aggregator_service.api.bodies import BoundedRoute
 from aggregator_service.api.dependencies import allow, authenticated
 from aggregator_service.domain.records import TokenKind, TokenRecord
 from aggregator_service.telemetry import Telemetry
-from fl_protocol.masking import keys
-from tests.support.masked import BYTES, MaskedClient, MaskedCohort, masked_spec
+from tests.support.masked import BYTES, PHASES, MaskedClient, at_phase
 from tests.support.participant import (
     MEDIA_TYPE,
     create_run,
@@ -86,7 +85,6 @@ EVERYONE = _may(200, *IDENTITIES)
 MEMBERS = _may(200, "operator", "client")
 OWN = _may(200, "client")
 SENT = _may(201, "client")
-PHASES = ("seat", "shares", "inputs", "consistency", "unmask")
 
 
 def _session_row(path: str, allowed: Mapping[str, int], phase: str) -> Row:
@@ -227,37 +225,6 @@ class World:
             return answer
 
 
-def _masked(operator: httpx.Client, own: MaskedClient, phase: str) -> tuple[dict[str, str], bytes]:
-    """Takes a client with two others to a phase of a session; gives names, and the message that it has not sent yet."""
-    run_id = create_run(operator, small_model(), **masked_spec(3, num_rounds=2))
-    others = MaskedCohort.enrol(operator, run_id, 2)
-    cohort = MaskedCohort([own, *others.clients], run_id, others.spec)
-    cohort.claim()
-    names = {"run_id": run_id, "client_id": own.client_id, "task_id": own.task["task_id"]}
-    names["public_key"] = keys.identity_public_key(own.identity).hex()
-    assert own.register().status_code in (200, 201)
-    if phase == "seat":
-        return names, own.advertise()
-    cohort.seat()
-    names |= {"session_id": own.session_id, "index": str(own.index)}
-    message = own.deal()
-    if phase == "shares":
-        return names, message
-    cohort.phase(MaskedClient.send_shares, others.clients)
-    own.send("shares", message)
-    message = own.masked_input(cohort.ring)
-    if phase == "inputs":
-        return names, message
-    cohort.phase(lambda client: client.send_input(cohort.ring), others.clients)
-    own.send("inputs", message)
-    message = own.part.sign_survivors(own.get("survivors").content, signer=own.sign)
-    if phase == "consistency":
-        return names, message
-    cohort.phase(MaskedClient.send_signature, others.clients)
-    own.send("consistency", message)
-    return names, own.answer()
-
-
 def _enrolment_token(operator: httpx.Client, **request: float) -> str:
     made = operator.post("/v1/enrolment-tokens", json=request)
     assert made.status_code == 201, made.text
@@ -303,7 +270,7 @@ def _fresh_world(
         "scaffold": scaffold_run(operator, enrol(operator, "corrects")),
     }
     own_client = MaskedClient(clients["client"])
-    world.masked = {phase: _masked(operator, own_client, phase) for phase in phases}
+    world.masked = {phase: at_phase(operator, own_client, phase) for phase in phases}
     for is_evaluating, run_id in ((False, training), (True, evaluating)):
         task_id = _claimed(operator, own, run_id) if is_evaluating else train_task
         world.names[is_evaluating] = {"run_id": run_id, "task_id": task_id, "client_id": clients["named"].client_id}

@@ -1,5 +1,6 @@
 """Clients of masked rounds, with nothing but an HTTP library, numpy and the pure half of the protocol."""
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,9 @@ from fl_protocol.masking.terms import Terms
 from fl_protocol.runs import RunSpec
 from fl_protocol.specs.secure_aggregation import clipping_norm
 from tests.support.participant import Participant as Enrolled
-from tests.support.participant import Tensors, enrol, small_model
+from tests.support.participant import Tensors, create_run, enrol, small_model
+from tests.support.server import ServerProcess
+from tests.support.stored import Stored
 
 BYTES = {"Content-Type": "application/octet-stream"}
 WAIT = 20
@@ -158,6 +161,21 @@ class MaskedClient:
         taken = self.put(what, data)
         assert taken.status_code == 201, taken.text
 
+    def message_of(self, what: str, ring: Ring) -> bytes:
+        """Makes the message of a phase that the session has entered."""
+        match what:
+            case "shares":
+                return self.deal()
+            case "inputs":
+                return self.masked_input(ring)
+            case "consistency":
+                return self.signature()
+            case _:
+                return self.answer()
+
+    def send_next(self, what: str, ring: Ring) -> None:
+        self.send(what, self.message_of(what, ring))
+
     def deal(self) -> bytes:
         return self.part.deal(os.urandom(self.part.dealing_entropy_bytes))
 
@@ -174,8 +192,12 @@ class MaskedClient:
     def send_input(self, ring: Ring) -> None:
         self.send("inputs", self.masked_input(ring))
 
+    def signature(self) -> bytes:
+        """Checks the survivors and signs them."""
+        return self.part.sign_survivors(self.get("survivors").content, signer=self.sign)
+
     def send_signature(self) -> None:
-        self.send("consistency", self.part.sign_survivors(self.get("survivors").content, signer=self.sign))
+        self.send("consistency", self.signature())
 
     def answer(self) -> bytes:
         """Checks the signatures and gives the unmask message."""
@@ -254,3 +276,38 @@ def run_through(cohort: MaskedCohort) -> None:
     for client in cohort.clients:
         if client.session()["state"] == "unmask":
             client.send_answer()
+
+
+PHASES = ("seat", "shares", "inputs", "consistency", "unmask")
+
+
+def at_phase(operator: httpx.Client, own: MaskedClient, phase: str) -> tuple[dict[str, str], bytes]:
+    """Takes a client with two others to a phase of a session; gives names, and the message that it has not sent yet."""
+    run_id = create_run(operator, small_model(), **masked_spec(3, num_rounds=2))
+    others = MaskedCohort.enrol(operator, run_id, 2)
+    cohort = MaskedCohort([own, *others.clients], run_id, others.spec)
+    cohort.claim()
+    names = {"run_id": run_id, "client_id": own.client_id, "task_id": own.task["task_id"]}
+    names["public_key"] = keys.identity_public_key(own.identity).hex()
+    assert own.register().status_code in (200, 201)
+    if phase == "seat":
+        return names, own.advertise()
+    cohort.seat()
+    names |= {"session_id": own.session_id, "index": str(own.index)}
+    messages = {"shares": own.deal()}
+    for earlier, following in itertools.pairwise(PHASES[1 : PHASES.index(phase) + 1]):
+        own.send(earlier, messages[earlier])
+        cohort.phase(lambda client, what=earlier: client.send_next(what, cohort.ring), others.clients)  # type: ignore[misc]
+        messages[following] = own.message_of(following, cohort.ring)
+    return names, messages[phase]
+
+
+def let_time_pass(server: ServerProcess, run_id: str) -> None:
+    """Lets the deadlines of a run's sessions, and of those who wait for one, be over now, however slow the machine."""
+    with Stored(server.database_url) as stored:
+        stored.change("UPDATE sessions SET deadline_at = 0 WHERE run_id = :a AND ended_at IS NULL", a=run_id)
+        stored.change("UPDATE seats SET waiting_since = 0 WHERE run_id = :a AND state = 'waiting'", a=run_id)
+    with server.http() as operator:
+        # The worker looks at its deadlines again when a run moves on.
+        for step in ("pause", "resume"):
+            assert operator.post(f"/v1/runs/{run_id}/{step}").status_code == 200

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-from aggregator_service.domain.records import RunRecord, TokenKind
+from aggregator_service.domain.admission import check_not_excluded, given_up
+from aggregator_service.domain.records import RunRecord, TaskState, TokenKind
 from aggregator_service.domain.sessions.admission import check_place, no_such_session
 from aggregator_service.domain.sessions.records import MemberRecord, SessionRecord
 from aggregator_service.flow.authentication import Principal
-from aggregator_service.storage import runs, sessions
+from aggregator_service.storage import attendance, runs, sessions, tasks
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.masking.cohort import Cohort
 from fl_protocol.masking.messages import Roster
@@ -38,6 +39,17 @@ def member_of(tx: ReadTx, session_id: str, *, client_id: str, place: int) -> tup
         raise no_such_session(session_id)
     check_place(member, place)
     return session, member
+
+
+def check_takes_part(tx: ReadTx, sender: Sender) -> None:
+    """Raises `forbidden` or `round-closed` for a member that was excluded, or has given its task up, since it began.
+
+    It becomes a dropout; what it has sent before stays in the sum.
+    """
+    check_not_excluded(attendance.get(tx, sender.run.run_id, sender.member.client_id))
+    task = tasks.get(tx, sender.member.task_id)
+    if task is not None and task.state is TaskState.GIVEN_UP:
+        raise given_up(task)
 
 
 def visible_to(tx: ReadTx, session_id: str, principal: Principal) -> SessionRecord:

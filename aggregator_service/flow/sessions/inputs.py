@@ -8,7 +8,7 @@ from aggregator_service.domain.sessions.admission import Repeated, invalid, judg
 from aggregator_service.domain.sessions.records import SessionRecord
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.reception import Body, StoredBytes, digest_of, store_exactly
-from aggregator_service.flow.sessions.access import locked_for, member_of
+from aggregator_service.flow.sessions.access import check_takes_part, locked_for, member_of
 from aggregator_service.flow.sessions.messages import Taken
 from aggregator_service.flow.sessions.phases import count_message
 from aggregator_service.flow.sessions.vectors import vector_of_run
@@ -92,6 +92,7 @@ def _count(flow: Flow, tx: WriteTx, awaited: AwaitedInput, stored: StoredBytes) 
     )
     if isinstance(verdict, Repeated):
         return Taken(session, is_new=False)
+    check_takes_part(tx, sender)
     flow.blobs.seal(tx, stored.upload)
     sessions.change_member(tx, member, input_digest=stored.digest, input_blob_id=stored.upload.blob_id)
     return Taken(count_message(flow, tx, run=sender.run, session=session), is_new=True)

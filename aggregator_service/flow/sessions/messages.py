@@ -10,7 +10,7 @@ from aggregator_service import failpoints
 from aggregator_service.domain.sessions.admission import Repeated, invalid, judge_message
 from aggregator_service.domain.sessions.records import MemberRecord, MessageKind, SessionRecord
 from aggregator_service.flow.context import Flow
-from aggregator_service.flow.sessions.access import Sender, graph_side, locked_for
+from aggregator_service.flow.sessions.access import Sender, check_takes_part, graph_side, locked_for
 from aggregator_service.flow.sessions.phases import count_message
 from aggregator_service.storage import sessions
 from aggregator_service.storage.transactions import ReadTx, WriteTx
@@ -41,6 +41,7 @@ async def take_shares(flow: Flow, data: bytes, *, session_id: str, client_id: st
 
     def keep(tx: WriteTx, sender: Sender) -> None:
         session, member = sender.session, sender.member
+        check_takes_part(tx, sender)
         records = messages.parse_share_records(data, num_members=session.num_members)
         unmasking.check_dealing(records, member=member.place, cohort=graph_side(session))
         sessions.add_message(tx, member, MessageKind.SHARES, data)
