@@ -387,6 +387,10 @@ MANIFESTS: dict[str, tuple[Callable[[Any], Any], str]] = {
         ),
         "model.digest",
     ),
+    "another run's specification": (
+        lambda manifest: manifest.model_copy(update={"spec": manifest.spec.model_copy(update={"name": "other"})}),
+        "spec.name",
+    ),
     "another step": (
         lambda manifest: manifest.model_copy(
             update={"secure_aggregation": manifest.secure_aggregation.model_copy(update={"step": 1e-9})}
@@ -422,6 +426,17 @@ async def test_a_manifest_that_is_not_the_tasks_is_refused_before_training(what:
     assert refused.value.field == field
     assert trainer.num_trained == 0
     assert evil.messages_sent == {}
+
+
+async def test_a_manifest_of_another_digest_than_the_tasks_is_refused_before_training(tmp_path: Path) -> None:
+    def another(task: Any) -> Any:
+        return task.model_copy(update={"manifest": task.manifest.model_copy(update={"digest": ZERO_DIGEST})})
+
+    evil, trainer = an_evil_server({"task": another}), Trainer()
+    with pytest.raises(ManifestError) as refused:
+        await take_part(evil, tmp_path, trainer=trainer)
+    assert refused.value.field == "digest"
+    assert (trainer.num_trained, evil.messages_sent) == (0, {})
 
 
 async def test_coordinates_that_are_not_the_models_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
