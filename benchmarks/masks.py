@@ -1,6 +1,5 @@
 """Masking ten million elements on one core, against a plain add of the same memory (`python -m benchmarks masks`)."""
 
-import functools
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -59,14 +58,11 @@ def _processes() -> Iterator[Row]:
     """Measures how long ten masks take in this process, and in processes that wait for it on shared memory."""
     num_bytes = 4 * NUM_ELEMENTS
     with _pool() as pool, _shared(num_bytes) as memory:
-        vector = np.ndarray((NUM_ELEMENTS,), dtype=np.uint32, buffer=memory.buf)
         work: dict[str, Callable[[], object]] = {
-            "in this process": functools.partial(prg.apply_masks, vector, MASKS),
+            "in this process": lambda: mask_part(memory.name, 0, NUM_ELEMENTS, MASKS),
             f"over {NUM_PROCESSES} processes that wait": lambda: _mask_in(pool, memory.name),
         }
         seconds = in_turns(work, repetitions=REPETITIONS)
-        del vector
-        work.clear()
     alone = float(np.median(seconds["in this process"]))
     for name, times in seconds.items():
         yield row(f"{NUM_MASKS} masks {name}", "s", times, of=alone, ratio_of="this process")

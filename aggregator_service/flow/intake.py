@@ -32,8 +32,9 @@ from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import EventType, RoundKind
 from fl_protocol.runs import RunSpec
-from fl_protocol.specs.protection import NoPrivacy, NoSecureAggregation
+from fl_protocol.specs.protection import NoPrivacy
 from fl_protocol.specs.rounds import BufferedRoundSpec
+from fl_protocol.specs.secure_aggregation import is_masked
 from fl_protocol.streaming import StreamDecoder
 from fl_protocol.tasks import TaskKind
 from fl_protocol.tensors import Header
@@ -96,7 +97,7 @@ async def look_up(flow: Flow, *, task_id: str, client_id: str) -> Ask:
 
 
 def _check_unmasked(run: RunRecord) -> None:
-    if not isinstance(run.spec.secure_aggregation, NoSecureAggregation):
+    if is_masked(run.spec):
         raise ProblemError(
             ProblemType.STATE_CONFLICT,
             "the run takes masked updates only: put your advertised keys to /v1/tasks/.../seat and send the update in "

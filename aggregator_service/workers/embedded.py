@@ -24,6 +24,7 @@ from aggregator_service.flow.sessions.unmasking import SessionSum, Summing
 from aggregator_service.storage import rounds, sessions
 from aggregator_service.storage.blobs import BlobCorruptError
 from aggregator_service.storage.leases import exclusive
+from fl_protocol.sessions import SessionState
 
 _IDLE_SECONDS: Final = 5.0
 _BACKOFF_SECONDS: Final = 1.0
@@ -89,12 +90,19 @@ class EmbeddedWorker:
         except AggregationStoppedError:
             return
         except BlobCorruptError as error:
+            if not await self._is_summing(session):
+                # Somebody else has ended it meanwhile, and removed what was sent.
+                return
             reason = f"the sum of session {session.session_id} cannot be computed: {error}"
             _log.error("run_failed", run_id=session.run_id, reason=reason)
             await lifecycle.fail_run(self._flow, session.run_id, reason)
             return
         if outcome is not None:
             await completion.settle(self._flow, *outcome)
+
+    async def _is_summing(self, session: SessionRecord) -> bool:
+        found = await self._flow.transactions.read_one("get_session", lambda tx: sessions.get(tx, session.session_id))
+        return found is not None and found.state is SessionState.SUMMING
 
     def _sum(self, session: SessionRecord) -> tuple[Summing, SessionSum | Abort] | None:
         """Computes a session's sum unless another process is at it or has done it."""

@@ -11,7 +11,7 @@ from client_sdk.errors import StateConflictError, UsageError
 from client_sdk.masked_round.threads import in_thread
 from client_sdk.masking.identity import Identity, IdentityStore
 from client_sdk.masking.manifest_log import ManifestLog, ServerKey
-from client_sdk.masking.manifests import check_round, digest_of, verified
+from client_sdk.masking.manifests import check_round, verified
 from client_sdk.masking.terms import MaskedRound, wrong_manifest
 from client_sdk.masking.trust import PeerTrust, client_id_bytes, effective_trust
 from fl_protocol.manifests import Manifest
@@ -64,8 +64,6 @@ class Reviewer:
         key = await self._server_key()
         log = ManifestLog(self.state_dir, self.run_id)
         signed = await self.client.get_manifest(self.run_id, task.manifest.sequence)
-        if digest_of(signed.body) != task.manifest.digest:
-            raise wrong_manifest("digest", digest_of(signed.body), task.manifest.digest, what="the task has")
         manifest = verified(signed, server_key=key)
         for sequence in await in_thread(functools.partial(log.missing_before, manifest.sequence)):
             missed = await self.client.get_manifest(self.run_id, sequence)

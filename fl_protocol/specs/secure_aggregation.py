@@ -150,6 +150,11 @@ def max_abs_delta(spec: Choices) -> float:
     return clipping_norm(spec) if chosen is None else chosen
 
 
+def is_masked(spec: Choices) -> bool:
+    """Tells whether the server sees sums of a run's updates only."""
+    return not isinstance(spec.secure_aggregation, NoSecureAggregation)
+
+
 def is_weighted(spec: Choices) -> bool:
     """Tells whether a masked run's updates travel with a masked weight."""
     return isinstance(spec.strategy, MeanStrategy) and spec.strategy.weighting == "num_examples"

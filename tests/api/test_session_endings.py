@@ -1,20 +1,18 @@
 """How sessions begin with fewer, fail, and end with their round: cleanly, and with a way on for the others."""
 
 import os
-import time
+from datetime import datetime
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.api.test_sessions import assert_sum_of, masked_run
-from tests.support.masked import MaskedClient, MaskedCohort
+from tests.support.masked import MaskedClient, MaskedCohort, let_time_pass
 from tests.support.participant import wait_for_run
 from tests.support.refusals import assert_refused
 from tests.support.server import ServerProcess
 from tests.support.stored import Stored
-
-SOON = {"phase_seconds": 0.6, "min_bytes_per_second": 1e9}
 
 
 def inputs_of(cohort: MaskedCohort, clients: list[MaskedClient] | None = None) -> None:
@@ -41,8 +39,10 @@ def ended(client: MaskedClient, state: str) -> dict[str, Any]:
     return client.session()
 
 
-def test_members_of_a_session_that_failed_early_mask_anew_with_fresh_keys(shared_operator: httpx.Client) -> None:
-    cohort = masked_run(shared_operator, 3, secure_aggregation=SOON)
+def test_members_of_a_session_that_failed_early_mask_anew_with_fresh_keys(
+    shared_server: ServerProcess, shared_operator: httpx.Client
+) -> None:
+    cohort = masked_run(shared_operator, 3)
     cohort.claim()
     cohort.seat()
     first, second, late = cohort.clients
@@ -50,6 +50,7 @@ def test_members_of_a_session_that_failed_early_mask_anew_with_fresh_keys(shared
     message = first.deal()
     first.send("shares", message)
     second.send_shares()
+    let_time_pass(shared_server, cohort.run_id)
     failed = ended(first, "shares")
     assert (failed["state"], failed["abort_code"], failed["blamed"]) == ("aborted", "not_enough_clients", [])
     assert "2 of 3" in failed["reason"]
@@ -121,32 +122,37 @@ def test_three_sessions_that_fail_by_wrong_shares_exclude_a_client(shared_operat
     assert_refused(liar.enrolled.claim(cohort.run_id), "forbidden", "3 sessions failed")
 
 
-def test_a_session_begins_late_with_fewer_but_never_with_too_few(shared_operator: httpx.Client) -> None:
-    cohort = masked_run(shared_operator, 5, secure_aggregation={"enrol_seconds": 0.7})
+def test_a_session_begins_late_with_fewer_but_never_with_too_few(
+    shared_server: ServerProcess, shared_operator: httpx.Client
+) -> None:
+    cohort = masked_run(shared_operator, 5)
     cohort.claim()
     first, second, third, gone, _ = cohort.clients
     for client in (first, gone):
         client.ask_for_seat()
     assert gone.http.delete(f"/v1/tasks/{gone.task['task_id']}").status_code == 204
     assert_refused(gone.seat(), "round-closed", "given up")
-    time.sleep(1)
+    second.ask_for_seat()
+    let_time_pass(shared_server, cohort.run_id)
     assert first.seat().json() | {"deadline_at": None} == {
         "task_id": first.task["task_id"],
         "state": "waiting",
         "session_id": None,
         "index": None,
         "num_members": None,
-        "num_waiting": 1,
+        "num_waiting": 2,
         "deadline_at": None,
     }
-    second.ask_for_seat()
+    # The first of them has waited long enough, so that the third is all it takes.
     third.ask_for_seat()
     seat = second.seat(20).json()
     assert (seat["state"], seat["num_members"]) == ("seated", 3)
 
 
-def test_who_is_excluded_or_gives_up_in_a_session_drops_out_of_it(shared_operator: httpx.Client) -> None:
-    cohort = masked_run(shared_operator, 10, round={"quorum": 8}, secure_aggregation=SOON | {"phase_seconds": 1})
+def test_who_is_excluded_or_gives_up_in_a_session_drops_out_of_it(
+    shared_server: ServerProcess, shared_operator: httpx.Client
+) -> None:
+    cohort = masked_run(shared_operator, 10, round={"quorum": 8})
     cohort.claim()
     cohort.seat()
     excluded, tired, *stay = cohort.clients
@@ -154,11 +160,13 @@ def test_who_is_excluded_or_gives_up_in_a_session_drops_out_of_it(shared_operato
     assert shared_operator.put(where, json={"reason": "sends noise"}).status_code == 201
     assert_refused(excluded.put("shares", excluded.deal()), "forbidden", "sends noise")
     cohort.phase(MaskedClient.send_shares, cohort.clients[1:])
+    let_time_pass(shared_server, cohort.run_id)
     assert stay[0].leave("shares") == "input"
     masked = tired.masked_input(cohort.ring)
     assert tired.http.delete(f"/v1/tasks/{tired.task['task_id']}").status_code == 204
     assert_refused(tired.put("inputs", masked), "round-closed", "given up")
     cohort.phase(lambda client: client.send_input(cohort.ring), stay)
+    let_time_pass(shared_server, cohort.run_id)
     assert stay[0].leave("input") == "consistency"
     cohort.phase(MaskedClient.send_signature, stay)
     cohort.phase(MaskedClient.send_answer, stay)
@@ -200,16 +208,15 @@ def test_a_round_that_closes_ends_its_other_sessions_and_nothing_of_them_is_kept
 
 
 def test_a_run_that_stops_ends_its_sessions_and_a_pause_holds_their_time(shared_operator: httpx.Client) -> None:
-    cohort = masked_run(shared_operator, 3, secure_aggregation={"phase_seconds": 1})
+    cohort = masked_run(shared_operator, 3)
     cohort.claim()
     cohort.seat()
     first = cohort.clients[0]
+    before = datetime.fromisoformat(first.session()["deadline_at"])
     assert shared_operator.post(f"/v1/runs/{cohort.run_id}/pause").status_code == 200
-    time.sleep(1.3)
-    assert first.session()["state"] == "shares"
     cohort.phase(MaskedClient.send_shares, cohort.clients[1:])
     assert shared_operator.post(f"/v1/runs/{cohort.run_id}/resume").status_code == 200
-    assert first.session()["state"] == "shares"
+    assert datetime.fromisoformat(first.session()["deadline_at"]) > before
     first.send_shares()
     assert first.session()["state"] == "input"
     assert shared_operator.post(f"/v1/runs/{cohort.run_id}/stop").status_code == 200
@@ -218,8 +225,10 @@ def test_a_run_that_stops_ends_its_sessions_and_a_pause_holds_their_time(shared_
 
 
 @pytest.mark.parametrize("at_phase", ["input", "consistency", "unmask"])
-def test_a_session_that_too_many_leave_is_ended(shared_operator: httpx.Client, at_phase: str) -> None:
-    cohort = masked_run(shared_operator, 4, secure_aggregation=SOON | {"min_members": 4})
+def test_a_session_that_too_many_leave_is_ended(
+    shared_server: ServerProcess, shared_operator: httpx.Client, at_phase: str
+) -> None:
+    cohort = masked_run(shared_operator, 4, secure_aggregation={"min_members": 4})
     cohort.claim()
     cohort.seat()
     stay = cohort.clients[1:]
@@ -230,6 +239,7 @@ def test_a_session_that_too_many_leave_is_ended(shared_operator: httpx.Client, a
         cohort.phase(MaskedClient.send_signature, stay[1:] if at_phase == "consistency" else None)
     if at_phase == "unmask":
         cohort.phase(MaskedClient.send_answer, stay[1:])
+    let_time_pass(shared_server, cohort.run_id)
     failed = ended(stay[0], at_phase)
     assert (failed["state"], failed["abort_code"]) == ("aborted", codes[at_phase])
     states = [client.seat().json()["state"] for client in cohort.clients] if at_phase != "unmask" else []

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from fl_protocol.masking import keys, messages
-from tests.support.masked import BYTES, MaskedClient, MaskedCohort, masked_spec
+from tests.support.masked import BYTES, MaskedClient, MaskedCohort, let_time_pass, masked_spec
 from tests.support.participant import MEDIA_TYPE, create_run, enrol, small_model, update_body
 from tests.support.refusals import assert_refused
 from tests.support.server import ServerProcess
@@ -178,16 +178,16 @@ def test_every_phase_takes_its_own_messages_once(shared_operator: httpx.Client, 
 
 
 def test_an_input_that_comes_too_late_is_refused_before_it_is_stored(
-    shared_operator: httpx.Client, stored: Stored
+    shared_server: ServerProcess, shared_operator: httpx.Client, stored: Stored
 ) -> None:
-    secure = {"phase_seconds": 0.6, "min_bytes_per_second": 1e9}
-    run_id = create_run(shared_operator, small_model(), **masked_spec(5, secure_aggregation=secure))
+    run_id = create_run(shared_operator, small_model(), **masked_spec(5))
     late = MaskedCohort.enrol(shared_operator, run_id, 5)
     late.claim()
     late.seat()
     late.phase(MaskedClient.send_shares)
     masked = late.clients[0].masked_input(late.ring)
     late.phase(lambda client: client.send_input(late.ring), late.clients[1:])
+    let_time_pass(shared_server, run_id)
     assert late.clients[0].leave("input") == "consistency"
     before = stored.snapshot("blobs", "blob_chunks")
     for data in (masked, masked[:-1], os.urandom(1 << 20)):

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from fl_protocol.masking import keys
-from tests.support.masked import MaskedClient, MaskedCohort, flat, masked_spec, run_through
+from tests.support.masked import MaskedClient, MaskedCohort, flat, let_time_pass, masked_spec, run_through
 from tests.support.participant import create_run, small_model, unpack, wait_for_run
-
-SOON = {"phase_seconds": 0.8, "enrol_seconds": 60}
+from tests.support.server import ServerProcess
 
 
 def masked_run(operator: httpx.Client, num_clients: int, **changes: Any) -> MaskedCohort:
@@ -39,19 +38,25 @@ def assert_sum_of(cohort: MaskedCohort, survivors: list[MaskedClient]) -> dict[s
     return transcript
 
 
-def test_a_session_publishes_the_weighted_mean_of_its_members(shared_operator: httpx.Client) -> None:
-    cohort = masked_run(shared_operator, 5)
-    cohort.claim(examples=[100, 200, 300, 400, 100_000])
+def test_a_session_publishes_the_weighted_mean_of_updates_and_metrics(shared_operator: httpx.Client) -> None:
+    declared = {"accuracy": {"max_abs": 1}, "loss": {"max_abs": 100}}
+    reported = [{"accuracy": 0.5, "loss": 2.0}, {"accuracy": 1.0, "loss": 1e9}, {"loss": float("nan")}, {}, {}]
+    cohort = masked_run(shared_operator, 5, secure_aggregation={"metrics": declared})
+    cohort.claim(examples=[100, 200, 300, 400, 100_000], metrics=reported)
     run_through(cohort)
     assert cohort.clients[0].leave("summing") == "done"
     total = cohort.expected()
-    assert total[-1] == 1 + 2 + 3 + 4 + 100
-    mean = total[:-1] * cohort.ring.step / total[-1]
+    assert total[-3] == 1 + 2 + 3 + 4 + 100
+    mean = total[:-3] * cohort.ring.step / 110
     np.testing.assert_allclose(published_delta(shared_operator, cohort.run_id), mean, atol=1e-6)
     transcript = assert_sum_of(cohort, cohort.clients)
     assert transcript["total_weight"] == 110
     assert all(member["shared"] and member["signed"] for member in transcript["members"])
     assert_told(shared_operator, cohort)
+    found = shared_operator.get(f"/v1/runs/{cohort.run_id}/rounds/1").json()["metrics"]
+    # Clamped to what was declared; what is no number counts as zero, and so does what was not measured.
+    expected = {"accuracy": (1 * 0.5 + 2 * 1.0) / 110, "loss": (1 * 2.0 + 2 * 100) / 110}
+    assert found == pytest.approx(expected, abs=2**-16)
 
 
 def assert_told(operator: httpx.Client, cohort: MaskedCohort) -> None:
@@ -63,40 +68,29 @@ def assert_told(operator: httpx.Client, cohort: MaskedCohort) -> None:
     digests = {f"sha256:{hashlib.sha256(client.sent['inputs']).hexdigest()}" for client in cohort.clients}
     assert {update["digest"] for update in listed} == digests
     assert all(update["metrics"] == {} and update["weight"] == 1 for update in listed)
+    exported = operator.get(f"/v1/runs/{cohort.run_id}/models/1/export").content
+    lineage = json.loads(
+        json.loads(exported[8 : 8 + int.from_bytes(exported[:8], "little")])["__metadata__"]["fedquorum.lineage"]
+    )
+    assert (lineage["num_updates"], lineage["updates"]) == (count, [])
     sessions = operator.get(f"{where}/sessions").json()
     assert [session["session_id"] for session in sessions["items"]] == [cohort.clients[0].session_id]
     assert cohort.clients[0].seat().json()["state"] == "spent"
     assert cohort.clients[0].enrolled.claim(cohort.run_id).status_code == 410
 
 
-def test_metrics_travel_masked_and_come_out_as_their_weighted_mean(shared_operator: httpx.Client) -> None:
-    declared = {"accuracy": {"max_abs": 1}, "loss": {"max_abs": 100}}
-    cohort = masked_run(shared_operator, 3, secure_aggregation={"metrics": declared, "examples_per_unit": 1})
-    reported = [{"accuracy": 0.5, "loss": 2.0}, {"accuracy": 1.0, "loss": 1e9}, {"loss": float("nan")}]
-    cohort.claim(examples=[10, 20, 30], metrics=reported)
-    run_through(cohort)
-    wait_for_run(shared_operator, cohort.run_id, version=1)
-    found = shared_operator.get(f"/v1/runs/{cohort.run_id}/rounds/1").json()["metrics"]
-    expected = {"accuracy": (10 * 0.5 + 20 * 1.0) / 60, "loss": (10 * 2.0 + 20 * 100) / 60}
-    assert found == pytest.approx(expected, abs=2**-16)
-
-
-def test_uniform_weights_divide_by_the_number_of_survivors(shared_operator: httpx.Client) -> None:
-    cohort = masked_run(shared_operator, 3, strategy={"kind": "mean", "weighting": "uniform"})
-    cohort.claim(examples=[1, 10_000, 5])
-    run_through(cohort)
-    mean = cohort.expected() * cohort.ring.step / 3
-    np.testing.assert_allclose(published_delta(shared_operator, cohort.run_id), mean, atol=1e-6)
-
-
-def test_clients_that_vanish_before_their_shares_or_their_input_are_left_out(shared_operator: httpx.Client) -> None:
-    cohort = masked_run(shared_operator, 10, round={"quorum": 8}, secure_aggregation=SOON)
+def test_clients_that_vanish_before_their_shares_or_their_input_are_left_out(
+    shared_server: ServerProcess, shared_operator: httpx.Client
+) -> None:
+    cohort = masked_run(shared_operator, 10, round={"quorum": 8})
     cohort.claim(examples=[100 * number for number in range(1, 11)])
     cohort.seat()
     shared, stayed = cohort.clients[1:], cohort.clients[2:]
     cohort.phase(MaskedClient.send_shares, shared)
+    let_time_pass(shared_server, cohort.run_id)
     assert stayed[0].leave("shares") == "input"
     cohort.phase(lambda client: client.send_input(cohort.ring), stayed)
+    let_time_pass(shared_server, cohort.run_id)
     assert stayed[0].leave("input") == "consistency"
     cohort.phase(MaskedClient.send_signature, stayed)
     cohort.phase(MaskedClient.send_answer, stayed)
@@ -107,13 +101,16 @@ def test_clients_that_vanish_before_their_shares_or_their_input_are_left_out(sha
     assert cohort.clients[0].seat().status_code == 410
 
 
-def test_survivors_that_vanish_before_signing_or_answering_are_still_in_the_sum(shared_operator: httpx.Client) -> None:
-    cohort = masked_run(shared_operator, 10, secure_aggregation=SOON)
+def test_survivors_that_vanish_before_signing_or_answering_are_still_in_the_sum(
+    shared_server: ServerProcess, shared_operator: httpx.Client
+) -> None:
+    cohort = masked_run(shared_operator, 10)
     cohort.claim()
     cohort.seat()
     cohort.phase(MaskedClient.send_shares)
     cohort.phase(lambda client: client.send_input(cohort.ring))
     cohort.phase(MaskedClient.send_signature, cohort.clients[1:])
+    let_time_pass(shared_server, cohort.run_id)
     assert cohort.clients[1].leave("consistency") == "unmask"
     cohort.phase(MaskedClient.send_answer, cohort.clients[2:])
     transcript = assert_done(cohort, cohort.clients)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -30,7 +31,9 @@ from fl_protocol.masking import keys
 from fl_protocol.masking.messages import Roster, advertise_message
 from fl_protocol.masking.ring import signed, to_words
 from fl_protocol.rounds import RoundState
-from fl_protocol.sessions import SeatState, SessionState
+from fl_protocol.runs import RunState
+from fl_protocol.sessions import SessionState
+from fl_protocol.specs.protection import NoSecureAggregation
 from tests.support.evil_server import VICTIM, EvilServer
 
 MODEL = {"w": np.zeros(3, np.float32), "b": np.zeros((2, 1), np.float32)}
@@ -146,7 +149,7 @@ ROSTERS: dict[str, tuple[Callable[[EvilServer, Roster], Roster], str, str]] = {
         "roster",
     ),
     "without this client": (
-        lambda evil, roster: Roster(3, (*roster.members[:2], *roster.members[3:])),
+        lambda evil, roster: Roster(3, (*roster.members[:2], *roster.members[3:], roster.members[0])),
         "C2",
         "roster",
     ),
@@ -207,8 +210,8 @@ async def test_members_who_were_shown_another_roster_share_nothing_that_opens(tm
     with pytest.raises(SessionRefusedError) as refused:
         await take_part(evil, tmp_path, told=told)
     assert refused.value.rule == "C4"
-    assert evil.messages_sent == {"seat": 4, "shares": 4}
-    assert len({bytes(seat) for seat in evil.bodies("PUT", "/seat$")}) == 4
+    assert set(evil.messages_sent) == {"seat", "shares"}
+    assert evil.messages_sent["shares"] == len(set(evil.bodies("PUT", "/seat$"))) == 4
     assert sum(isinstance(event, SessionFailed) for event in told) == 3
 
 
@@ -322,19 +325,17 @@ async def test_a_round_whose_session_failed_after_the_answer_is_spent(tmp_path: 
         if evil.session.total is None:
             return session
         evil.session.state = SessionState.ABORTED
-        fake = evil.runs[evil.run.run_id]
-        fake.change(state="running")
         return session.model_copy(update={"state": SessionState.ABORTED, "reason": "a share was bad"})
 
     evil.hooks |= {"session": aborted}
-    given_up = give_up_once(evil)
     assert await take_part(evil, tmp_path, told=told, trainer=trainer) == 0
-    assert given_up
+    assert evil.bodies("DELETE", "/tasks/") == [b""]
     assert evil.messages_sent == {"seat": 1, "shares": 1, "inputs": 1, "consistency": 1, "unmask": 1}
     # The next attempt at the round, after a restart: nothing is trained, let alone sent.
     fake = evil.runs[evil.run.run_id]
     fake.rounds[-1] = fake.rounds[-1].model_copy(update={"attempt": 2, "state": RoundState.COLLECTING})
-    fake.change(state="running")
+    fake.change(state=RunState.RUNNING)
+    evil.intercept = stopping_at_a_refusal(evil)
     evil.sequence, evil.previous = 2, None
     evil.manifests.clear()
     assert await take_part(evil, tmp_path, told=told, trainer=trainer) == 0
@@ -343,17 +344,14 @@ async def test_a_round_whose_session_failed_after_the_answer_is_spent(tmp_path: 
     assert "helped to unmask" in [event.reason for event in told if isinstance(event, TaskGivenUp)][-1]
 
 
-def give_up_once(evil: EvilServer) -> list[str]:
+def stopping_at_a_refusal(evil: EvilServer) -> Callable[[httpx.Request], None]:
     """Ends the run as soon as a task is handed back."""
-    given_up: list[str] = []
 
-    def intercept(request: Any) -> None:
+    def intercept(request: httpx.Request) -> None:
         if request.method == "DELETE":
-            given_up.append(request.url.path)
-            evil.runs[evil.run.run_id].change(state="stopped")
+            evil.runs[evil.run.run_id].change(state=RunState.STOPPED)
 
-    evil.intercept = intercept
-    return given_up
+    return intercept
 
 
 async def test_a_restarted_client_is_a_dropout_and_sends_nothing_with_old_secrets(tmp_path: Path) -> None:
@@ -374,17 +372,8 @@ async def test_a_restarted_client_is_a_dropout_and_sends_nothing_with_old_secret
     assert {Path(name).name for name in kept} == {"identity.json", "server.json", "0000000001.json"}
     assert not [name for name in kept if "answered" in name]
     evil.hooks.clear()
-    looks: list[str] = []
-
-    def seat(shown: Any) -> Any:
-        looks.append(shown.state)
-        first.state = SessionState.ABORTED
-        return shown
-
-    evil.hooks["seat"] = seat
     assert await take_part(evil, tmp_path) == 1
     assert len(evil.sessions) == 2
-    assert SeatState.SEATED in looks
     seats = evil.bodies("PUT", "/seat$")
     assert len({body[48:112] for body in seats}) == 2, "fresh keys"
     assert len(evil.bodies("PUT", f"{first.session_id}/unmask")) == 0
@@ -397,6 +386,10 @@ MANIFESTS: dict[str, tuple[Callable[[Any], Any], str]] = {
             update={"model": manifest.model.model_copy(update={"digest": "sha256:" + "0" * 64})}
         ),
         "model.digest",
+    ),
+    "another run's specification": (
+        lambda manifest: manifest.model_copy(update={"spec": manifest.spec.model_copy(update={"name": "other"})}),
+        "spec.name",
     ),
     "another step": (
         lambda manifest: manifest.model_copy(
@@ -433,6 +426,17 @@ async def test_a_manifest_that_is_not_the_tasks_is_refused_before_training(what:
     assert refused.value.field == field
     assert trainer.num_trained == 0
     assert evil.messages_sent == {}
+
+
+async def test_a_manifest_of_another_digest_than_the_tasks_is_refused_before_training(tmp_path: Path) -> None:
+    def another(task: Any) -> Any:
+        return task.model_copy(update={"manifest": task.manifest.model_copy(update={"digest": ZERO_DIGEST})})
+
+    evil, trainer = an_evil_server({"task": another}), Trainer()
+    with pytest.raises(ManifestError) as refused:
+        await take_part(evil, tmp_path, trainer=trainer)
+    assert refused.value.field == "digest"
+    assert (trainer.num_trained, evil.messages_sent) == (0, {})
 
 
 async def test_coordinates_that_are_not_the_models_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
@@ -542,7 +546,9 @@ async def test_a_masked_run_never_becomes_one_in_the_clear(tmp_path: Path) -> No
     evil, trainer = an_evil_server({"roster": lambda roster: replace(roster, threshold=2)}), Trainer()
     with pytest.raises(SessionRefusedError):
         await take_part(evil, tmp_path, trainer=trainer)
-    evil.hooks["task"] = lambda task: task.model_copy(update={"secure_aggregation": {"kind": "none"}, "manifest": None})
+    evil.hooks["task"] = lambda task: task.model_copy(
+        update={"secure_aggregation": NoSecureAggregation(), "manifest": None}
+    )
     with pytest.raises(ManifestError) as refused:
         await take_part(evil, tmp_path, trainer=trainer)
     assert refused.value.field == "secure_aggregation"

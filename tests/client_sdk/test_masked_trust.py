@@ -48,13 +48,15 @@ async def test_so_many_known_peers_are_enough_where_the_run_does_not_pin_them(tm
     two = dict(list(roster_of(evil).items())[:2])
     assert await take_part(evil, tmp_path / "a", trust=PeerTrust(roster=two, min_known_peers=2)) == 1
     few = an_evil_server()
+    two = dict(list(roster_of(few).items())[:2])
     with pytest.raises(SessionRefusedError) as refused:
         await take_part(few, tmp_path / "b", trust=PeerTrust(roster=two, min_known_peers=3))
-    assert refused.value.rule == "C2"
+    assert (refused.value.rule, refused.value.value, refused.value.bound) == ("C2", 2, 3)
     pinned = an_evil_server(spec=masked(secure_aggregation={"identity_trust": "pinned"}))
     partly = dict(list(roster_of(pinned).items())[:2])
-    with pytest.raises(SessionRefusedError):
+    with pytest.raises(SessionRefusedError) as refused:
         await take_part(pinned, tmp_path / "c", trust=PeerTrust(roster=partly, min_known_peers=2))
+    assert refused.value.field == "roster.identity_key"
 
 
 @pytest.mark.parametrize(("trust", "option"), [("pinned", "--roster"), ("ca", "--authority")])

@@ -23,17 +23,19 @@ from fl_protocol.specs.training import TrainingSpec
 from fl_protocol.tensors import parse_header
 
 KEY = bytes(range(32))
+NORM = 1.0
 MASKS = (Mask(b"\1" * 32), Mask(b"\2" * 32, is_subtracted=True))
 
 
 def spec_of(**changes: Any) -> RunSpec:
-    secure = {"kind": "pairwise", "min_members": 3, "clipping_norm": 1.0} | changes.pop("secure_aggregation", {})
+    secure = {"kind": "pairwise", "min_members": 3, "clipping_norm": NORM} | changes.pop("secure_aggregation", {})
     given = {"round": {"quorum": 3, "cohort_size": 3, "min_updates": 3}, "secure_aggregation": secure}
     return RunSpec.model_validate(given | changes)
 
 
 def unmasked(vector: MaskedVector, ring: Ring) -> np.ndarray[Any, Any]:
-    words = unpack(b"".join(vector.pieces(1000)), ring.bits)
+    with vector.file:
+        words = unpack(b"".join(vector.pieces(1000)), ring.bits)
     remove_masks(words, MASKS)
     return signed(words, ring.bits)
 
@@ -57,12 +59,14 @@ def test_a_vector_is_the_same_in_any_windows(tmp_path: Path, monkeypatch: pytest
     whole = vector_of(update, ring, tmp_path)
     assert whole.num_bytes == ring.num_bytes(700)
     monkeypatch.setattr(windows_of, "WINDOW_ELEMENTS", 64)
-    assert vector_of(update, ring, tmp_path).digest == whole.digest
+    again = vector_of(update, ring, tmp_path)
+    again.file.close()
+    assert again.digest == whole.digest
+    # What is sent twice is the same both times.
+    assert b"".join(whole.pieces(17)) == b"".join(whole.pieces(1 << 20))
     steps = unmasked(whole, ring)
     assert steps[-1] == 3
     np.testing.assert_allclose(steps[:300] * ring.step, 1.5 * values[:300], atol=ring.step)
-    # What is sent twice is the same both times.
-    assert b"".join(whole.pieces(17)) == b"".join(whole.pieces(1 << 20))
 
 
 def test_a_long_vector_waits_on_the_disk_and_leaves_nothing_there(tmp_path: Path) -> None:
@@ -72,7 +76,6 @@ def test_a_long_vector_waits_on_the_disk_and_leaves_nothing_there(tmp_path: Path
     )
     vector = vector_of(update, ring, tmp_path / "cache")
     assert not unmasked(vector, ring)[:-1].any()
-    vector.file.close()
     assert not list((tmp_path / "cache").iterdir())
 
 
@@ -157,6 +160,7 @@ def test_metrics_leave_only_as_the_run_declares_them() -> None:
 PRIVATE = {
     "strategy": {"kind": "mean", "weighting": "uniform"},
     "privacy": {"kind": "central_gaussian", "target_epsilon": 4.0, "delta": 1e-6, "clipping_norm": 0.5},
+    "secure_aggregation": {"clipping_norm": None},
 }
 
 

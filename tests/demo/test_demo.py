@@ -47,9 +47,10 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(tmp_path: P
 
 
 def test_masked_clients_learn_as_much_and_the_server_sees_none_of_them(tmp_path: Path) -> None:
-    small = ("--clients", "5", "--rounds", "2", "--seed", "7")
+    small = ("--clients", "3", "--rounds", "1", "--seed", "7")
     plain, masked = _demo(tmp_path / "plain", *small), _demo(tmp_path / "masked", *small, "--secure-aggregation")
-    assert abs(plain["accuracy"] - masked["accuracy"]) < 0.01
-    for one, other in zip(plain["rounds"], masked["rounds"], strict=True):
-        assert one["num_updates"] == other["num_updates"] == 5
-        assert abs(one["train_loss"] - other["train_loss"]) < 0.02
+    assert abs(plain["accuracy"] - masked["accuracy"]) < 0.005
+    (one,), (other,) = plain["rounds"], masked["rounds"]
+    assert one["num_updates"] == other["num_updates"] == 3
+    # A metric travels in steps of 2^-16, and clients of equal size weigh the same.
+    assert abs(one["train_loss"] - other["train_loss"]) < 0.001

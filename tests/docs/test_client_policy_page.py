@@ -42,30 +42,16 @@ def test_every_demand_is_in_the_table() -> None:
 def test_the_refusals_on_the_page_are_the_participants(tmp_path: Path) -> None:
     policy = the_policy(tmp_path)
     told = next(each.text for each in blocks(PAGE) if each.text.startswith("policy.max_epsilon")).splitlines()
+    masked = {"privacy": GAUSSIAN, "strategy": UNIFORM, "round": {"quorum": 20}, "secure_aggregation": MASKED}
+    narrow = {"round": {"quorum": 10, "min_updates": 8}}
     refused: list[tuple[PrivacyPolicy, dict[str, Any]]] = [
-        (policy, {"privacy": GAUSSIAN | {"target_epsilon": 8.0}, "strategy": UNIFORM}),
+        (policy, masked | {"privacy": GAUSSIAN | {"target_epsilon": 8.0}}),
         (policy, {"privacy": {"kind": "none"}}),
-        (
-            policy,
-            {
-                "privacy": GAUSSIAN,
-                "strategy": UNIFORM,
-                "round": {"quorum": 10, "min_updates": 8},
-                "secure_aggregation": MASKED,
-            },
-        ),
+        (policy, masked | narrow),
         (policy.model_copy(update={"allowed_kinds": ("example_dpsgd",)}), {"privacy": DPSGD}),
-        (policy.model_copy(update={"trusted": (Trust.NOBODY,)}), {"privacy": GAUSSIAN, "strategy": UNIFORM}),
-        (policy, {"privacy": GAUSSIAN, "strategy": UNIFORM, "round": {"quorum": 20}}),
-        (
-            policy,
-            {
-                "privacy": GAUSSIAN,
-                "strategy": UNIFORM,
-                "round": {"quorum": 20},
-                "secure_aggregation": MASKED | {"min_members": 5},
-            },
-        ),
+        (policy.model_copy(update={"trusted": (Trust.NOBODY,)}), masked),
+        (policy, masked | {"secure_aggregation": {"kind": "none"}}),
+        (policy, masked | {"secure_aggregation": MASKED | {"min_members": 5}}),
     ]
     assert [refusal(*each) for each in refused] == told
 

@@ -35,6 +35,7 @@ from fl_protocol.masking.prg import apply_masks
 from fl_protocol.masking.ring import Int64Array, pack, signed, to_words, unpack
 from fl_protocol.masking.terms import Terms
 from fl_protocol.problems import ProblemError, ProblemType
+from fl_protocol.rounds import RoundState
 from fl_protocol.runs import Run, RunSpec, RunState
 from fl_protocol.sessions import AbortCode, Seat, SeatState, Session, SessionState, Transcript, TranscriptMember
 from fl_protocol.tasks import Task
@@ -42,6 +43,7 @@ from fl_protocol.tensors import parse_header
 
 VICTIM = "client_" + "ee" * 16
 Hook = Callable[[Any], Any]
+MAX_REQUESTS = 200
 
 
 @dataclass
@@ -161,12 +163,19 @@ class EvilServer(FakeAggregator):
         fake.move_to(RunState.RUNNING)
         return fake.run
 
+    def finish(self) -> None:
+        """Ends the run, so that the victim is told so when it asks again."""
+        fake = self.runs[self.run.run_id]
+        fake.rounds[-1] = fake.rounds[-1].model_copy(update={"state": RoundState.COMPLETED})
+        fake.move_to(RunState.COMPLETED)
+
     def _hooked(self, name: str, value: Any) -> Any:
         return self.hooks.get(name, lambda value: value)(value)
 
     async def _route(self, request: httpx.Request, content: bytes) -> httpx.Response:
         path = request.url.path
         self.sent.append(Sent(request.method, path, content))
+        assert len(self.sent) < MAX_REQUESTS, "the victim goes round in circles"
         if re.fullmatch(r"/v1/clients/[^/]+/identity-key", path):
             registered = json.loads(content)
             if registered["certificate"] is not None:
@@ -230,6 +239,8 @@ class EvilServer(FakeAggregator):
     def _seat(self, method: str, content: bytes, *, task_id: str) -> httpx.Response:
         if method == "PUT":
             if self.sessions and self.session.state not in (SessionState.DONE, SessionState.ABORTED):
+                # Whoever comes with fresh keys has forgotten its old ones: the session's deadline passes meanwhile.
+                self.session.state = SessionState.ABORTED
                 raise ProblemError(ProblemType.EQUIVOCATION, "other bytes were sent as the advertised keys before")
             self.sessions.append(self._form(content))
         session = self.session
@@ -354,7 +365,7 @@ class EvilServer(FakeAggregator):
         unmasking.remove_masks(sums, unmasking.masks_of_sum(collected, cohort=session.cohort))
         session.total = signed(sums, ring.bits)
         session.state = SessionState.DONE
-        self.runs[self.run.run_id].move_to(RunState.COMPLETED)
+        self.finish()
 
     def _described(self, session: EvilSession) -> Session:
         manifest = Manifest.model_validate_json(self.manifests[self.sequence][0])

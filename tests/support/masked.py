@@ -21,6 +21,8 @@ from fl_protocol.runs import RunSpec
 from fl_protocol.specs.secure_aggregation import clipping_norm
 from tests.support.participant import Participant as Enrolled
 from tests.support.participant import Tensors, create_run, enrol, small_model
+from tests.support.server import ServerProcess
+from tests.support.stored import Stored
 
 BYTES = {"Content-Type": "application/octet-stream"}
 WAIT = 20
@@ -298,3 +300,14 @@ def at_phase(operator: httpx.Client, own: MaskedClient, phase: str) -> tuple[dic
         cohort.phase(lambda client, what=earlier: client.send_next(what, cohort.ring), others.clients)  # type: ignore[misc]
         messages[following] = own.message_of(following, cohort.ring)
     return names, messages[phase]
+
+
+def let_time_pass(server: ServerProcess, run_id: str) -> None:
+    """Lets the deadlines of a run's sessions, and of those who wait for one, be over now, however slow the machine."""
+    with Stored(server.database_url) as stored:
+        stored.change("UPDATE sessions SET deadline_at = 0 WHERE run_id = :a AND ended_at IS NULL", a=run_id)
+        stored.change("UPDATE seats SET waiting_since = 0 WHERE run_id = :a AND state = 'waiting'", a=run_id)
+    with server.http() as operator:
+        # The worker looks at its deadlines again when a run moves on.
+        for step in ("pause", "resume"):
+            assert operator.post(f"/v1/runs/{run_id}/{step}").status_code == 200

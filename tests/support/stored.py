@@ -44,6 +44,10 @@ class Stored:
         """Gives what a query finds."""
         return [tuple(row) for row in self._connection.execute(sa.text(statement), parameters)]
 
+    def change(self, statement: str, **parameters: object) -> None:
+        """Changes something behind the server's back."""
+        self._connection.execute(sa.text(statement), parameters)
+
     def _rows(self, table: str) -> Sequence[sa.Row[Any]]:
         return self._connection.execute(sa.select(sa.text("*")).select_from(sa.table(table))).all()
 

@@ -13,7 +13,7 @@ from aggregator_service.flow import buffers, cohorts
 from aggregator_service.storage import attendance, seats, sessions, tasks
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.sessions import AbortCode, SeatState
-from fl_protocol.specs.protection import NoSecureAggregation
+from fl_protocol.specs.secure_aggregation import is_masked
 
 _log = structlog.get_logger()
 
@@ -49,7 +49,7 @@ def abort(
 
 def end_all(tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
     """Ends what goes on in a masked round that was just closed or abandoned."""
-    if isinstance(run.spec.secure_aggregation, NoSecureAggregation):
+    if not is_masked(run.spec):
         return
     for session in sessions.open_of_round(tx, round_.round_id):
         reason = f"round {round_.number} (attempt {round_.attempt}) ended before the session did"

@@ -16,7 +16,7 @@ from fl_protocol.manifests import ManifestKey
 from fl_protocol.masked_vectors import manifest_of, render_manifest
 from fl_protocol.masking import keys
 from fl_protocol.problems import ProblemError, ProblemType
-from fl_protocol.specs.protection import NoSecureAggregation
+from fl_protocol.specs.secure_aggregation import is_masked
 
 _GRACE: Final = timedelta(days=7)
 """How long after a round's deadline its manifest is still good: pauses move the deadline."""
@@ -24,7 +24,7 @@ _GRACE: Final = timedelta(days=7)
 
 def write(flow: Flow, tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
     """Writes the manifest of a round that was just opened, if it is masked."""
-    if isinstance(run.spec.secure_aggregation, NoSecureAggregation):
+    if not is_masked(run.spec):
         return
     model, previous = models.get(tx, run.run_id, round_.base_version), manifests.last(tx, run.run_id)
     if model is None:
