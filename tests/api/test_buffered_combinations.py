@@ -46,7 +46,7 @@ ROBUST: dict[str, dict[str, Any]] = {
 CASES = {name: (spec, BUFFERED) for name, spec in MEANS.items()} | {
     name: (spec, BUFFERED | ALL_ALIKE) for name, spec in ROBUST.items()
 }
-# Which database it is makes no difference to the arithmetic: one mean, one optimizer and one robust strategy go on both.
+# The database makes no difference to the arithmetic: a mean, an optimizer and a robust strategy go on both.
 PLACES = {f"sqlite-{name}": ("sqlite", *case) for name, case in CASES.items()} | {
     f"postgres-{name}": ("postgres", *CASES[name]) for name in ("strata", "adam", "bulyan")
 }
