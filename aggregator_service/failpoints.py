@@ -23,6 +23,17 @@ NAMES: Final = (
     "evaluation.after_commit",
     "rollback.in_transaction",
     "rollback.after_commit",
+    "session.seat_taken",
+    "session.forming",
+    "session.message_taken",
+    "session.input_stored",
+    "session.entering",
+    "session.sum_started",
+    "session.sum_halfway",
+    "session.sum_written",
+    "session.settling",
+    "session.settled",
+    "session.aborting",
 )
 
 

@@ -15,18 +15,24 @@ if TYPE_CHECKING:
     from client_sdk.errors import (
         FedQuorumError,
         InsecureTransportError,
+        ManifestError,
+        ManifestForkError,
         PolicyError,
         PrivacyBudgetError,
         PrivacyClaimError,
         RunFailedError,
         ServerError,
+        SessionRefusedError,
         TrainerError,
+        TranscriptError,
         TransportError,
         UntrustedAnswerError,
         UsageError,
     )
+    from client_sdk.masking.trust import PeerTrust, load_roster
     from client_sdk.operator import Enrolment, Operator
-    from client_sdk.participant import Participation, participate
+    from client_sdk.participant import participate
+    from client_sdk.performer import Participation
     from client_sdk.privacy.policy import PrivacyPolicy, load_policy
     from client_sdk.session.progress import Progress
     from client_sdk.session.work import (
@@ -57,8 +63,11 @@ __all__ = [
     "FedQuorumError",
     "InsecureTransportError",
     "Limits",
+    "ManifestError",
+    "ManifestForkError",
     "Operator",
     "Participation",
+    "PeerTrust",
     "PolicyError",
     "PrivacyBudgetError",
     "PrivacyClaimError",
@@ -70,6 +79,7 @@ __all__ = [
     "RunFailedError",
     "RunSpec",
     "ServerError",
+    "SessionRefusedError",
     "SimulatedRound",
     "Simulation",
     "StoredModel",
@@ -81,10 +91,12 @@ __all__ = [
     "TrainingResult",
     "TrainingSpec",
     "TrainingTask",
+    "TranscriptError",
     "TransportError",
     "UntrustedAnswerError",
     "UsageError",
     "load_policy",
+    "load_roster",
     "participate",
     "participate_blocking",
     "simulate",
@@ -97,18 +109,24 @@ _HOMES: Final = {
     "client_sdk.errors": (
         "FedQuorumError",
         "InsecureTransportError",
+        "ManifestError",
+        "ManifestForkError",
         "PolicyError",
         "PrivacyBudgetError",
         "PrivacyClaimError",
         "RunFailedError",
         "ServerError",
+        "SessionRefusedError",
         "TrainerError",
+        "TranscriptError",
         "TransportError",
         "UntrustedAnswerError",
         "UsageError",
     ),
+    "client_sdk.masking.trust": ("PeerTrust", "load_roster"),
     "client_sdk.operator": ("Enrolment", "Operator"),
-    "client_sdk.participant": ("Participation", "participate"),
+    "client_sdk.participant": ("participate",),
+    "client_sdk.performer": ("Participation",),
     "client_sdk.privacy.policy": ("PrivacyPolicy", "load_policy"),
     "client_sdk.session.progress": ("Progress",),
     "client_sdk.session.work": (

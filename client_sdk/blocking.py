@@ -14,8 +14,10 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from client_sdk.client import AggregatorClient
 from client_sdk.config import DEFAULT_LIMITS, Limits
+from client_sdk.masking.trust import PeerTrust
 from client_sdk.operator import Operator
-from client_sdk.participant import OnEvent, Participation, participate
+from client_sdk.participant import participate
+from client_sdk.performer import OnEvent, Participation
 from client_sdk.privacy.policy import PrivacyPolicy
 from client_sdk.session.work import Evaluator, Trainer
 from fl_protocol.rounds import Event
@@ -100,6 +102,8 @@ def participate_blocking(
     cache_dir: Path | None = None,
     state_dir: Path | None = None,
     policy: PrivacyPolicy | None = None,
+    client_id: str | None = None,
+    peer_trust: PeerTrust | None = None,
     on_event: OnEvent | None = None,
     allow_insecure_http: bool = False,
     limits: Limits = DEFAULT_LIMITS,
@@ -118,6 +122,8 @@ def participate_blocking(
                 cache_dir=cache_dir,
                 state_dir=state_dir,
                 policy=policy,
+                client_id=client_id,
+                peer_trust=peer_trust,
                 on_event=on_event,
             )
 

@@ -9,7 +9,11 @@ FedQuorumError
 ├── PrivacyBudgetError              the update would cost more than the run promised its clients; nothing was sent
 ├── TransportError                  the network lost the request or the answer
 ├── UntrustedAnswerError            the server sent something that cannot be true, or more than it may
-│   └── PrivacyClaimError           what it says of the run's privacy is not what this client has counted and computed
+│   ├── PrivacyClaimError           what it says of the run's privacy is not what this client has counted and computed
+│   ├── ManifestError               a masked round's manifest is not the one that its run and task say
+│   │   └── ManifestForkError       it signed two manifests of which the log can hold only one; both are kept
+│   ├── SessionRefusedError         a masked session would break a rule of the protocol; this client has left it
+│   └── TranscriptError             a masked session's transcript does not have what this client sent and signed
 └── ServerError                     the server refused, and said why
     ├── MalformedUpdateError        MalformedRequestError      InvalidRequestError
     ├── UnauthenticatedError        ForbiddenError             NotFoundError
@@ -19,7 +23,8 @@ FedQuorumError
     ├── StructureMismatchError      NonFiniteError             ValueOutOfRangeError
     ├── InvalidMetadataError        DigestMismatchError        TooManyRequestsError
     ├── RequestTimeoutError         InternalServerError        UnavailableError
-    └── InsufficientStorageError
+    ├── EquivocationError           PhaseClosedError           SessionAbortedError
+    └── InvalidMessageError         InsufficientStorageError
 """
 
 import re
@@ -96,6 +101,39 @@ class PrivacyClaimError(_Bounded, UntrustedAnswerError):
     """What the server says of the run's privacy is not what this client has counted and computed; nothing was trained.
 
     `field` is the claim's, `value` what the server says and `bound` what this client knows.
+    """
+
+
+class ManifestError(_Bounded, UntrustedAnswerError):
+    """A masked round's manifest is not what the run, the task and this client's own log say; nothing was trained.
+
+    `field` is the manifest's, `value` what it has there and `bound` what would be right.
+    """
+
+
+class ManifestForkError(ManifestError):
+    """The server signed two manifests of which a log can hold only one; `evidence` is the file that holds both."""
+
+    def __init__(self, detail: str, *, field: str, value: object, bound: object, evidence: str) -> None:
+        super().__init__(detail, field=field, value=value, bound=bound)
+        self.evidence: Final = evidence
+
+
+class SessionRefusedError(_Bounded, UntrustedAnswerError):
+    """A masked session would break a rule of the protocol: this client has left it, and its secrets are gone.
+
+    `rule` is the rule's name (C2 to C7; docs/privacy), `field` what was wrong in the server's message.
+    """
+
+    def __init__(self, detail: str, *, rule: str, field: str, value: object, bound: object) -> None:
+        super().__init__(detail, field=field, value=value, bound=bound)
+        self.rule: Final = rule
+
+
+class TranscriptError(_Bounded, UntrustedAnswerError):
+    """The transcript of a finished session does not have what this client sent and signed: it was left out, or worse.
+
+    `field` is the transcript's, `value` what it has there and `bound` what this client knows.
     """
 
 
@@ -265,6 +303,30 @@ class UnavailableError(ServerError):
     """The server cannot answer just now."""
 
     problem_type = ProblemType.UNAVAILABLE
+
+
+class EquivocationError(ServerError):
+    """Other bytes were sent for the same place of a masked session before, and those stand."""
+
+    problem_type = ProblemType.EQUIVOCATION
+
+
+class PhaseClosedError(ServerError):
+    """The masked session takes this message in another phase: it came too late, or too early."""
+
+    problem_type = ProblemType.PHASE_CLOSED
+
+
+class SessionAbortedError(ServerError):
+    """The masked session ended without a sum; `detail` says why."""
+
+    problem_type = ProblemType.SESSION_ABORTED
+
+
+class InvalidMessageError(ServerError):
+    """A message of a masked session has not the form, the signature or the keys that it must have."""
+
+    problem_type = ProblemType.INVALID_MESSAGE
 
 
 class InsufficientStorageError(ServerError):

@@ -1,71 +1,22 @@
-"""The loop of a participant: performs the actions that the session asks for."""
+"""The loop of a participant: an action at a time until the run is over."""
 
 import contextlib
-import functools
-import math
-import os
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, TypeVar, assert_never
-
-import anyio
-import anyio.to_thread
 
 from client_sdk.client import AggregatorClient
 from client_sdk.controls import ControlStore
-from client_sdk.errors import (
-    AlreadySubmittedError,
-    FedQuorumError,
-    RunFinishedError,
-    ServerError,
-    TrainerError,
-    UntrustedAnswerError,
-    UsageError,
-)
+from client_sdk.masked_round import Membership
+from client_sdk.masking.trust import PeerTrust
+from client_sdk.performer import OnEvent, Participation, Performer
 from client_sdk.personal import PersonalTensors
-from client_sdk.privacy.claims import Reviewed, Spending
-from client_sdk.privacy.history import Outcome, PrivacyHistory
+from client_sdk.privacy.history import PrivacyHistory
 from client_sdk.privacy.policy import PrivacyPolicy
 from client_sdk.session import machine
-from client_sdk.session.progress import (
-    EvaluationAccepted,
-    ModelPulled,
-    PrivacySpent,
-    Progress,
-    RunFinished,
-    TaskClaimed,
-    TaskGivenUp,
-    TrainingFinished,
-    UpdateAccepted,
-    UpdateClipped,
-    Waiting,
-    WorkRefused,
-)
-from client_sdk.session.work import Evaluator, TrainedDelta, TrainedModel, Trainer
-from client_sdk.transfer import Content, body_of_tensors, read_model
-from fl_protocol.arrays import Tensor
-from fl_protocol.tasks import EvaluationReport, Task
-
-GIVE_UP_SECONDS: Final = 5.0
-"""How long a participant that fails tries to hand its task back."""
-
-FIRST_SERVER_FAULT: Final = 500
-KEY_BYTES: Final = 32
-
-OnEvent = Callable[[Progress], None]
-Result = TypeVar("Result")
-
-
-@dataclass(slots=True)
-class Participation:
-    """What a participant did in a run, counted up to its end."""
-
-    num_updates: int = 0
-    num_evaluations: int = 0
-    num_refused: int = 0
-    reason: str = ""
+from client_sdk.session.progress import Progress, RunFinished
+from client_sdk.session.work import Evaluator, Trainer
 
 
 async def participate(
@@ -77,6 +28,8 @@ async def participate(
     cache_dir: Path | None = None,
     state_dir: Path | None = None,
     policy: PrivacyPolicy | None = None,
+    client_id: str | None = None,
+    peer_trust: PeerTrust | None = None,
     on_event: OnEvent | None = None,
 ) -> Participation:
     """Takes part in a run until it is over: claims a task, pulls its model, trains, sends the update, and again.
@@ -84,11 +37,13 @@ async def participate(
     Trainer and evaluator are called in a worker thread. Models are kept in `cache_dir` by their digest, one at a time
     (by default in a temporary folder). `state_dir` is a folder of this client's own for what it must keep from round to
     round and over restarts: personal tensors (`RunSpec.parameters`) after each accepted update, by default in memory
-    until this function returns; SCAFFOLD's control variates, which need the folder; and its own count of the updates
-    that it sent in a private run, without which no `policy` can be held. An update that comes too late is told to
-    `on_event` and is no fault. If anything else fails, the task is handed back and the error is raised: the trainer's
-    own, TrainerError for what cannot be sent, UntrustedAnswerError for a model that must not be used, PolicyError for a
-    run that `policy` does not allow (before anything is trained), any other FedQuorumError for the rest.
+    until this function returns; SCAFFOLD's control variates, which need the folder; its own count of the updates that
+    it sent in a private run, without which no `policy` can be held; and its identity in masked runs, which need the
+    folder, and `client_id` until the identity is made. `peer_trust` is what this client judges its peers and its server
+    by. An update that comes too late is told to `on_event` and is no fault. If anything else fails, the task is handed
+    back and the error is raised: the trainer's own, TrainerError for what cannot be sent, UntrustedAnswerError for a
+    model, a manifest or a session that must not be used, PolicyError for a run that `policy` does not allow (before
+    anything is trained), any other FedQuorumError for the rest.
     """
     session = machine.ParticipantSession(
         run_id,
@@ -109,6 +64,7 @@ async def participate(
             controls=None if state_dir is None else ControlStore(state_dir, run_id),
             personal=PersonalTensors(run_id, state_dir),
             history=PrivacyHistory(run_id, state_dir),
+            membership=Membership(state_dir=state_dir, client_id=client_id, trust=_trust(peer_trust, policy)),
             tell=on_event or _ignore,
         )
         action: machine.Action = machine.Claim()
@@ -117,6 +73,14 @@ async def participate(
         performer.tell(RunFinished(action.reason))
         performer.done.reason = action.reason
     return performer.done
+
+
+def _trust(peer_trust: PeerTrust | None, policy: PrivacyPolicy | None) -> PeerTrust:
+    """Gives what peers are judged by; a policy that insists on a complete graph does so in each session, too."""
+    trust = peer_trust or PeerTrust()
+    return (
+        replace(trust, require_complete_graph=True) if policy is not None and policy.require_complete_graph else trust
+    )
 
 
 def _ignore(event: Progress) -> None:
@@ -130,211 +94,3 @@ def _cache_folder(cache_dir: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="fedquorum-") as folder:
         yield Path(folder)
-
-
-@dataclass(slots=True, kw_only=True)
-class Performer:
-    """Performs one participant's actions; `participate` and a simulation decide when."""
-
-    client: AggregatorClient
-    run_id: str
-    session: machine.ParticipantSession
-    trainer: Trainer
-    evaluator: Evaluator | None
-    folder: Path
-    controls: ControlStore | None
-    personal: PersonalTensors
-    history: PrivacyHistory
-    tell: OnEvent
-    done: Participation = field(default_factory=Participation)
-    cached: dict[str, Path] = field(default_factory=dict)
-    spending: Spending | None = None
-
-    async def perform(self, action: machine.Action) -> machine.Action:
-        """Performs one action and gives the next one; the task at hand is handed back if that fails."""
-        match action:
-            case machine.Claim():
-                return await self._claim()
-            case machine.Rest():
-                self.tell(Waiting(action.seconds))
-                await self.client.sleep(action.seconds)
-                return machine.Claim()
-            case machine.GiveUp():
-                await self._give_up(action.task, action.reason)
-                return machine.Rest(machine.REST_SECONDS)
-            case machine.Finish():
-                return action
-            case _:
-                return await self._perform_task(action)
-
-    async def _perform_task(self, action: machine.TaskAction) -> machine.Action:
-        try:
-            return await self._work_on(action)
-        except BaseException as error:
-            with anyio.move_on_after(GIVE_UP_SECONDS, shield=True), contextlib.suppress(FedQuorumError):
-                await self._give_up(action.task, f"{type(error).__name__}: {error}")
-            raise
-
-    async def _work_on(self, action: machine.TaskAction) -> machine.Action:
-        match action:
-            case machine.Review():
-                return await self._review(action.task)
-            case machine.Pull():
-                self.session.check_can_do(action.task)
-                kept = await _in_thread(self.personal.load)
-                return self.session.pulled(action.task, await self._pull(action.task), personal=kept)
-            case machine.PullControls():
-                return await self._pull_controls(action)
-            case machine.Train():
-                return await self._train(action)
-            case machine.Evaluate():
-                return machine.SendEvaluation(action.task, await self._evaluate(action))
-            case machine.SendUpdate():
-                return await self._send_update(action)
-            case machine.SendEvaluation():
-                return await self._send_evaluation(action)
-            case _:
-                assert_never(action)
-
-    async def _claim(self) -> machine.Action:
-        try:
-            claim = await self.client.claim_task(self.run_id)
-        except RunFinishedError as error:
-            return machine.Finish(error.detail)
-        if isinstance(claim, Task):
-            self.tell(TaskClaimed(claim))
-        return self.session.claimed(claim)
-
-    async def _review(self, task: Task) -> machine.Action:
-        self.session.check_can_do(task)
-        spec = (await self.client.get_run(self.run_id)).spec
-        known = await _in_thread(self.history.load)
-        pull, reviewed = await _in_thread(functools.partial(self.session.reviewed, task, spec, known=known))
-        self.spending = reviewed.spending
-        if reviewed.spending is not None:
-            await _in_thread(functools.partial(self._keep_promise, reviewed))
-        return pull
-
-    def _keep_promise(self, reviewed: Reviewed) -> None:
-        if self.history.load().promise is None:
-            self.history.promised(reviewed.promise)
-        self.history.saw_ledger(reviewed.ledger)
-
-    async def _pull(self, task: Task) -> dict[str, Tensor]:
-        expected = Content(task.model_digest, task.model_num_bytes)
-        download = functools.partial(self.client.download_model, self.run_id, self.folder, version=task.base_version)
-        model, from_cache = await self._fetch("model", expected, download)
-        self.tell(ModelPulled(task, from_cache))
-        return model
-
-    async def _pull_controls(self, action: machine.PullControls) -> machine.Action:
-        task, named, server = action.task, action.task.control_variate, None
-        if self.controls is None:
-            raise UsageError("this participant has no folder for control variates")
-        own = await _in_thread(functools.partial(self.controls.load, task))
-        if named is not None:
-            expected = Content(named.digest, named.num_bytes)
-            download = functools.partial(
-                self.client.download_control_variate, self.run_id, self.folder, version=task.base_version
-            )
-            server, _ = await self._fetch("control variate", expected, download)
-        return self.session.controls_pulled(action, own=own, server=server)
-
-    async def _fetch(
-        self, kind: str, expected: Content, download: Callable[..., Awaitable[object]]
-    ) -> tuple[dict[str, Tensor], bool]:
-        """Gives tensors from the cache, else downloads them; one file of each kind is kept."""
-        path = self.folder / expected.file_name
-        tensors = await anyio.to_thread.run_sync(read_model, path, expected)
-        from_cache = tensors is not None
-        if tensors is None:
-            await download(expected=expected)
-            tensors = await anyio.to_thread.run_sync(read_model, path, expected)
-        if tensors is None:
-            raise UntrustedAnswerError(
-                f"{path} changed right after it was downloaded; does something else write there?"
-            )
-        previous = self.cached.get(kind)
-        self.cached[kind] = path
-        if previous is not None and previous not in self.cached.values():
-            previous.unlink(missing_ok=True)
-        return tensors, from_cache
-
-    async def _train(self, action: machine.Train) -> machine.Action:
-        result = await _in_thread(functools.partial(self.trainer, action.work))
-        if not isinstance(result, TrainedModel | TrainedDelta):
-            raise TrainerError(f"the trainer returned {type(result).__name__}, not TrainedModel or TrainedDelta")
-        send = await _in_thread(functools.partial(self.session.trained, action, result, key=os.urandom(KEY_BYTES)))
-        self.tell(TrainingFinished(action.task, result.num_examples, dict(result.metrics)))
-        if send.update.norm is not None:
-            self.tell(UpdateClipped(action.task, send.update.norm if math.isfinite(send.update.norm) else None))
-        if result.spent is not None and self.spending is not None:
-            self.spending = replace(self.spending, epsilon=result.spent.epsilon, delta=result.spent.delta)
-        return send
-
-    async def _evaluate(self, action: machine.Evaluate) -> EvaluationReport:
-        if self.evaluator is None:
-            raise TrainerError("this participant has no evaluator")
-        report = await _in_thread(functools.partial(self.evaluator, action.work))
-        if not isinstance(report, EvaluationReport):
-            raise TrainerError(f"the evaluator returned {type(report).__name__}, not EvaluationReport")
-        return report
-
-    async def _send_update(self, action: machine.SendUpdate) -> machine.Action:
-        update = action.update
-        body = await _in_thread(functools.partial(body_of_tensors, update.delta, update.metadata))
-        if update.control is not None and self.controls is not None:
-            await _in_thread(functools.partial(self.controls.keep, action.task, body.digest, update.control))
-        await self._count(action.task, body.digest)
-        try:
-            receipt = await self.client.put_update(action.task.task_id, body)
-        except ServerError as error:
-            await self._note(action.task, _outcome_of(error))
-            return self._refused(action.task, error)
-        await self._note(action.task, Outcome.ACCEPTED)
-        if update.personal:
-            await _in_thread(functools.partial(self.personal.keep, update.personal))
-        self.done.num_updates += 1
-        self.tell(UpdateAccepted(action.task, receipt))
-        return self.session.sent(action.task)
-
-    async def _count(self, task: Task, digest: str) -> None:
-        """Counts a private update before it leaves."""
-        if self.spending is not None:
-            await _in_thread(functools.partial(self.history.sending, task.task_id, digest))
-            self.tell(PrivacySpent(task, self.spending.epsilon, self.spending.delta, self.spending.unit))
-
-    async def _note(self, task: Task, outcome: Outcome) -> None:
-        if self.spending is not None and outcome is not Outcome.SENT:
-            await _in_thread(functools.partial(self.history.answered, task.task_id, outcome))
-
-    async def _send_evaluation(self, action: machine.SendEvaluation) -> machine.Action:
-        try:
-            receipt = await self.client.put_evaluation(action.task.task_id, action.report)
-        except ServerError as error:
-            return self._refused(action.task, error)
-        self.done.num_evaluations += 1
-        self.tell(EvaluationAccepted(action.task, action.report, receipt))
-        return self.session.sent(action.task)
-
-    def _refused(self, task: Task, error: ServerError) -> machine.Action:
-        following = self.session.refused(task, error)
-        self.done.num_refused += 1
-        self.tell(WorkRefused(task, error.detail))
-        return following
-
-    async def _give_up(self, task: Task, reason: str) -> None:
-        await self.client.give_up_task(task.task_id)
-        self.tell(TaskGivenUp(task, reason))
-
-
-def _outcome_of(error: ServerError) -> Outcome:
-    """Tells what became of an update that the server refused; what failed on its side may have been counted."""
-    if isinstance(error, AlreadySubmittedError):
-        return Outcome.ACCEPTED
-    return Outcome.REFUSED if error.status < FIRST_SERVER_FAULT and not error.retryable else Outcome.SENT
-
-
-async def _in_thread(call: Callable[[], Result]) -> Result:
-    # A cancelled participant does not wait for its trainer: the thread ends by itself and its result is dropped.
-    return await anyio.to_thread.run_sync(call, abandon_on_cancel=True)

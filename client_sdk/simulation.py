@@ -26,8 +26,9 @@ from client_sdk.config import Limits
 from client_sdk.controls import ControlStore
 from client_sdk.errors import RunFailedError, UsageError
 from client_sdk.local_server import running_server
+from client_sdk.masked_round import Membership
 from client_sdk.operator import Operator
-from client_sdk.participant import Performer
+from client_sdk.performer import Performer
 from client_sdk.personal import PersonalTensors
 from client_sdk.privacy.history import PrivacyHistory
 from client_sdk.session import machine
@@ -36,12 +37,14 @@ from client_sdk.session.work import Evaluator, Trainer, TrainingResult, Training
 from fl_protocol.arrays import Tensor
 from fl_protocol.rounds import Round, RoundState
 from fl_protocol.runs import FINISHED_RUN_STATES, Run, RunSpec, RunState
-from fl_protocol.tasks import EvaluationReport, TaskKind
+from fl_protocol.tasks import EnrolledClient, EvaluationReport, TaskKind
 
 MAX_CLIENTS: Final = 10_000
 
 PAUSE_SECONDS: Final = 0.2
 """How long nobody asks after everybody was told that there is nothing to do."""
+
+MAX_IDLE_CONNECTIONS: Final = 100
 
 _LIMITS: Final = Limits(wait_seconds=0)
 
@@ -86,10 +89,11 @@ def simulate(
     `trainers` (and `evaluators`) make client number i's trainer when it has a task, in a worker thread, and it is
     dropped after the task: what must outlive it belongs to the caller. At most `concurrency` clients work at once.
     Clients ask in an order drawn from `seed` for each pass and send in that order, so that with trainers that are
-    functions of their task and `open` selection the same seed gives the same digest. `measure` is called with each new
-    model and `on_round` after each round, both in the calling thread; `on_event` with what clients tell, in another.
-    `attributes` holds one mapping for each client. Raises a trainer's own error, RunFailedError with the server's
-    reason, UsageError, or another FedQuorumError.
+    functions of their task and `open` selection the same seed gives the same digest. A masked run's does not: its
+    updates are rounded at random, and its clients send together, as a session needs all of them at once. `measure` is
+    called with each new model and `on_round` after each round, both in the calling thread; `on_event` with what clients
+    tell, in another. `attributes` holds one mapping for each client. Raises a trainer's own error, RunFailedError
+    with the server's reason, UsageError, or another FedQuorumError.
     """
     _check(num_clients, attributes=attributes, concurrency=concurrency)
     with tempfile.TemporaryDirectory(prefix="fedquorum-simulation-") as folder, start_blocking_portal() as portal:
@@ -120,7 +124,9 @@ def _ignore(event: Progress) -> None:
 
 def _shared_transport() -> httpx.AsyncHTTPTransport:
     # One pool of connections for all clients, however many: each has a token of its own, none a socket of its own.
-    return httpx.AsyncHTTPTransport(verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    # Members of a session wait for each other, so none may wait for another's connection.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=MAX_IDLE_CONNECTIONS)
+    return httpx.AsyncHTTPTransport(verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), limits=limits)
 
 
 def _check(num_clients: int, *, attributes: Sequence[Mapping[str, str]] | None, concurrency: int) -> None:
@@ -150,7 +156,7 @@ class _Federation:
     run: Run = field(init=False)
     address: str = ""
     performers: list[Performer] = field(default_factory=list)
-    tokens: list[str] = field(default_factory=list)
+    enrolled: list[EnrolledClient] = field(default_factory=list)
     num_completed: int = 0
     opened: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     transport: httpx.AsyncHTTPTransport = field(default_factory=_shared_transport)
@@ -175,11 +181,11 @@ class _Federation:
             enrolled = await self.operator.enrol(
                 f"client-{index}", attributes=None if attributes is None else attributes[index]
             )
-            self.tokens.append(enrolled.token)
+            self.enrolled.append(enrolled)
 
     async def start(self, spec: RunSpec, initial_model: Mapping[str, Tensor] | bytes) -> None:
         self.run = await self.operator.start_run(spec, initial_model)
-        self.performers = [self._performer(index, token) for index, token in enumerate(self.tokens)]
+        self.performers = [self._performer(index, enrolled) for index, enrolled in enumerate(self.enrolled)]
 
     async def next_round(self) -> Round | None:
         """Lets clients work until one more round has completed; None when the run is over."""
@@ -251,7 +257,7 @@ class _Federation:
     def _client(self, token: str) -> AggregatorClient:
         return AggregatorClient(self.address, token=token, limits=_LIMITS, seams=Seams(transport=self.transport))
 
-    def _performer(self, index: int, token: str) -> Performer:
+    def _performer(self, index: int, enrolled: EnrolledClient) -> Performer:
         evaluators = self.evaluators
         session = machine.ParticipantSession(
             self.run.run_id,
@@ -269,23 +275,28 @@ class _Federation:
                 raise UsageError("the simulation was given no evaluators")
             return evaluators(index)(task)
 
+        state_dir = self.folder / "states" / str(index)
         return Performer(
-            client=self._client(token),
+            client=self._client(enrolled.token),
             run_id=self.run.run_id,
             session=session,
             trainer=train,
             evaluator=None if evaluators is None else evaluate,
             folder=self.folder,
-            controls=ControlStore(self.folder / "states" / str(index), self.run.run_id),
+            controls=ControlStore(state_dir, self.run.run_id),
             personal=PersonalTensors(self.run.run_id, None),
             history=PrivacyHistory(self.run.run_id, None),
+            membership=Membership(state_dir=state_dir, client_id=enrolled.client_id),
             tell=self.on_event,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """One task's work; it holds its slot until its answer is sent, so that no more answers wait than slots are."""
+    """One task's work; it holds its slot until its answer is sent, so that no more answers wait than slots are.
+
+    Only a masked update waits without one: for all the others of its session.
+    """
 
     performer: Performer
     pulling: anyio.Lock
@@ -300,6 +311,13 @@ class _Turn:
             if isinstance(work, machine.PullControls):
                 work = await self.performer.perform(work)
         answer = await self.performer.perform(work)
+        if isinstance(answer, machine.Aggregate):
+            self.after.set()
+            self.slots.release()
+            following = await self.performer.perform(answer)
+            if isinstance(following, machine.GiveUp):
+                await self.performer.perform(following)
+            return
         await self.before.wait()
         await self.performer.perform(answer)
         self.after.set()

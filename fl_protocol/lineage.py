@@ -39,7 +39,7 @@ class Lineage(ResponseMessage):
     Version 0 is the run's initial model. Where `restored_from` is set, the version has the very tensors of its parent.
     Any other is its parent plus the step that the `updates` of the round made, listed in the order of their digests.
     `digest` is that of the model as it is downloaded without its lineage. `updates` is empty where the list would not
-    fit into the header and in a private run; `num_updates` says how many there were.
+    fit into the header and in a private or masked run; `num_updates` says how many there were.
     """
 
     format: Literal[1] = 1

@@ -10,6 +10,7 @@ from fl_protocol.specs.privacy import (
     CentralBltPrivacy,
     CentralGaussianAdaptivePrivacy,
     CentralGaussianPrivacy,
+    DistributedSkellamPrivacy,
     ExampleDpsgdPrivacy,
     LocalGaussianPrivacy,
     LocalLaplacePrivacy,
@@ -29,9 +30,13 @@ class PrivacyUnit(StrEnum):
 
 
 class Trust(StrEnum):
-    """Who must be honest for a promise to hold besides the client itself: the server that adds the noise, or nobody."""
+    """Who must be honest for a promise to hold besides the client itself.
+
+    The server that adds the noise; a share of the other clients, which add it together; or nobody.
+    """
 
     SERVER = "server"
+    CLIENTS = "clients"
     NOBODY = "nobody"
 
 
@@ -80,37 +85,11 @@ def promise_of(privacy: Privacy) -> tuple[PrivacyUnit, Adjacency, Trust] | None:
             return None
         case CentralGaussianPrivacy() | CentralGaussianAdaptivePrivacy() | CentralBltPrivacy():
             return PrivacyUnit.CLIENT, Adjacency.ZERO_OUT, Trust.SERVER
+        case DistributedSkellamPrivacy():
+            return PrivacyUnit.CLIENT, Adjacency.ZERO_OUT, Trust.CLIENTS
         case LocalLaplacePrivacy() | LocalGaussianPrivacy():
             return PrivacyUnit.CLIENT, Adjacency.REPLACE_ONE, Trust.NOBODY
         case ExampleDpsgdPrivacy():
             return PrivacyUnit.EXAMPLE, Adjacency.ADD_OR_REMOVE_ONE, Trust.NOBODY
-        case _:
-            assert_never(privacy)
-
-
-def sentence_of(privacy: Privacy) -> str:
-    """Says in a sentence what a kind of privacy promises, and what it does not."""
-    match privacy:
-        case NoPrivacy():
-            return (
-                "The operator and anyone with its database sees every update, and updates can reveal training data; "
-                "the published models promise nothing."
-            )
-        case CentralGaussianPrivacy() | CentralGaussianAdaptivePrivacy() | CentralBltPrivacy():
-            return (
-                "Whoever sees all published models learns of one client at most what (epsilon, delta)-differential "
-                "privacy allows, counted per client identity and not per person; the operator is trusted to clip and "
-                "to add the noise, and sees every update."
-            )
-        case LocalLaplacePrivacy() | LocalGaussianPrivacy():
-            return (
-                "Each update is noised before it leaves its client, against everyone including the operator, counted "
-                "per client identity; with many parameters little can be learnt from it."
-            )
-        case ExampleDpsgdPrivacy():
-            return (
-                "Each client trains with DP-SGD, which protects each of its training examples, but not a person with "
-                "many of them; what it spent the client accounts for itself, and the server cannot check it."
-            )
         case _:
             assert_never(privacy)

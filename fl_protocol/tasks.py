@@ -6,12 +6,14 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from fl_protocol.attributes import AttributeName, AttributeValue
+from fl_protocol.manifests import ManifestReference
 from fl_protocol.messages import MAX_EXACT_INTEGER, Metrics, Name, RequestMessage, ResponseMessage, Timestamp
 from fl_protocol.privacy_claims import PrivacyClaim
 from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm
 from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.privacy import Privacy
-from fl_protocol.specs.protection import DenseEncoding, NoSecureAggregation
+from fl_protocol.specs.protection import DenseEncoding
+from fl_protocol.specs.secure_aggregation import SecureAggregation
 from fl_protocol.specs.training import TrainingSpec
 
 
@@ -36,7 +38,7 @@ class Task(ResponseMessage):
     For SCAFFOLD `control_variate` is null while the server's is zero (version 0 and one that is published again), and
     `counted_update` is the digest of this client's newest update that a model published since then holds, null if
     there is none: the client's own control variate is the one that it computed with that update, or zero.
-    `privacy_claim` is null in a run without privacy.
+    `privacy_claim` is null in a run without privacy, `manifest` in one without secure aggregation.
     """
 
     task_id: str
@@ -51,7 +53,7 @@ class Task(ResponseMessage):
     training: TrainingSpec
     encoding: DenseEncoding
     privacy: Privacy
-    secure_aggregation: NoSecureAggregation
+    secure_aggregation: SecureAggregation
     deadline_at: Timestamp
     max_num_bytes: int
     parameters: ParametersSpec = ParametersSpec()
@@ -59,6 +61,7 @@ class Task(ResponseMessage):
     control_variate: ControlVariate | None = None
     counted_update: str | None = None
     privacy_claim: PrivacyClaim | None = None
+    manifest: ManifestReference | None = None
 
 
 class Receipt(ResponseMessage):

@@ -17,6 +17,7 @@ from aggregator_service.api import (
     privacy,
     problems,
     runs,
+    sessions,
     tasks,
 )
 from aggregator_service.api.dependencies import authenticated
@@ -56,7 +57,7 @@ def create_application(*, version: str, telemetry: Telemetry, lifespan: Lifespan
     app.add_middleware(pacing.Pacing)
     app.add_middleware(instruments.Instruments, telemetry=telemetry)
     protected = [Depends(authenticated)]
-    for module in (runs, privacy, exclusions, clients, tasks, models):
+    for module in (runs, privacy, exclusions, clients, tasks, models, sessions):
         app.include_router(module.router, dependencies=protected)
     app.include_router(operations.router)
     app.mount(operations.STATIC_PATH, StaticFiles(directory=operations.STATIC_FOLDER), name="static")

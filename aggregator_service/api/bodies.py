@@ -6,7 +6,7 @@ from typing import Any, Final
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 
-from aggregator_service.flow.reception import Body, ContentCoding, parse_content_digest
+from aggregator_service.flow.reception import Body, ContentCoding, gather, parse_content_digest
 from fl_protocol.models import TENSOR_MEDIA_TYPE, TENSOR_MEDIA_TYPES
 from fl_protocol.problems import ProblemError, ProblemType
 
@@ -21,6 +21,15 @@ TENSOR_BODY: Final[dict[str, Any]] = {
     }
 }
 """Declares for OpenAPI that an operation takes safetensors bytes."""
+
+
+BYTES_BODY: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+"""Declares for OpenAPI that an operation takes bytes of another form, which its description names."""
 
 
 class BoundedRoute(APIRoute):
@@ -72,6 +81,36 @@ def tensor_body(request: Request, *, max_num_bytes: int) -> Body:
         )
     digest = parse_content_digest(request.headers.get("content-digest"))
     return Body(chunks=request.stream(), coding=coding, digest=digest)
+
+
+def bytes_body(request: Request, *, max_num_bytes: int) -> Body:
+    """Describes a request's body of plain bytes; raises `unsupported-media-type` or `too-large` before reading it."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if media_type != "application/octet-stream" or coding != "identity":
+        raise ProblemError(
+            ProblemType.UNSUPPORTED_MEDIA_TYPE,
+            f"Content-Type is {media_type[:64]!r}, Content-Encoding {coding[:64]!r}; masked bytes travel as "
+            "application/octet-stream, uncompressed",
+        )
+    length = announced_length(request)
+    if length is not None and length > max_num_bytes:
+        raise ProblemError(
+            ProblemType.TOO_LARGE, f"the body has {length} bytes; at most {max_num_bytes} are accepted here"
+        )
+    digest = parse_content_digest(request.headers.get("content-digest"))
+    return Body(chunks=request.stream(), coding=ContentCoding.IDENTITY, digest=digest)
+
+
+async def small_body(request: Request, *, max_num_bytes: int) -> bytes:
+    """Reads a request's body of plain bytes; raises `too-large` as soon as it is, and `digest-mismatch`."""
+    return await gather(bytes_body(request, max_num_bytes=max_num_bytes), max_num_bytes=max_num_bytes)
+
+
+def announced_length(request: Request) -> int | None:
+    """Gives the length that a request announces for its body, if it does."""
+    length = request.headers.get("content-length")
+    return None if length is None else int(length)
 
 
 def _coding(header: str) -> ContentCoding:

@@ -24,6 +24,11 @@ def models_of(run_id: str) -> str:
     return f"models:{run_id}"
 
 
+def sessions_of(run_id: str) -> str:
+    """Names what changes when a session of a masked run begins, enters another phase or ends."""
+    return f"sessions:{run_id}"
+
+
 def _work(_run_id: str) -> str:
     return WORK
 

@@ -13,19 +13,30 @@ from aggregator_service.domain.fednova import normalised_weights
 from aggregator_service.domain.privacy import blt
 from aggregator_service.domain.privacy.blt import Participation
 from aggregator_service.domain.privacy.ledger import ReleasedNoise
-from aggregator_service.domain.privacy.noised_sum import Adaptation, NoisedSum, correlated_sum, gaussian_sum
+from aggregator_service.domain.privacy.noised_sum import (
+    Adaptation,
+    Grid,
+    NoisedSum,
+    correlated_sum,
+    gaussian_sum,
+    masked_grid,
+)
 from aggregator_service.domain.records import ModelRecord, RoundRecord, RunRecord, UpdateRecord
+from aggregator_service.domain.sessions.records import SessionRecord
 from aggregator_service.domain.strategies.mean import weighted_metrics
 from aggregator_service.domain.weighting import Weighed
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.controls import fold_controls
 from aggregator_service.flow.correlation import Correlation
-from aggregator_service.flow.fold import RangeReader, SealedUpdate, aggregate
+from aggregator_service.flow.fold import RangeReader, SealedUpdate, aggregate, aggregate_masked
+from aggregator_service.flow.masked_sums import MaskedRound, MaskedSum
 from aggregator_service.flow.read_ahead import ReadAhead
 from aggregator_service.flow.windows import read_header
-from aggregator_service.storage import ledger, models, noise_keys, noise_states, rounds, runs, updates
+from aggregator_service.storage import ledger, models, noise_keys, noise_states, rounds, runs, sessions, updates
 from aggregator_service.storage.blobs import BlobUpload
 from aggregator_service.storage.transactions import ReadTx
+from fl_protocol.masked_vectors import coordinates_of, ring_of
+from fl_protocol.masking.ring import Ring
 from fl_protocol.privacy.accounting import count_stddev, value_noise_multiplier
 from fl_protocol.rounds import RoundState
 from fl_protocol.runs import RunSpec
@@ -38,6 +49,7 @@ from fl_protocol.specs.privacy import (
     num_participations,
 )
 from fl_protocol.specs.rounds import BufferedRoundSpec
+from fl_protocol.specs.secure_aggregation import PairwiseSecureAggregation, clipping_norm
 from fl_protocol.specs.selection import fixed_denominator
 from fl_protocol.specs.strategies import InverseStratumSizeWeighting, MeanStrategy
 from fl_protocol.specs.training import local_learning_rate
@@ -59,6 +71,13 @@ class SealedRound:
     noise_key: bytes | None = field(default=None, repr=False)
     clipping_norm: float | None = None
     noise_state_id: str | None = None
+    sessions: Sequence[SessionRecord] = ()
+
+    @property
+    def masked(self) -> PairwiseSecureAggregation | None:
+        """Says how the round's updates were masked; None where they were not."""
+        chosen = self.run.spec.secure_aggregation
+        return chosen if isinstance(chosen, PairwiseSecureAggregation) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +144,8 @@ def load_sealed(tx: ReadTx, round_id: str) -> SealedRound | None:
     accepted = updates.of_round(tx, round_id)
     weights, key = effective_weights(tx, run, accepted), noise_keys.get(tx, round_id)
     state_id = noise_states.get(tx, run.run_id)
-    return SealedRound(run, round_, base, accepted, weights, key, _adapted_norm(tx, run), state_id)
+    summed = sessions.done_of_round(tx, round_id)
+    return SealedRound(run, round_, base, accepted, weights, key, _adapted_norm(tx, run), state_id, summed)
 
 
 def _adapted_norm(tx: ReadTx, run: RunRecord) -> float | None:
@@ -155,7 +175,7 @@ def compute(flow: Flow, sealed: SealedRound) -> Candidate:
     failpoints.reach("aggregation.started")
     files = _Files(*(_HashedUpload(flow) for _ in range(4)))
     try:
-        released = _fold(flow, sealed, files)
+        released, metrics = (_fold if sealed.masked is None else _fold_masked)(flow, sealed, files)
     except BaseException:
         for file in (files.model, files.optimizer, files.control, files.noise):
             flow.blobs.discard_blocking(file.upload)
@@ -168,12 +188,12 @@ def compute(flow: Flow, sealed: SealedRound) -> Candidate:
         noise_state=files.noise.upload,
         digest=files.model.digest,
         control_digest=files.control.digest,
-        metrics=weighted_metrics([(update.num_examples, update.metrics) for update in sealed.updates]),
+        metrics=metrics,
         noise=released,
     )
 
 
-def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> ReleasedNoise | None:
+def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> tuple[ReleasedNoise | None, Mapping[str, float]]:
     spec, model = sealed.run.spec, sealed.base
     base = ReadAhead(_reader(flow, model.blob_id), num_bytes=model.num_bytes)
     updates = _sealed_updates(flow, sealed)
@@ -204,12 +224,54 @@ def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> ReleasedNoise | Non
             previous = ReadAhead(_reader(flow, model.control_blob_id), num_bytes=model.control_num_bytes)
         num_clients = spec.algorithm.num_clients
         fold_controls(previous, updates, layout=layout, num_clients=num_clients, write=files.control.write)
+    metrics = weighted_metrics([(update.num_examples, update.metrics) for update in sealed.updates])
     if noised is None:
-        return None
+        return None, metrics
     if num_judged < len(updates):
         # For the operator alone, who sees the updates anyway: a metric or an answer would tell others.
         _log.warning("updates_counted_as_zero", round_id=sealed.round.round_id, count=len(updates) - num_judged)
-    return noised.released(num_unclipped=num_unclipped, num_judged=num_judged, num_updates=len(updates))
+    released = noised.released(num_unclipped=num_unclipped, num_judged=num_judged, num_updates=len(updates))
+    return released, metrics
+
+
+def _fold_masked(flow: Flow, sealed: SealedRound, files: _Files) -> tuple[ReleasedNoise | None, Mapping[str, float]]:
+    spec, model, ring = sealed.run.spec, sealed.base, ring_of(sealed.run.spec)
+    base = ReadAhead(_reader(flow, model.blob_id), num_bytes=model.num_bytes)
+    masked = _masked_round(flow, sealed, ring)
+    header = read_header(base)
+    layout = coordinates_of(header, spec)
+    noised = _noised_sum(flow, sealed, header, layout=layout, write_state=files.noise.write)
+
+    def write_model(data: bytes) -> None:
+        files.model.write(data)
+        failpoints.reach("aggregation.halfway")
+
+    aggregate_masked(
+        base,
+        masked,
+        spec=spec,
+        round_number=sealed.round.number,
+        optimizer_state=None if model.optimizer_blob_id is None else _reader(flow, model.optimizer_blob_id),
+        write_model=write_model,
+        write_state=files.optimizer.write,
+        noised=noised,
+    )
+    num_updates = len(sealed.updates)
+    if noised is None:
+        return None, masked.metrics
+    released = noised.released(num_unclipped=num_updates, num_judged=num_updates, num_updates=num_updates)
+    return released, masked.metrics
+
+
+def _masked_round(flow: Flow, sealed: SealedRound, ring: Ring) -> MaskedRound:
+    sums = []
+    for one in sealed.sessions:
+        if one.sum_blob_id is None or one.sum_digest is None or one.total_weight is None or one.totals is None:
+            raise LookupError(f"session {one.session_id} is done and lacks its sum")
+        extras = dict(zip((extra.name for extra in ring.extras), one.totals, strict=True))
+        sums.append(MaskedSum(one.sum_digest, one.total_weight, extras, _reader(flow, one.sum_blob_id)))
+    divisor = fixed_denominator(sealed.run.spec.selection) or sum(one.total_weight for one in sums)
+    return MaskedRound(sums, ring.step, divisor)
 
 
 def _noised_sum(
@@ -222,10 +284,15 @@ def _noised_sum(
     if key is None or privacy.noise_multiplier is None:
         raise LookupError(f"round {sealed.round.round_id} lacks the key of its noise or how much there is to be")
     num_elements = sum(one.num_elements for one in layout.tensors if one.is_float)
+    grid = _grid(sealed, num_elements)
     match privacy:
         case CentralGaussianPrivacy():
             return gaussian_sum(
-                privacy.noise_multiplier, clipping_norm=privacy.clipping_norm, num_elements=num_elements, key=key
+                privacy.noise_multiplier,
+                clipping_norm=privacy.clipping_norm,
+                num_elements=num_elements,
+                key=key,
+                grid=grid,
             )
         case CentralGaussianAdaptivePrivacy():
             quorum, place = sealed.round.quorum, sum(one.num_elements for one in model.tensors)
@@ -246,9 +313,18 @@ def _noised_sum(
                 key=key,
                 sensitivity=chosen.sensitivity,
                 correlate=Correlation(chosen.blt, read=before, write=write_state),
+                grid=grid,
             )
         case _:
             assert_never(privacy)
+
+
+def _grid(sealed: SealedRound, num_elements: int) -> Grid | None:
+    """Gives the grid of masked updates; None where they are plain, and a clipping norm alone decides it."""
+    if sealed.masked is None:
+        return None
+    spec = sealed.run.spec
+    return masked_grid(ring_of(spec).step, clipping_norm=clipping_norm(spec), num_elements=num_elements)
 
 
 def _participation(spec: RunSpec) -> Participation:

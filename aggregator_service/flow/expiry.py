@@ -9,6 +9,7 @@ from aggregator_service.domain.records import EvaluationState
 from aggregator_service.flow import buffers, evaluation
 from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.context import Flow
+from aggregator_service.flow.sessions import deadlines
 from aggregator_service.storage import rounds, runs, tasks
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.rounds import RoundState
@@ -28,7 +29,7 @@ class _Deadlines:
 
 
 async def expire(flow: Flow) -> float | None:
-    """Closes every round and evaluation whose deadline has passed, and takes back the tasks of buffered runs.
+    """Closes every round and evaluation whose deadline has passed, takes back the tasks of buffered runs, ends phases.
 
     Gives the seconds until the next deadline: 0 if there may be one that has passed already, None if there is none.
     """
@@ -37,7 +38,10 @@ async def expire(flow: Flow) -> float | None:
         await flow.transactions.write("expire_round", _expiring(flow, run_id=run_id, round_id=round_id))
     for run_id in found.runs:
         await flow.transactions.write("expire_tasks", _releasing(run_id))
-    return 0.0 if found.rounds or found.runs else found.seconds_until_next
+    until_session = await deadlines.expire(flow)
+    if found.rounds or found.runs:
+        return 0.0
+    return min((due for due in (found.seconds_until_next, until_session) if due is not None), default=None)
 
 
 async def sweep_orphans(flow: Flow, *, begun_before: datetime | None) -> int:

@@ -23,6 +23,7 @@ from fl_protocol.lineage import (
 from fl_protocol.specs.initial_model import PreviousModel
 from fl_protocol.specs.protection import NoPrivacy
 from fl_protocol.specs.rounds import MAX_COHORT_SIZE
+from fl_protocol.specs.secure_aggregation import is_masked
 from fl_protocol.tensors import LENGTH_BYTES, MAX_HEADER_BYTES, Header, parse_header, render_header
 
 
@@ -80,8 +81,9 @@ def _lineage(tx: ReadTx, run_id: str, version: int) -> tuple[ModelRecord, Lineag
         raise no_such_version(run, version)
     parent = None if model.parent_version is None else models.get(tx, run_id, model.parent_version)
     contributed = _updates(tx, run, model)
-    # A file is handed on, and by its digest anyone could tell whether an update is the one they guess.
-    is_private = not isinstance(run.spec.privacy, NoPrivacy)
+    # A file is handed on, and by its digest anyone could tell whether an update is the one they guess. Of masked ones
+    # neither the digests nor the weights are known.
+    is_secret = not isinstance(run.spec.privacy, NoPrivacy) or is_masked(run.spec)
     return model, Lineage(
         run_id=run_id,
         run_name=run.name,
@@ -94,7 +96,7 @@ def _lineage(tx: ReadTx, run_id: str, version: int) -> tuple[ModelRecord, Lineag
         parent_digest=None if parent is None else parent.digest,
         restored_from=model.restored_from,
         num_updates=len(contributed),
-        updates=[] if is_private else contributed,
+        updates=[] if is_secret else contributed,
     )
 
 

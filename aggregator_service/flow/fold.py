@@ -1,6 +1,6 @@
 """Folds sealed updates into the next model, window by window: memory does not grow with the model or the updates."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,14 +14,17 @@ from aggregator_service.domain.strategies.decision import compares, decide
 from aggregator_service.flow.comparison import clipped, clipped_or_zero, inner_products
 from aggregator_service.flow.contributions import SealedUpdate, open_contributions
 from aggregator_service.flow.deltas import Deltas, combine
+from aggregator_service.flow.masked_sums import MaskedRound, combine_masked
 from aggregator_service.flow.optimizer_state import StoredState, open_state, pack, read_states, state_header, unpack
+from aggregator_service.flow.shards import combine_shards
 from aggregator_service.flow.windows import Layout, RangeReader, Segment, layout_of, read_header, read_window
 from fl_protocol.dtypes import Float64Array, Values, as_float64, from_float64, is_finite
 from fl_protocol.runs import RunSpec
+from fl_protocol.specs.strategies import MeanStrategy
 from fl_protocol.tensors import Header, TensorSpec, render_header
 from fl_protocol.updates import floats_of, travelling_part
 
-__all__ = ["ModelOverflowError", "RangeReader", "SealedUpdate", "aggregate"]
+__all__ = ["ModelOverflowError", "RangeReader", "SealedUpdate", "aggregate", "aggregate_masked"]
 
 _TILE_ELEMENTS: Final = 1 << 17
 
@@ -103,10 +106,52 @@ def aggregate(
         write_model=write_model,
         write_state=write_state,
     )
-    _write_headers(plan, model, moving=moving)
-    for window, deltas in combine(decision, contributions, model, moving=moving, divisor=divisor, noised=noised):
-        _finish_window(plan, window, deltas=deltas)
+    combined = combine(decision, contributions, model, moving=moving, divisor=divisor, noised=noised)
+    _finish(plan, model, moving=moving, combined=combined)
     return sum(one.factor >= 1 for one in contributions), len(contributions)
+
+
+def aggregate_masked(
+    base: RangeReader,
+    masked: MaskedRound,
+    *,
+    spec: RunSpec,
+    round_number: int,
+    optimizer_state: RangeReader | None,
+    write_model: Writer,
+    write_state: Writer,
+    noised: NoisedSum | None = None,
+) -> None:
+    """Writes the next model from the sums of a masked round's sessions, as `aggregate` does from updates.
+
+    A strategy that is not the mean combines the sessions' means. Integer tensors stay as they are. Raises what
+    `aggregate` raises.
+    """
+    model = read_header(base)
+    moving = floats_of(travelling_part(model, spec))
+    plan = _Plan(
+        spec=spec,
+        round_number=round_number,
+        read_base=base,
+        base_layout=layout_of(model, model),
+        moving=moving.by_name,
+        state=open_state(optimizer_state, model, moving=moving, optimizer=spec.server_optimizer),
+        write_model=write_model,
+        write_state=write_state,
+    )
+    if isinstance(spec.strategy, MeanStrategy):
+        combined = combine_masked(masked, model, moving=moving, noised=noised)
+    else:
+        combined = combine_shards(masked, model, moving=moving, strategy=spec.strategy)
+    _finish(plan, model, moving=moving, combined=combined)
+
+
+def _finish(
+    plan: _Plan, model: Header, *, moving: Header, combined: Iterable[tuple[Sequence[Segment], Deltas]]
+) -> None:
+    _write_headers(plan, model, moving=moving)
+    for window, deltas in combined:
+        _finish_window(plan, window, deltas=deltas)
 
 
 def _write_headers(plan: _Plan, model: Header, *, moving: Header) -> None:

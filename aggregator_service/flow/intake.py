@@ -29,11 +29,12 @@ from aggregator_service.flow.reception import Body, Received, digest_of, receive
 from aggregator_service.storage import asks, events, rounds, runs, tasks, updates
 from aggregator_service.storage.asks import AskRecord
 from aggregator_service.storage.transactions import ReadTx, WriteTx
-from fl_protocol.problems import ProblemError
+from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import EventType, RoundKind
 from fl_protocol.runs import RunSpec
 from fl_protocol.specs.protection import NoPrivacy
 from fl_protocol.specs.rounds import BufferedRoundSpec
+from fl_protocol.specs.secure_aggregation import is_masked
 from fl_protocol.streaming import StreamDecoder
 from fl_protocol.tasks import TaskKind
 from fl_protocol.tensors import Header
@@ -81,6 +82,7 @@ async def look_up(flow: Flow, *, task_id: str, client_id: str) -> Ask:
         raise no_such_task(task_id)
     check_owner(found.task, task_id=task_id, client_id=client_id)
     check_kind(found.task, TaskKind.TRAIN)
+    _check_unmasked(found.run)
     accepted, round_ = None, found.round
     if found.task.state is TaskState.DONE or isinstance(found.run.spec.round, BufferedRoundSpec):
         accepted, round_ = await flow.transactions.read("look_up_round", lambda tx: _counting(tx, found))
@@ -92,6 +94,15 @@ async def look_up(flow: Flow, *, task_id: str, client_id: str) -> Ask:
             raise round_closed(round_)
     model = await layout_of_run(flow, found.run.run_id, version=found.task.base_version)
     return Ask(found.task, round_, found.run, update_layout(model, found.run.spec), accepted)
+
+
+def _check_unmasked(run: RunRecord) -> None:
+    if is_masked(run.spec):
+        raise ProblemError(
+            ProblemType.STATE_CONFLICT,
+            "the run takes masked updates only: put your advertised keys to /v1/tasks/.../seat and send the update in "
+            "the session that begins",
+        )
 
 
 def _counting(tx: ReadTx, found: AskRecord) -> tuple[UpdateRecord | None, RoundRecord]:

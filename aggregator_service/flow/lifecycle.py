@@ -13,8 +13,9 @@ from aggregator_service.flow.context import Flow
 from aggregator_service.flow.idempotency import IdempotentCreate
 from aggregator_service.flow.layouts import layout_of
 from aggregator_service.flow.versions import take_over
-from aggregator_service.storage import events, models, rounds, runs, tasks
+from aggregator_service.storage import events, models, rounds, runs, seats, sessions, tasks
 from aggregator_service.storage.transactions import WriteTx
+from fl_protocol.masked_vectors import check_masked_model
 from fl_protocol.privacy.accounting import calibrated
 from fl_protocol.privacy.message_range import check_message_range
 from fl_protocol.problems import ProblemError, ProblemType
@@ -87,7 +88,9 @@ async def _check_previous(flow: Flow, spec: RunSpec) -> None:
         "look_up_model", lambda tx: models.get(tx, previous.run_id, previous.version)
     )
     if model is not None:
-        check_model(await layout_of(flow, model), spec)
+        layout = await layout_of(flow, model)
+        check_model(layout, spec)
+        check_masked_model(layout, spec)
 
 
 async def start_run(flow: Flow, run_id: str) -> RunRecord:
@@ -192,6 +195,8 @@ def _postpone_deadlines(tx: WriteTx, run: RunRecord) -> None:
     if newest is not None and newest.state is RoundState.COLLECTING:
         affected[newest.round_id] = newest
     tasks.postpone(tx, run.run_id, pause)
+    sessions.postpone(tx, run.run_id, pause)
+    seats.postpone(tx, run.run_id, pause)
     for round_ in affected.values():
         evaluation_deadline = round_.evaluation_deadline_at
         rounds.postpone(

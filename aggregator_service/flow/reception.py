@@ -50,6 +50,14 @@ class Received:
     header: Header
 
 
+@dataclass(frozen=True, slots=True)
+class StoredBytes:
+    """Bytes of a known number that are waiting to be named by a row."""
+
+    upload: BlobUpload
+    digest: str
+
+
 class _Receiver:
     """The synchronous part: turns wire bytes into stored bytes, a digest and pieces."""
 
@@ -90,6 +98,47 @@ async def receive(flow: Flow, body: Body, *, decoder: StreamDecoder, on_piece: C
         await asyncio.shield(flow.blobs.discard(upload))
         raise
     return Received(upload, digest, decoder.header)
+
+
+async def store_exactly(flow: Flow, body: Body, *, num_bytes: int, what: str) -> StoredBytes:
+    """Receives and stores a body of so many bytes; on any failure nothing of it stays.
+
+    All members of a session send at once: each chunk is written as soon as it is full, so that a hundred of them do not
+    take several each. Raises `invalid-message` for another number and `digest-mismatch` if the body is not what was
+    announced.
+    """
+    upload, hasher = BlobUpload(flow.new_id("blob"), chunks_a_write=1), hashlib.sha256()
+    try:
+        async for data in _decoded(_gathered(body.chunks), body.coding):
+            _check_number(upload.num_bytes + len(data), expected=num_bytes, what=what, is_all=False)
+            await asyncio.to_thread(hasher.update, data)
+            upload.append(data)
+            del data
+            if upload.is_due:
+                await flow.blobs.flush(upload)
+        _check_number(upload.num_bytes, expected=num_bytes, what=what, is_all=True)
+        digest = f"sha256:{hasher.hexdigest()}"
+        _check_digest(digest, body.digest)
+    except BaseException:
+        await asyncio.shield(flow.blobs.discard(upload))
+        raise
+    return StoredBytes(upload, digest)
+
+
+def _check_number(num_bytes: int, *, expected: int, what: str, is_all: bool) -> None:
+    if num_bytes > expected or (is_all and num_bytes < expected):
+        raise ProblemError(ProblemType.INVALID_MESSAGE, f"{what}: {num_bytes} bytes instead of {expected}")
+
+
+async def gather(body: Body, *, max_num_bytes: int) -> bytes:
+    """Reads a small body; raises `too-large` and `digest-mismatch`."""
+    data = bytearray()
+    async for piece in _decoded(body.chunks, body.coding):
+        data += piece
+        if len(data) > max_num_bytes:
+            raise ProblemError(ProblemType.TOO_LARGE, f"the body has more than {max_num_bytes} bytes")
+    _check_digest(f"sha256:{hashlib.sha256(data).hexdigest()}", body.digest)
+    return bytes(data)
 
 
 async def digest_of(body: Body, *, max_num_bytes: int) -> str:
@@ -146,17 +195,23 @@ async def _gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     async for chunk in chunks:
         gathered += chunk
         if len(gathered) >= PIECE_NUM_BYTES:
-            yield bytes(gathered)
-            gathered.clear()
+            yield _taken(gathered)
     if gathered:
-        yield bytes(gathered)
+        yield _taken(gathered)
 
 
-async def _decoded(pieces: AsyncIterator[bytes], coding: ContentCoding) -> AsyncIterator[bytes]:
-    if coding is ContentCoding.IDENTITY:
-        async for piece in pieces:
-            yield piece
-        return
+def _taken(gathered: bytearray) -> bytes:
+    """Empties what was gathered before it is handed on: whoever takes it may take long, and there would be two."""
+    data = bytes(gathered)
+    gathered.clear()
+    return data
+
+
+def _decoded(pieces: AsyncIterator[bytes], coding: ContentCoding) -> AsyncIterator[bytes]:
+    return pieces if coding is ContentCoding.IDENTITY else _decompressed(pieces)
+
+
+async def _decompressed(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     # One frame with a window of at most 8 MiB, decompressed at most 1 MiB at a time: a bomb costs one piece.
     decompressor = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG_MAX})
     async for piece in pieces:

@@ -7,6 +7,7 @@ from aggregator_service.domain.quorum import QuorumDecision
 from aggregator_service.domain.records import EvaluationState, RoundRecord, RunRecord
 from aggregator_service.flow import budget, buffers, cohorts
 from aggregator_service.flow.context import Flow
+from aggregator_service.flow.sessions import endings, manifests
 from aggregator_service.storage import events, noise_states, rounds, runs
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.rounds import EventType, RoundKind, RoundState
@@ -45,6 +46,16 @@ def close_if_due(flow: Flow, tx: WriteTx, *, run: RunRecord, round_: RoundRecord
             flow.telemetry.round_ended("abandoned")
             if run.state is RunState.RUNNING:
                 advance(flow, tx, run)
+
+
+def end_if_exhausted(flow: Flow, tx: WriteTx, *, run: RunRecord, round_: RoundRecord) -> bool:
+    """Ends a run whose collecting round has let go of a sum that nobody counts, and cannot pay for another one."""
+    exhausted = budget.refusal(run, budget.reserved(tx, round_.round_id))
+    if exhausted is None:
+        return False
+    abandon_open(flow, tx, run)
+    finish(tx, run, RunState.COMPLETED, reason=exhausted)
+    return True
 
 
 def abandon_open(flow: Flow, tx: WriteTx, run: RunRecord) -> None:
@@ -113,6 +124,7 @@ def _open(flow: Flow, tx: WriteTx, run: RunRecord, *, number: int, attempt: int,
         evaluation_by_stratum=None,
     )
     rounds.insert(tx, round_)
+    manifests.write(flow, tx, run, round_)
     budget.reserve(tx, run, round_, charge)
     runs.set_progress(tx, run.run_id, current_round=number, latest_version=latest_version)
     if isinstance(spec, BufferedRoundSpec):
@@ -133,6 +145,7 @@ def _open(flow: Flow, tx: WriteTx, run: RunRecord, *, number: int, attempt: int,
 def _seal(flow: Flow, tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
     rounds.close(tx, round_, RoundState.AGGREGATING)
     budget.draw_key(flow, tx, run, round_)
+    endings.end_all(tx, run, round_)
     events.append(
         tx,
         round_.run_id,
@@ -143,6 +156,8 @@ def _seal(flow: Flow, tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
 
 def _abandon(tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
     rounds.close(tx, round_, RoundState.ABANDONED)
+    # What its sessions have let go of is charged before the rest is given back.
+    endings.end_all(tx, run, round_)
     budget.give_back(tx, run, round_)
     events.append(
         tx,

@@ -15,13 +15,15 @@ from aggregator_service.domain.records import (
     TaskRecord,
     TaskState,
 )
+from aggregator_service.domain.sessions.records import ManifestRecord
 from aggregator_service.flow import budget, buffers, cohorts
 from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.cohorts import Prospect
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.layouts import layout_of
 from aggregator_service.flow.lifecycle import no_such_run
-from aggregator_service.storage import attendance, clients, models, rounds, runs, tasks, updates
+from aggregator_service.flow.sessions import endings
+from aggregator_service.storage import attendance, clients, manifests, models, rounds, runs, tasks, updates
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.privacy_claims import PrivacyClaim
 from fl_protocol.problems import ProblemError, ProblemType
@@ -53,6 +55,7 @@ class Assignment:
     is_new: bool
     counted_update: str | None
     privacy_claim: PrivacyClaim | None
+    manifest: ManifestRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,7 @@ async def give_up(flow: Flow, *, task_id: str, client_id: str) -> None:
 def release(flow: Flow, tx: WriteTx, run: RunRecord, task: TaskRecord) -> None:
     """Takes an open task from its client and frees the place, in a transaction that has locked the run."""
     buffers.take_back(tx, task)
+    endings.withdraw(tx, task.task_id)
     if task.kind is TaskKind.TRAIN:
         cohorts.withdraw(tx, task.round_id, task.client_id)
         round_ = rounds.get(tx, task.round_id)
@@ -166,7 +170,8 @@ async def _try_claim(flow: Flow, run_id: str, client_id: str) -> Assignment | No
         if isinstance(run.spec.algorithm, ScaffoldAlgorithm):
             counted = updates.last_counted(tx, run_id=run_id, client_id=client_id)
         claim = budget.claim(tx, run, client_id, round_number=round_.number)
-        return Assignment(task, run, round_, model, 0, is_new, counted, claim)
+        manifest = manifests.of_round(tx, round_.round_id) if task.kind is TaskKind.TRAIN else None
+        return Assignment(task, run, round_, model, 0, is_new, counted, claim, manifest)
 
     claimed = await flow.transactions.write("claim_task", body)
     if claimed is None:

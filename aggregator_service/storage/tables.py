@@ -265,6 +265,114 @@ noise_states: Final = sa.Table(
     _identifier("blob_id", sa.ForeignKey("blobs.blob_id"), nullable=False),
 )
 
+identity_keys: Final = sa.Table(
+    "identity_keys",
+    metadata,
+    _identifier("client_id", sa.ForeignKey("clients.client_id"), primary_key=True),
+    sa.Column("public_key", sa.LargeBinary, nullable=False),
+    sa.Column("certificate", sa.LargeBinary),
+    sa.Column("created_at", Instant, nullable=False),
+)
+
+signing_keys: Final = sa.Table(
+    "signing_keys",
+    metadata,
+    sa.Column("name", sa.String(16), primary_key=True),
+    sa.Column("private_key", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+)
+
+manifests: Final = sa.Table(
+    "manifests",
+    metadata,
+    _identifier("run_id", sa.ForeignKey("runs.run_id"), primary_key=True),
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    _identifier("round_id", sa.ForeignKey("rounds.round_id"), nullable=False, unique=True),
+    sa.Column("round", sa.BigInteger, nullable=False),
+    sa.Column("attempt", sa.BigInteger, nullable=False),
+    sa.Column("digest", sa.String(71), nullable=False),
+    sa.Column("previous_digest", sa.String(71)),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("signature", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+)
+
+sessions: Final = sa.Table(
+    "sessions",
+    metadata,
+    _identifier("session_id", primary_key=True),
+    _identifier("run_id", sa.ForeignKey("runs.run_id"), nullable=False, index=True),
+    _identifier("round_id", sa.ForeignKey("rounds.round_id"), nullable=False, index=True),
+    sa.Column("manifest_digest", sa.String(71), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("num_members", sa.BigInteger, nullable=False),
+    sa.Column("num_expected", sa.BigInteger, nullable=False),
+    sa.Column("num_messages", sa.BigInteger, nullable=False),
+    sa.Column("deadline_at", Instant, nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Column("ended_at", Instant),
+    sa.Column("abort_code", sa.String(32)),
+    sa.Column("reason", sa.Text),
+    sa.Column("context", sa.LargeBinary, nullable=False),
+    sa.Column("identity", sa.LargeBinary, nullable=False),
+    sa.Column("survivors", sa.LargeBinary),
+    sa.Column("total_weight", sa.BigInteger),
+    sa.Column("totals", sa.JSON(none_as_null=True)),
+    sa.Column("sum_digest", sa.String(71)),
+    _identifier("sum_blob_id", sa.ForeignKey("blobs.blob_id")),
+)
+
+session_members: Final = sa.Table(
+    "session_members",
+    metadata,
+    _identifier("session_id", sa.ForeignKey("sessions.session_id"), primary_key=True),
+    sa.Column("place", sa.BigInteger, primary_key=True, autoincrement=False),
+    _identifier("client_id", sa.ForeignKey("clients.client_id"), nullable=False),
+    _identifier("task_id", sa.ForeignKey("tasks.task_id"), nullable=False),
+    sa.Column("advertise", sa.LargeBinary, nullable=False),
+    sa.Column("shares_digest", sa.String(71)),
+    sa.Column("input_digest", sa.String(71)),
+    _identifier("input_blob_id", sa.ForeignKey("blobs.blob_id")),
+    sa.Column("signature", sa.LargeBinary),
+    sa.Column("unmask_digest", sa.String(71)),
+    sa.Column("right_shares", sa.LargeBinary),
+    sa.Column("blamed", sa.Boolean(name="blamed"), nullable=False, server_default=sa.false()),
+    sa.UniqueConstraint("session_id", "client_id"),
+)
+
+session_messages: Final = sa.Table(
+    "session_messages",
+    metadata,
+    _identifier("session_id", primary_key=True),
+    sa.Column("place", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("kind", sa.String(16), primary_key=True),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.ForeignKeyConstraint(["session_id", "place"], ["session_members.session_id", "session_members.place"]),
+)
+
+seats: Final = sa.Table(
+    "seats",
+    metadata,
+    _identifier("task_id", sa.ForeignKey("tasks.task_id"), primary_key=True),
+    _identifier("run_id", sa.ForeignKey("runs.run_id"), nullable=False),
+    _identifier("round_id", sa.ForeignKey("rounds.round_id"), nullable=False),
+    _identifier("client_id", sa.ForeignKey("clients.client_id"), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("advertise", sa.LargeBinary, nullable=False),
+    _identifier("session_id", sa.ForeignKey("sessions.session_id")),
+    sa.Column("place", sa.BigInteger),
+    sa.Column("waiting_since", Instant, nullable=False),
+    sa.Index(None, "round_id", "state"),
+)
+
+advertised_keys: Final = sa.Table(
+    "advertised_keys",
+    metadata,
+    _identifier("round_id", sa.ForeignKey("rounds.round_id"), primary_key=True),
+    sa.Column("public_key", sa.LargeBinary, primary_key=True),
+)
+
 events: Final = sa.Table(
     "events",
     metadata,

@@ -59,6 +59,13 @@ _MARK_DONE: Final = (
 )
 
 
+_MARK_COUNTED: Final = (
+    sa.update(tasks)
+    .where(tasks.c.task_id.in_(sa.bindparam("task_ids", expanding=True)), tasks.c.state != TaskState.DONE.value)
+    .values(state=TaskState.DONE.value)
+)
+
+
 def record(values: dict[str, Any]) -> TaskRecord:
     """Makes a task of its columns by name."""
     return TaskRecord(**values | {"kind": TaskKind(values["kind"]), "state": TaskState(values["state"])})
@@ -159,3 +166,8 @@ def set_state(tx: WriteTx, task: TaskRecord, state: TaskState) -> None:
 def mark_done(tx: WriteTx, task_ids: Collection[str]) -> None:
     """Moves tasks from open to done; raises StaleRowError unless every one of them was open."""
     change_all(tx, _MARK_DONE, {"task_ids": list(task_ids)}, number=len(task_ids))
+
+
+def mark_counted(tx: WriteTx, task_ids: Collection[str]) -> None:
+    """Makes tasks done that a sum holds, even one that was given up meanwhile; raises StaleRowError for a done one."""
+    change_all(tx, _MARK_COUNTED, {"task_ids": list(task_ids)}, number=len(task_ids))

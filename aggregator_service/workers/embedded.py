@@ -1,4 +1,4 @@
-"""The worker inside a server process: aggregates sealed rounds, lets deadlines pass, sweeps orphans."""
+"""The worker inside a server process: makes sums of sessions and models of rounds, lets deadlines pass, sweeps."""
 
 import asyncio
 import time
@@ -12,14 +12,19 @@ import structlog
 
 from aggregator_service.domain import topics
 from aggregator_service.domain.records import RoundRecord
+from aggregator_service.domain.sessions.records import SessionRecord
+from aggregator_service.domain.sessions.steps import Abort
 from aggregator_service.flow import aggregation, expiry, lifecycle, publication
 from aggregator_service.flow.aggregation import AggregationStoppedError, Candidate, SealedRound
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.fold import ModelOverflowError
 from aggregator_service.flow.optimizer_state import OptimizerStateError
-from aggregator_service.storage import rounds
+from aggregator_service.flow.sessions import completion, unmasking
+from aggregator_service.flow.sessions.unmasking import SessionSum, Summing
+from aggregator_service.storage import rounds, sessions
 from aggregator_service.storage.blobs import BlobCorruptError
 from aggregator_service.storage.leases import exclusive
+from fl_protocol.sessions import SessionState
 
 _IDLE_SECONDS: Final = 5.0
 _BACKOFF_SECONDS: Final = 1.0
@@ -29,7 +34,7 @@ _log = structlog.get_logger()
 
 
 class EmbeddedWorker:
-    """Three loops, each of which outlives the failure of a step."""
+    """Four loops, each of which outlives the failure of a step."""
 
     def __init__(self, flow: Flow, *, orphans_begun_before: datetime | None) -> None:
         self._flow = flow
@@ -39,7 +44,12 @@ class EmbeddedWorker:
 
     def start(self) -> None:
         """Begins the loops."""
-        loops = (("aggregate", self._aggregate_all), ("expire", self._expire), ("sweep", self._sweep))
+        loops = (
+            ("aggregate", self._aggregate_all),
+            ("unmask", self._unmask_all),
+            ("expire", self._expire),
+            ("sweep", self._sweep),
+        )
         self._tasks = [asyncio.create_task(self._repeat(name, step), name=name) for name, step in loops]
 
     async def stop(self) -> None:
@@ -68,6 +78,42 @@ class EmbeddedWorker:
         for round_ in await self._flow.transactions.read_one("find_sealed", rounds.sealed):
             await self._aggregate(round_)
         return _IDLE_SECONDS
+
+    async def _unmask_all(self) -> float:
+        for session in await self._flow.transactions.read_one("find_summing", sessions.summing):
+            await self._unmask(session)
+        return _IDLE_SECONDS
+
+    async def _unmask(self, session: SessionRecord) -> None:
+        try:
+            outcome = await asyncio.get_running_loop().run_in_executor(self._thread, self._sum, session)
+        except AggregationStoppedError:
+            return
+        except BlobCorruptError as error:
+            if not await self._is_summing(session):
+                # Somebody else has ended it meanwhile, and removed what was sent.
+                return
+            reason = f"the sum of session {session.session_id} cannot be computed: {error}"
+            _log.error("run_failed", run_id=session.run_id, reason=reason)
+            await lifecycle.fail_run(self._flow, session.run_id, reason)
+            return
+        if outcome is not None:
+            await completion.settle(self._flow, *outcome)
+
+    async def _is_summing(self, session: SessionRecord) -> bool:
+        found = await self._flow.transactions.read_one("get_session", lambda tx: sessions.get(tx, session.session_id))
+        return found is not None and found.state is SessionState.SUMMING
+
+    def _sum(self, session: SessionRecord) -> tuple[Summing, SessionSum | Abort] | None:
+        """Computes a session's sum unless another process is at it or has done it."""
+        transactions = self._flow.transactions
+        with exclusive(transactions.database, session.session_id) as held:
+            if not held:
+                return None
+            summing = transactions.read_blocking(
+                "load_summing", lambda tx: unmasking.load(self._flow, tx, session.session_id)
+            )
+            return None if summing is None else (summing, unmasking.compute(self._flow, summing))
 
     async def _expire(self) -> float:
         due = await expiry.expire(self._flow)

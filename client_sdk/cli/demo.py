@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -18,12 +18,18 @@ from client_sdk.errors import UsageError
 if TYPE_CHECKING:
     from client_sdk.demo.report import DemoResult
 
+MIN_MASKED_CLIENTS: Final = 3
+"""Of two clients' sum each could take its own part off, and know the other's."""
+
 
 def demo(
     clients: Annotated[int, typer.Option(min=1, max=100, help="How many clients take part.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="How many rounds are trained.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
     folder: Annotated[Path, typer.Option(help="Where the database and the model are kept.")] = Path("fedquorum-demo"),
+    secure_aggregation: Annotated[
+        bool, typer.Option("--secure-aggregation", help="Mask the updates: the server learns only their sum.")
+    ] = False,
     keep_serving: Annotated[bool, typer.Option("--keep-serving", help="Leave the server running at the end.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -35,7 +41,16 @@ def demo(
 
     from client_sdk.demo.run import DemoSettings, run_demo
 
-    settings = DemoSettings(folder=folder, num_clients=clients, num_rounds=rounds, seed=seed, keep_serving=keep_serving)
+    if secure_aggregation and clients < MIN_MASKED_CLIENTS:
+        raise UsageError(f"--clients {clients} are too few for --secure-aggregation: at least {MIN_MASKED_CLIENTS}")
+    settings = DemoSettings(
+        folder=folder,
+        num_clients=clients,
+        num_rounds=rounds,
+        seed=seed,
+        secure_aggregation=secure_aggregation,
+        keep_serving=keep_serving,
+    )
     out = console(stderr=as_json)
 
     def tell(result: "DemoResult") -> None:

@@ -7,16 +7,19 @@ import dataclasses
 import importlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from client_sdk.cli.options import DEFAULT_SERVER, Insecure, Json, Server, TokenFile, with_client
 from client_sdk.cli.output import cell, print_json
+from client_sdk.cli.promises import print_sentences
 from client_sdk.errors import UsageError
 
 if TYPE_CHECKING:
-    from client_sdk.session.progress import Progress
+    from client_sdk.session.progress import Progress, SessionJoined
+
+MASKED: Final = "Masked runs"
 
 
 def participate(
@@ -30,6 +33,30 @@ def participate(
     policy: Annotated[
         Path | None, typer.Option(help="A privacy policy (TOML) that the run must meet before anything is trained.")
     ] = None,
+    client_id: Annotated[
+        str | None,
+        typer.Option(
+            envvar="FEDQUORUM_CLIENT_ID",
+            help="This client's identifier, until its folder holds its identity.",
+            rich_help_panel=MASKED,
+        ),
+    ] = None,
+    roster: Annotated[
+        Path | None,
+        typer.Option(help="A pinned roster: CLIENT_ID PUBLIC_KEY on each line.", rich_help_panel=MASKED),
+    ] = None,
+    authority: Annotated[
+        str | None,
+        typer.Option(help="The public key of whoever certifies clients' identities.", rich_help_panel=MASKED),
+    ] = None,
+    server_key: Annotated[
+        str | None,
+        typer.Option(help="The server's manifest key; the first one is remembered if not.", rich_help_panel=MASKED),
+    ] = None,
+    min_known_peers: Annotated[
+        int,
+        typer.Option(min=0, help="So many others of a session must be on the roster.", rich_help_panel=MASKED),
+    ] = 0,
     server: Server = DEFAULT_SERVER,
     token_file: TokenFile = None,
     allow_insecure_http: Insecure = False,
@@ -47,9 +74,16 @@ def participate(
     returns a client_sdk.EvaluationReport.
     """
     from client_sdk import participant
+    from client_sdk.masking.trust import PeerTrust, load_roster, parse_key
     from client_sdk.privacy.policy import load_policy
 
     demanded = None if policy is None else load_policy(policy)
+    trust = PeerTrust(
+        roster=None if roster is None else load_roster(roster),
+        authority=None if authority is None else parse_key(authority, what="--authority"),
+        server_key=None if server_key is None else parse_key(server_key, what="--server-key"),
+        min_known_peers=min_known_peers,
+    )
     train = _load(trainer)
     evaluate = None if evaluator is None else _load(evaluator)
     show = _print_json_line if as_json else _print_line
@@ -62,6 +96,8 @@ def participate(
             cache_dir=cache_dir,
             state_dir=state_dir,
             policy=demanded,
+            client_id=client_id,
+            peer_trust=trust,
             on_event=show,
         ),
         server=server,
@@ -99,11 +135,6 @@ def _print_line(event: "Progress") -> None:
             typer.echo(f"round {task.round}: asked to {task.kind}")
         case progress.TrainingFinished(task=task, num_examples=count, metrics=metrics):
             typer.echo(f"round {task.round}: trained on {count} examples, {cell(metrics)}")
-        case progress.UpdateClipped(task=task, norm=norm):
-            measured = "NaN or infinity, and became zero" if norm is None else f"{norm:.4g} before it was clipped"
-            typer.echo(f"round {task.round}: the update measured {measured}")
-        case progress.PrivacySpent(task=task, epsilon=epsilon, delta=delta, unit=unit):
-            typer.echo(f"round {task.round}: one {unit.value} has spent epsilon {epsilon:.4g} at delta {delta:g}")
         case progress.UpdateAccepted(task=task, receipt=receipt):
             typer.echo(f"round {task.round}: update accepted, {receipt.num_bytes:,} bytes")
         case progress.EvaluationAccepted(task=task, report=report):
@@ -114,6 +145,56 @@ def _print_line(event: "Progress") -> None:
             typer.echo(f"round {task.round}: given up: {cell(reason)}", err=True)
         case progress.RunFinished(reason=reason):
             typer.echo(cell(reason))
+        case _:
+            _print_private_line(event)
+
+
+def _print_private_line(event: "Progress") -> None:
+    from client_sdk.session import progress
+
+    match event:
+        case progress.PromiseRead(promise=promise):
+            typer.echo(f"what the run promises (preset {promise.preset or 'none of them'}):")
+            print_sentences(promise)
+        case progress.UpdateClipped(task=task, norm=norm):
+            measured = "NaN or infinity, and became zero" if norm is None else f"{norm:.4g} before it was clipped"
+            typer.echo(f"round {task.round}: the update measured {measured}")
+        case progress.PrivacySpent(task=task, epsilon=epsilon, delta=delta, unit=unit):
+            typer.echo(f"round {task.round}: one {unit.value} has spent epsilon {epsilon:.4g} at delta {delta:g}")
+        case _:
+            _print_masked_line(event)
+
+
+_PHASES: Final = {
+    "shares": "shares of this client's masks dealt",
+    "input": "masked update sent",
+    "consistency": "list of those who stayed signed",
+    "unmask": "shares of the others' masks given",
+}
+
+
+def _print_masked_line(event: "Progress") -> None:
+    from client_sdk.session import progress
+
+    match event:
+        case progress.WaitingForSession(task=task, num_waiting=count):
+            typer.echo(f"round {task.round}: {count} updates wait for a masked session")
+        case progress.SessionJoined():
+            typer.echo(f"round {event.task.round}: {_joined(event)}")
+        case progress.SessionAdvanced(task=task, phase=phase):
+            typer.echo(f"round {task.round}: {_PHASES[phase]}")
+        case progress.SessionFailed(task=task, reason=reason, retry_seconds=seconds):
+            then = "" if seconds is None else f"; asking for another in {seconds:.1f} s"
+            typer.echo(f"round {task.round}: {cell(reason)}{then}", err=True)
+        case progress.UpdateCounted(task=task, num_survivors=count, num_bytes=size):
+            typer.echo(f"round {task.round}: masked update counted among {count}, {size:,} bytes")
+
+
+def _joined(event: "SessionJoined") -> str:
+    return (
+        f"in a masked session of {event.num_members}; the server learns their sum alone, unless more than "
+        f"{event.tolerated_colluders} of them help it (identity trust: {event.identity_trust})"
+    )
 
 
 def _print_json_line(event: "Progress") -> None:

@@ -1,4 +1,4 @@
-"""`fedquorum privacy`: what a plan costs or needs. It is computed here; no server is asked."""
+"""`fedquorum privacy`: what presets promise, and what a plan costs or needs. No server is asked."""
 
 # Commands import what they need when they run, so that --help comes at once.
 # ruff: noqa: PLC0415
@@ -16,6 +16,7 @@ import typer
 from client_sdk.cli import privacy_tables
 from client_sdk.cli.options import Json
 from client_sdk.cli.output import print_fields, print_json
+from client_sdk.cli.promises import print_presets
 from client_sdk.cli.specification import read_spec
 from client_sdk.errors import UsageError, printable
 
@@ -32,6 +33,7 @@ _MOST_EPSILON: Final = 1e6
 
 _TRUST: Final = {
     "server": "the server, which sees every update, clips it and adds the noise",
+    "clients": "a share of the other clients: each clips its update and adds its part of the noise before it masks it",
     "nobody": "nobody: each client clips its update and adds the noise before it sends",
 }
 
@@ -44,11 +46,12 @@ class PlannedKind(StrEnum):
     CENTRAL_BLT = "central_blt"
     LOCAL_LAPLACE = "local_laplace"
     LOCAL_GAUSSIAN = "local_gaussian"
+    DISTRIBUTED_SKELLAM = "distributed_skellam"
 
 
 @app.callback()
 def privacy() -> None:
-    """Plan what a private run promises."""
+    """Show and plan what a run promises."""
 
 
 @app.command("plan")
@@ -70,11 +73,17 @@ def plan(
     clients: Annotated[
         int | None, typer.Option(help="Of how many updates a round's mean is (round.quorum); 8 by default.")
     ] = None,
+    min_survivors: Annotated[
+        int | None,
+        typer.Option(help="Of how many a masked sum is at least, for distributed_skellam; all clients by default."),
+    ] = None,
     parameters: Annotated[
         int | None, typer.Option(min=1, help="How many parameters are trained: tells how loud the noise is.")
     ] = None,
     spec: Annotated[Path | None, typer.Option(help="A RunSpec as JSON; the options above change it.")] = None,
-    table: Annotated[bool, typer.Option("--table", help="Instead, the noise for some budgets.")] = False,
+    table: Annotated[
+        bool, typer.Option("--table", help="Instead, the noise for some budgets: Gaussian, or of distributed_skellam.")
+    ] = False,
     local: Annotated[bool, typer.Option("--local", help="Instead, what noise in each message costs.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -84,7 +93,7 @@ def plan(
     if importlib.util.find_spec("dp_accounting") is None:
         raise UsageError("a plan needs dp-accounting; pip install 'fedquorum[privacy]'")
     if table:
-        privacy_tables.print_calibrations(delta, as_json=as_json)
+        privacy_tables.print_calibrations(delta, is_shared=kind is PlannedKind.DISTRIBUTED_SKELLAM, as_json=as_json)
         return
     if local:
         privacy_tables.print_local_noise(delta, as_json=as_json)
@@ -94,6 +103,7 @@ def plan(
         ("privacy", "noise_multiplier"): noise_multiplier,
         ("privacy", "kind"): kind,
         ("privacy", "delta"): delta,
+        ("privacy", "min_survivors"): min_survivors,
         ("num_rounds",): rounds,
         ("selection", "max_participations"): participations,
         ("round", "quorum"): clients,
@@ -101,6 +111,12 @@ def plan(
     planned = _calibrated(read_spec(spec, _from_scratch(changes) if spec is None else changes))
     fields = _fields(planned, parameters=parameters)
     _print(fields, fragment=_fragment(planned, is_whole=spec is None, spent=fields["epsilon"]), as_json=as_json)
+
+
+@app.command("presets")
+def presets(as_json: Json = False) -> None:
+    """Show what each preset of `run create --preset` is, and the honest sentences of what it promises."""
+    print_presets(as_json=as_json)
 
 
 def _calibrated(spec: "RunSpec") -> "RunSpec":
@@ -127,14 +143,30 @@ def _from_scratch(changes: Changes) -> Changes:
     kind, delta = changes["privacy", "kind"] or PlannedKind.CENTRAL_GAUSSIAN, changes["privacy", "delta"]
     if delta is None and kind != PlannedKind.LOCAL_LAPLACE:
         delta = privacy_tables.DEFAULT_DELTA
+    masked: Changes = {}
+    if kind == PlannedKind.DISTRIBUTED_SKELLAM:
+        masked = {
+            ("secure_aggregation", "kind"): "pairwise",
+            ("secure_aggregation", "target_members"): _session_size(changes["round", "quorum"]),
+        }
     return {
         **changes,
+        **masked,
         ("strategy", "kind"): "mean",
         ("strategy", "weighting"): "uniform",
         ("privacy", "kind"): kind,
         ("privacy", "target_epsilon"): _MOST_EPSILON if target is None else target,
         ("privacy", "delta"): delta,
     }
+
+
+def _session_size(clients: object) -> int | None:
+    """Gives the members of a session that takes so many clients at once, if one can; None for the default."""
+    from fl_protocol.specs.secure_aggregation import DEFAULT_SESSION_MEMBERS, MAX_SESSION_MEMBERS
+
+    if not isinstance(clients, int) or clients <= DEFAULT_SESSION_MEMBERS:
+        return None
+    return min(clients, MAX_SESSION_MEMBERS)
 
 
 def _fields(spec: "RunSpec", *, parameters: int | None) -> dict[str, Any]:
@@ -157,9 +189,27 @@ def _fields(spec: "RunSpec", *, parameters: int | None) -> dict[str, Any]:
         "rounds": num_rounds,
         "participations": count,
         "clients": spec.round.quorum,
+        **_shared_fields(spec),
         "parameters": parameters,
         "noise_over_signal": loud and loud.ratio,
         "warning": loud and _warning(spec, loud),
+    }
+
+
+def _shared_fields(spec: "RunSpec") -> dict[str, Any]:
+    """Tells what noise that the clients share counts on, and how large a masked element is."""
+    from fl_protocol.masked_vectors import ring_of
+    from fl_protocol.specs.privacy import DistributedSkellamPrivacy
+    from fl_protocol.specs.secure_aggregation import min_members
+
+    privacy_ = spec.privacy
+    if not isinstance(privacy_, DistributedSkellamPrivacy):
+        return {}
+    fewest = min_members(spec)
+    return {
+        "min_survivors": fewest,
+        "colluders_covered": math.floor(privacy_.assumed_colluders * fewest),
+        "bits_an_element": ring_of(spec).bits,
     }
 
 
@@ -173,13 +223,15 @@ def _fragment(spec: "RunSpec", *, is_whole: bool, spent: float) -> dict[str, Any
         privacy_["target_epsilon"] = math.ceil(spent * 1e4) / 1e4
     if not is_whole:
         return {"privacy": privacy_}
-    return {
+    whole = {
         "num_rounds": spec.num_rounds,
         "round": {"quorum": spec.round.quorum},
         "selection": {"max_participations": spec.selection.max_participations},
         "strategy": {"kind": "mean", "weighting": "uniform"},
         "privacy": privacy_,
     }
+    masked = spec.secure_aggregation.model_dump(mode="json", exclude_unset=True)
+    return whole | ({"secure_aggregation": masked} if masked else {})
 
 
 def _print(fields: Mapping[str, Any], *, fragment: Mapping[str, Any], as_json: bool) -> None:

@@ -17,11 +17,14 @@ _EPSILONS: Final = (1.0, 2.0, 4.0, 8.0)
 _PARTICIPATIONS: Final = (1, 5, 10)
 
 
-def print_calibrations(delta: float | None, *, as_json: bool) -> None:
-    """Prints the noise multiplier that keeps a budget, for some budgets and participations of a client."""
+def print_calibrations(delta: float | None, *, is_shared: bool, as_json: bool) -> None:
+    """Prints the noise multiplier that keeps a budget, for some budgets and participations of a client.
+
+    That of the server's Gaussian noise, or of Skellam noise that the clients share.
+    """
     delta = DEFAULT_DELTA if delta is None else delta
     found = {
-        (epsilon, count): _multiplier(epsilon, delta, num_participations=count)
+        (epsilon, count): _multiplier(epsilon, delta, num_participations=count, is_shared=is_shared)
         for epsilon, count in itertools.product(_EPSILONS, _PARTICIPATIONS)
     }
     if as_json:
@@ -31,7 +34,8 @@ def print_calibrations(delta: float | None, *, as_json: bool) -> None:
         ]
         print_json({"delta": delta, "rows": rows})
         return
-    typer.echo(f"The noise multiplier that keeps epsilon at delta {delta:g}, by how often a client takes part:")
+    whose = "multiplier of noise that the clients share," if is_shared else "noise multiplier"
+    typer.echo(f"The {whose} that keeps epsilon at delta {delta:g}, by how often a client takes part:")
     print_table(
         ("epsilon", *(f"{count} of its updates" if count > 1 else "one update" for count in _PARTICIPATIONS)),
         ([f"{epsilon:g}", *(f"{found[epsilon, count]:.5f}" for count in _PARTICIPATIONS)] for epsilon in _EPSILONS),
@@ -64,14 +68,15 @@ def print_local_noise(delta: float | None, *, as_json: bool) -> None:
     )
 
 
-def _multiplier(epsilon: float, delta: float, *, num_participations: int) -> float | None:
+def _multiplier(epsilon: float, delta: float, *, num_participations: int, is_shared: bool) -> float | None:
     from fl_protocol.privacy.accounting import calibrated
 
     plan = {
         ("num_rounds",): num_participations,
         ("strategy", "kind"): "mean",
         ("strategy", "weighting"): "uniform",
-        ("privacy", "kind"): "central_gaussian",
+        ("privacy", "kind"): "distributed_skellam" if is_shared else "central_gaussian",
+        ("secure_aggregation", "kind"): "pairwise" if is_shared else "none",
         ("privacy", "target_epsilon"): epsilon,
         ("privacy", "delta"): delta,
     }

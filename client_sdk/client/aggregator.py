@@ -2,16 +2,17 @@
 
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Final, Self
 
 from client_sdk import endpoints
 from client_sdk.client.connection import Connection, NothingThereError, Seams, server_url
+from client_sdk.client.masked import MaskedRoutes
 from client_sdk.config import DEFAULT_LIMITS, Limits
 from client_sdk.endpoints import NothingToDo
 from client_sdk.endpoints.events import EventReader, check_stream, ends_run, get_events
-from client_sdk.endpoints.exchange import Item, Page, Request
+from client_sdk.endpoints.exchange import Request
 from client_sdk.errors import FedQuorumError, TransportError, UntrustedAnswerError
 from client_sdk.retries import pause_seconds
 from client_sdk.transfer import Body, Content, OnBytes, StoredModel, body_of_bytes, body_of_tensors
@@ -33,7 +34,7 @@ from fl_protocol.tasks import (
 )
 
 
-class AggregatorClient:
+class AggregatorClient(MaskedRoutes):
     """Speaks to one aggregation server as the bearer of one token (operator, enrolment or client).
 
     ```python
@@ -59,9 +60,7 @@ class AggregatorClient:
     ) -> None:
         url = server_url(server, allow_insecure_http=allow_insecure_http)
         self.limits: Final = limits
-        self._connection: Final = Connection(
-            url, token, limits=limits, ssl_context=ssl_context, proxy=proxy, seams=seams
-        )
+        self._connection = Connection(url, token, limits=limits, ssl_context=ssl_context, proxy=proxy, seams=seams)
 
     async def __aenter__(self) -> Self:
         return self
@@ -77,11 +76,15 @@ class AggregatorClient:
         """Waits; a test's clock may make it short."""
         await self._connection.sleep(seconds)
 
+    def jitter(self, seconds: float) -> float:
+        """Draws a pause of up to so many seconds, so that many clients do not come back at once."""
+        return self._connection.jitter(seconds)
+
     async def create_run(self, spec: RunSpec) -> Run:
         return await self._connection.call(endpoints.create_run(spec, idempotency_key=_new_key()))
 
     async def list_runs(self) -> list[Run]:
-        return await self._gather(lambda cursor: endpoints.list_runs(cursor=cursor))
+        return await self._connection.gather(lambda cursor: endpoints.list_runs(cursor=cursor))
 
     async def get_run(self, run_id: str) -> Run:
         return await self._connection.call(endpoints.get_run(run_id))
@@ -109,7 +112,7 @@ class AggregatorClient:
 
     async def list_ledger(self, run_id: str) -> list[LedgerEntry]:
         """Lists a run's whole privacy ledger and checks that it is a chain; raises UntrustedAnswerError if not."""
-        entries = await self._gather(lambda cursor: endpoints.list_ledger(run_id, cursor=cursor))
+        entries = await self._connection.gather(lambda cursor: endpoints.list_ledger(run_id, cursor=cursor))
         try:
             check_ledger(entries)
         except (BrokenLedgerError, LookupError, TypeError) as error:
@@ -117,7 +120,7 @@ class AggregatorClient:
         return entries
 
     async def list_rounds(self, run_id: str) -> list[Round]:
-        return await self._gather(lambda cursor: endpoints.list_rounds(run_id, cursor=cursor))
+        return await self._connection.gather(lambda cursor: endpoints.list_rounds(run_id, cursor=cursor))
 
     async def get_round(self, run_id: str, number: int) -> Round:
         """Gives the latest attempt at a round."""
@@ -125,10 +128,10 @@ class AggregatorClient:
 
     async def list_contributions(self, run_id: str, number: int) -> list[Contribution]:
         """Lists who contributed to a round; never a tensor."""
-        return await self._gather(lambda cursor: endpoints.list_contributions(run_id, number, cursor=cursor))
+        return await self._connection.gather(lambda cursor: endpoints.list_contributions(run_id, number, cursor=cursor))
 
     async def list_models(self, run_id: str) -> list[Model]:
-        return await self._gather(lambda cursor: endpoints.list_models(run_id, cursor=cursor))
+        return await self._connection.gather(lambda cursor: endpoints.list_models(run_id, cursor=cursor))
 
     async def put_initial_model(self, run_id: str, model: Mapping[str, Tensor] | bytes) -> Model:
         """Uploads version 0 from arrays by name, or from the bytes of a safetensors file."""
@@ -222,7 +225,7 @@ class AggregatorClient:
             await self.sleep(pause)
 
     async def list_exclusions(self, run_id: str) -> list[Exclusion]:
-        return await self._gather(lambda cursor: endpoints.list_exclusions(run_id, cursor=cursor))
+        return await self._connection.gather(lambda cursor: endpoints.list_exclusions(run_id, cursor=cursor))
 
     async def exclude_client(self, run_id: str, client_id: str, request: ExclusionRequest) -> Exclusion:
         """Gives a client no more tasks in a run; its accepted updates stay counted."""
@@ -240,7 +243,7 @@ class AggregatorClient:
         return await self._connection.call(endpoints.enrol_client(request, idempotency_key=_new_key()))
 
     async def list_clients(self) -> list[Client]:
-        return await self._gather(lambda cursor: endpoints.list_clients(cursor=cursor))
+        return await self._connection.gather(lambda cursor: endpoints.list_clients(cursor=cursor))
 
     async def revoke_client(self, client_id: str) -> None:
         await self._connection.call(endpoints.revoke_client(client_id))
@@ -265,23 +268,6 @@ class AggregatorClient:
 
     async def put_evaluation(self, task_id: str, report: EvaluationReport) -> Receipt:
         return await self._connection.call(endpoints.put_evaluation(task_id, report))
-
-    async def _gather(self, page_after: Callable[[str | None], Request[Page[Item]]]) -> list[Item]:
-        items: list[Item] = []
-        num_bytes = 0
-        cursor: str | None = None
-        seen: set[str] = set()
-        while True:
-            page = await self._connection.call(page_after(cursor))
-            items += page.items
-            num_bytes += page.num_bytes
-            cursor = page.next_cursor
-            if cursor is None:
-                return items
-            is_too_long = len(items) > self.limits.max_items or num_bytes > self.limits.max_list_bytes
-            if cursor in seen or not page.items or is_too_long:
-                raise UntrustedAnswerError(f"the server's list does not end, after {len(items)} items")
-            seen.add(cursor)
 
 
 def _new_key() -> str:

@@ -21,7 +21,7 @@ import anyio
 import httpx
 
 from client_sdk.config import DEFAULT_LIMITS, MAX_ERROR_BYTES, Limits
-from client_sdk.endpoints.exchange import Answer, Request, error_of
+from client_sdk.endpoints.exchange import Answer, Item, Page, Request, error_of
 from client_sdk.errors import InsecureTransportError, TransportError, UntrustedAnswerError, UsageError, printable
 from client_sdk.retries import retrying
 from client_sdk.transfer import Body, Content, Download, OnBytes, StoredModel
@@ -111,6 +111,9 @@ class Connection:
     async def sleep(self, seconds: float) -> None:
         await self._seams.sleep(seconds)
 
+    def jitter(self, seconds: float) -> float:
+        return seconds * self._seams.fraction()
+
     async def call(self, request: Request[Parsed]) -> Parsed:
         """Sends a request and reads its answer."""
         seconds = self.limits.answer_seconds + request.wait_seconds
@@ -128,6 +131,24 @@ class Connection:
                     return await self._parsed(request, response)
 
         return await self._retrying(attempt)
+
+    async def gather(self, page_after: Callable[[str | None], Request[Page[Item]]]) -> list[Item]:
+        """Reads a list page by page; raises UntrustedAnswerError for one that does not end."""
+        items: list[Item] = []
+        num_bytes = 0
+        cursor: str | None = None
+        seen: set[str] = set()
+        while True:
+            page = await self.call(page_after(cursor))
+            items += page.items
+            num_bytes += page.num_bytes
+            cursor = page.next_cursor
+            if cursor is None:
+                return items
+            is_too_long = len(items) > self.limits.max_items or num_bytes > self.limits.max_list_bytes
+            if cursor in seen or not page.items or is_too_long:
+                raise UntrustedAnswerError(f"the server's list does not end, after {len(items)} items")
+            seen.add(cursor)
 
     async def upload(self, request: Request[Parsed], body: Body) -> Parsed:
         """Sends a request with a streamed body and reads its answer; every attempt sends the same bytes."""

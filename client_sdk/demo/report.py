@@ -69,6 +69,8 @@ class Traffic:
                 self.num_bytes[task.round] += task.model_num_bytes
             case happened.UpdateAccepted(task=task, receipt=receipt):
                 self.num_bytes[task.round] += receipt.num_bytes
+            case happened.UpdateCounted(task=task, num_bytes=num_bytes):
+                self.num_bytes[task.round] += num_bytes
 
 
 class Screen:
@@ -103,7 +105,7 @@ class Screen:
         self._bars.update(self._updates, completed=0, description=f"updates of round {number}")
 
     def update_accepted(self, event: Happening) -> None:
-        if isinstance(event, happened.UpdateAccepted):
+        if isinstance(event, happened.UpdateAccepted | happened.UpdateCounted):
             self._bars.advance(self._updates)
 
     def round_done(self, result: RoundResult) -> None:
@@ -157,6 +159,7 @@ def show_result(console: Console, result: DemoResult, *, folder: Path) -> None:
         "",
         _try_next(),
         "  fedquorum demo --clients 20 --seed 1     another federation",
+        "  fedquorum demo --secure-aggregation      the server learns only the sum of the updates",
         "  fedquorum demo --keep-serving            leaves the server running, with its docs page",
         "  fedquorum run --help                     runs of your own",
         "  fedquorum participate --help             take part with your own trainer",

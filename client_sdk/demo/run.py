@@ -39,14 +39,21 @@ from client_sdk.torch import (
 )
 from fl_protocol.rounds import EventType
 from fl_protocol.runs import Run, RunSpec, RunState
+from fl_protocol.specs.protection import NoSecureAggregation
 from fl_protocol.specs.rounds import RoundSpec
+from fl_protocol.specs.secure_aggregation import MaskedMetric, PairwiseSecureAggregation
 from fl_protocol.specs.training import TrainingSpec
-from fl_protocol.tasks import ClientRequest, EvaluationReport
+from fl_protocol.tasks import ClientRequest, EnrolledClient, EvaluationReport
 
 SIZES: Final = (784, 128, 64, 10)
 TRAINING: Final = TrainingSpec(local_epochs=4, batch_size=64, learning_rate=0.1)
 
 MOMENTUM: Final = 0.9
+MIN_MEMBERS: Final = 5
+CLIPPING_NORM: Final = 32.0
+"""No update of the demo is so long: the first ones of few clients measure up to 18."""
+MAX_LOSS: Final = 10.0
+"""The largest mean loss that a masked run's clients report as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +64,29 @@ class DemoSettings:
     num_clients: int = 10
     num_rounds: int = 10
     seed: int = 0
+    secure_aggregation: bool = False
     keep_serving: bool = False
+
+    @property
+    def spec(self) -> RunSpec:
+        """The run: every client in every round."""
+        count = self.num_clients
+        return RunSpec(
+            name="mnist",
+            num_rounds=self.num_rounds,
+            round=RoundSpec(quorum=count, cohort_size=count),
+            training=TRAINING,
+            secure_aggregation=_masked(count) if self.secure_aggregation else NoSecureAggregation(),
+        )
+
+
+def _masked(num_clients: int) -> PairwiseSecureAggregation:
+    return PairwiseSecureAggregation(
+        kind="pairwise",
+        min_members=min(num_clients, MIN_MEMBERS),
+        clipping_norm=CLIPPING_NORM,
+        metrics={"loss": MaskedMetric(max_abs=MAX_LOSS)},
+    )
 
 
 async def run_demo(
@@ -124,55 +153,58 @@ class _Demo:
     slots: threading.Semaphore
 
     async def train(self, console: Console, *, started: float) -> DemoResult:
-        tokens = await self._enrol()
+        enrolled = await self._enrol()
         count, rounds = self.settings.num_clients, self.settings.num_rounds
-        spec = RunSpec(
-            name="mnist", num_rounds=rounds, round=RoundSpec(quorum=count, cohort_size=count), training=TRAINING
-        )
-        run = await self.operator.start_run(spec, tensors_of(classifier(SIZES, seed=self.settings.seed)))
+        initial = tensors_of(classifier(SIZES, seed=self.settings.seed))
+        run = await self.operator.start_run(self.settings.spec, initial)
         results: list[RoundResult] = []
         with Screen(console, num_rounds=rounds, quorum=count) as screen:
             screen.say(f"{count} clients with {self._shard_size} images each, {rounds} rounds")
             async with anyio.create_task_group() as clients:
-                for name, token in tokens.items():
-                    clients.start_soon(
-                        functools.partial(self._take_part, run_id=run.run_id, screen=screen), name, token
-                    )
+                for client in enrolled:
+                    clients.start_soon(functools.partial(self._take_part, run_id=run.run_id, screen=screen), client)
                 await self._follow(run, screen=screen, results=results)
         final = await self.operator.download(run.run_id, self.folder / "models")
-        model = Path(shutil.copyfile(final.path, self.folder / "model.safetensors"))
+        kept = Path(shutil.copyfile(final.path, self.folder / "model.safetensors"))
         seconds = time.monotonic() - started
-        return DemoResult(self.address, run.run_id, tuple(results), model, final.digest, seconds)
+        return DemoResult(self.address, run.run_id, tuple(results), kept, final.digest, seconds)
 
     @property
     def _shard_size(self) -> int:
         return len(self.images.train_labels) // self.settings.num_clients
 
-    async def _enrol(self) -> dict[str, str]:
+    async def _enrol(self) -> list[EnrolledClient]:
         """Enrols the clients as they would enrol themselves: with an enrolment token, not with the operator's."""
         enrolment = await self.operator.create_enrolment(max_uses=self.settings.num_clients)
-        tokens: dict[str, str] = {}
         async with AggregatorClient(self.address, token=enrolment.token) as door:
-            for number in range(1, self.settings.num_clients + 1):
-                enrolled = await door.enrol_client(ClientRequest(name=f"client-{number:02}"))
-                tokens[enrolled.name] = enrolled.token
-        return tokens
+            return [
+                await door.enrol_client(ClientRequest(name=f"client-{number:02}"))
+                for number in range(1, self.settings.num_clients + 1)
+            ]
 
-    async def _take_part(self, name: str, token: str, *, run_id: str, screen: Screen) -> None:
+    async def _take_part(self, enrolled: EnrolledClient, *, run_id: str, screen: Screen) -> None:
         def tell(event: Progress) -> None:
             self.traffic.note(event)
             screen.update_accepted(event)
 
         trainer = TorchTrainer(
             classifier(SIZES, seed=0),
-            self._shard(name),
+            self._shard(enrolled.name),
             optimizer=sgd(momentum=MOMENTUM),
             seed=self.settings.seed,
-            client=name,
+            client=enrolled.name,
         )
-        async with AggregatorClient(self.address, token=token) as client:
-            cache = self.folder / "clients" / name
-            await participate(client, run_id, _InTurn(trainer, self.slots), cache_dir=cache, on_event=tell)
+        folder = self.folder / "clients" / enrolled.name
+        async with AggregatorClient(self.address, token=enrolled.token) as client:
+            await participate(
+                client,
+                run_id,
+                _InTurn(trainer, self.slots),
+                cache_dir=folder,
+                state_dir=folder,
+                client_id=enrolled.client_id,
+                on_event=tell,
+            )
 
     def _shard(self, name: str) -> ImageDataset:
         number = int(name.rpartition("-")[2])

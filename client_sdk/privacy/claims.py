@@ -1,6 +1,8 @@
 """Holds what a server says of a run's privacy against the run's specification and against this client's own count."""
 
+import heapq
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -9,10 +11,12 @@ from client_sdk.errors import PrivacyBudgetError, PrivacyClaimError, UsageError
 from client_sdk.privacy.history import LedgerHead, Participations
 from client_sdk.privacy.policy import PrivacyPolicy, check_policy
 from fl_protocol.privacy.accounting import delta_of, epsilon_spent
+from fl_protocol.privacy.shared_noise import SumSizes
 from fl_protocol.privacy_claims import PrivacyClaim, PrivacyUnit, Trust, promise_of
 from fl_protocol.runs import RunSpec
-from fl_protocol.specs.privacy import ExampleDpsgdPrivacy, num_participations
+from fl_protocol.specs.privacy import DistributedSkellamPrivacy, ExampleDpsgdPrivacy, num_participations
 from fl_protocol.specs.protection import NoPrivacy
+from fl_protocol.specs.secure_aggregation import min_members, target_members
 from fl_protocol.tasks import Task, TaskKind
 
 _ROUNDING: Final = 1e-9
@@ -56,8 +60,22 @@ def review(task: Task, spec: RunSpec, known: Participations, *, policy: PrivacyP
     return reviewed
 
 
+def recounted(task: Task, reviewed: Reviewed, known: Participations) -> Spending | None:
+    """Counts anew what a reviewed task's update costs, as it must where the update may leave more than once.
+
+    Raises PrivacyBudgetError if the run's promise does not cover it once more.
+    """
+    return None if reviewed.spending is None else _spending(task, reviewed.spec, known)
+
+
+def check_still_private(known: Participations) -> None:
+    """Raises PrivacyClaimError for a task without privacy in a run that has promised this client some."""
+    if known.promise is not None:
+        raise _mismatch("privacy", "none", known.promise, what="a run keeps what it promised, and it promised")
+
+
 def _check_same_run(task: Task, spec: RunSpec) -> None:
-    for field in ("privacy", "algorithm", "parameters"):
+    for field in ("privacy", "algorithm", "parameters", "secure_aggregation"):
         told, declared = getattr(task, field), getattr(spec, field)
         if told != declared:
             raise _mismatch(field, told, declared, what="the run's specification has")
@@ -145,7 +163,7 @@ def _spending(task: Task, spec: RunSpec, known: Participations) -> Spending:
         # What the updates cost is the trainer's own account; it trains no further than the target.
         return Spending(target, delta_of(spec), unit)
     told = _checked_count(task.privacy_claim, known, trust=trust)
-    composed = _composed(spec, told + 1, num_rounds=task.round)
+    composed = _composed(spec, told + 1, num_rounds=task.round, sums=_largest_sums(spec, known, told))
     yours = task.privacy_claim.epsilon_yours
     if yours < composed * (1 - _ROUNDING):
         raise _mismatch("epsilon_yours", yours, composed, what=f"{told + 1} updates with this noise come to")
@@ -159,11 +177,13 @@ def _spending(task: Task, spec: RunSpec, known: Participations) -> Spending:
             value=mine,
             bound=most,
         )
-    epsilon = _composed(spec, mine, num_rounds=task.round)
+    # Where nobody's word is trusted a message counts by itself: under masks, unless it is known to be in no sum.
+    spending = max(known.num_counting_after(task.task_id, each_message=trust is not Trust.SERVER), told + 1)
+    epsilon = _composed(spec, spending, num_rounds=task.round, sums=known.sums)
     if epsilon > target * (1 + _ROUNDING):
         raise PrivacyBudgetError(
-            f"after this update the client will have spent epsilon {epsilon:g} by its own count of {mine} updates, and "
-            f"the run promised target_epsilon {target:g}",
+            f"after this update the client will have spent epsilon {epsilon:g} by its own count of {spending} updates, "
+            f"and the run promised target_epsilon {target:g}",
             field="target_epsilon",
             value=epsilon,
             bound=target,
@@ -184,9 +204,21 @@ def _checked_count(claim: PrivacyClaim, known: Participations, *, trust: Trust) 
     return claim.num_participations
 
 
-def _composed(spec: RunSpec, count: int, *, num_rounds: int) -> float:
+def _largest_sums(spec: RunSpec, known: Participations, told: int) -> SumSizes | None:
+    """Gives the largest sums in which so many of this client's updates can be, with its next one in the smallest.
+
+    A server that knows which they are cannot come to less.
+    """
+    if not isinstance(spec.privacy, DistributedSkellamPrivacy):
+        return None
+    largest = heapq.nlargest(told, known.sums.elements())
+    unknown = [target_members(spec)] * (told - len(largest))
+    return Counter((*largest, *unknown, min_members(spec)))
+
+
+def _composed(spec: RunSpec, count: int, *, num_rounds: int, sums: SumSizes | None) -> float:
     try:
-        return epsilon_spent(spec, num_participations=count, num_rounds=num_rounds)
+        return epsilon_spent(spec, num_participations=count, num_rounds=num_rounds, sums=sums)
     except ModuleNotFoundError as error:
         raise UsageError(str(error)) from None
 

@@ -7,6 +7,7 @@ never forgets one that did. What became of an update is appended once that is kn
 import contextlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from client_sdk.durability import sync_folder
-from client_sdk.errors import UsageError
+from client_sdk.errors import AlreadySubmittedError, ServerError, UsageError
 from fl_protocol.identifiers import is_identifier
 
 FILE_NAME: Final = "privacy.jsonl"
+
+_FIRST_SERVER_FAULT: Final = 500
 
 
 class Outcome(StrEnum):
@@ -38,12 +41,21 @@ class LedgerHead:
 
 @dataclass(slots=True)
 class Participations:
-    """What is known of this client's updates in a run: outcomes by task, messages by their digest, and the ledger."""
+    """What is known of this client's updates in a run: outcomes by task, messages by their digest, and the ledger.
+
+    `survivors` tells of masked messages how many clients' went into the same sum: 0 where their masks stayed on.
+    """
 
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     messages: set[tuple[str, str]] = field(default_factory=set)
+    survivors: dict[tuple[str, str], int] = field(default_factory=dict)
     ledger: LedgerHead = LedgerHead()
     promise: Mapping[str, Any] | None = None
+
+    @property
+    def sums(self) -> Counter[int]:
+        """How many sums of so many clients' masked updates this client's own went into, as far as it knows."""
+        return Counter(survivors for survivors in self.survivors.values() if survivors)
 
     @property
     def num_accepted(self) -> int:
@@ -54,10 +66,11 @@ class Participations:
         """Gives how many updates may count once the task's is sent: never less than do.
 
         With `each_message` every message that may have left counts, also one that came too late and a second one for
-        the same task: whoever reads them need not be the server's aggregation.
+        the same task: whoever reads them need not be the server's aggregation. Under masks nobody reads it that went
+        into no sum.
         """
         if each_message:
-            return len(self.messages) + 1
+            return sum(self.survivors.get(message) != 0 for message in self.messages) + 1
         counting = {task for task, outcome in self.outcomes.items() if outcome is not Outcome.REFUSED}
         return len(counting | {task_id})
 
@@ -89,6 +102,13 @@ class PrivacyHistory:
         """Counts an update that is about to leave, durably."""
         self._append({"task": task_id, "outcome": Outcome.SENT.value, "digest": digest})
 
+    def summed(self, task_id: str, digest: str, num_survivors: int) -> None:
+        """Notes into how large a sum a masked update went, by a list of survivors that this client has checked.
+
+        0 if its session ended before this client had signed such a list: no quorum that it knows of let go of masks.
+        """
+        self._append({"task": task_id, "digest": digest, "survivors": num_survivors})
+
     def answered(self, task_id: str, outcome: Outcome) -> None:
         """Notes what the server said of an update."""
         self._append({"task": task_id, "outcome": outcome.value})
@@ -110,7 +130,9 @@ class PrivacyHistory:
 
 
 def _apply(known: Participations, entry: Mapping[str, Any]) -> None:
-    if "task" in entry:
+    if "survivors" in entry:
+        known.survivors[str(entry["task"]), str(entry["digest"])] = int(entry["survivors"])
+    elif "task" in entry:
         task, outcome = str(entry["task"]), Outcome(entry["outcome"])
         if outcome is Outcome.SENT:
             known.messages.add((task, str(entry["digest"])))
@@ -158,3 +180,10 @@ def _append_line(path: Path, line: str) -> None:
     sync_folder(path.parent)
     if is_new:
         sync_folder(path.parent.parent)
+
+
+def outcome_of(error: ServerError) -> Outcome:
+    """Tells what became of an update that the server refused; what failed on its side may have been counted."""
+    if isinstance(error, AlreadySubmittedError):
+        return Outcome.ACCEPTED
+    return Outcome.REFUSED if error.status < _FIRST_SERVER_FAULT and not error.retryable else Outcome.SENT

@@ -7,21 +7,32 @@ allowed_kinds = ["central_gaussian", "central_blt"]
 min_cohort = 20
 unit = "client"
 trusted = ["nobody", "server"]
+secure_aggregation = "required"
+min_session_members = 10
+allowed_identity_trust = ["pinned", "ca"]
+require_complete_graph = true
 ```
 """
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, get_args
 
 from pydantic import Field, ValidationError
 
 from client_sdk.errors import PolicyError, UsageError, printable
 from fl_protocol.faults import describe_fault
+from fl_protocol.masking.graph import MAX_COMPLETE
 from fl_protocol.messages import RequestMessage
 from fl_protocol.privacy_claims import PrivacyUnit, Trust, promise_of
 from fl_protocol.runs import RunSpec
 from fl_protocol.specs.protection import NoPrivacy
+from fl_protocol.specs.secure_aggregation import (
+    MAX_SESSION_MEMBERS,
+    IdentityTrust,
+    PairwiseSecureAggregation,
+    target_members,
+)
 
 MAX_POLICY_BYTES: Final = 64 << 10
 
@@ -32,6 +43,7 @@ PrivacyKind = Literal[
     "central_blt",
     "local_laplace",
     "local_gaussian",
+    "distributed_skellam",
     "example_dpsgd",
 ]
 
@@ -41,8 +53,11 @@ _PRIVATE: Final[tuple[PrivacyKind, ...]] = (
     "central_blt",
     "local_laplace",
     "local_gaussian",
+    "distributed_skellam",
     "example_dpsgd",
 )
+
+_TRUSTS: Final[tuple[IdentityTrust, ...]] = get_args(IdentityTrust)
 
 
 class PrivacyPolicy(RequestMessage):
@@ -52,6 +67,10 @@ class PrivacyPolicy(RequestMessage):
     own count. `allowed_kinds` are `privacy.kind`s, by default all that promise something, so that even an empty policy
     refuses `none`. `min_cohort` is the fewest updates that a published model may mix (`round.min_updates`). `unit` is
     whose data must be hidden, `trusted` on whose honesty that may depend.
+
+    With `secure_aggregation` "required" the server must not see single updates. A masked run's sessions must have at
+    least `min_session_members` (by its `min_members`), an `identity_trust` among `allowed_identity_trust`, and with
+    `require_complete_graph` so few members that everybody masks with everybody.
     """
 
     max_epsilon: Annotated[float, Field(gt=0)] | None = None
@@ -60,6 +79,10 @@ class PrivacyPolicy(RequestMessage):
     min_cohort: Annotated[int, Field(ge=1)] = 1
     unit: Annotated[PrivacyUnit | None, Field(strict=False)] = None
     trusted: tuple[Annotated[Trust, Field(strict=False)], ...] = Field(default=tuple(Trust), min_length=1, strict=False)
+    secure_aggregation: Literal["optional", "required"] = "optional"
+    min_session_members: Annotated[int, Field(ge=3, le=MAX_SESSION_MEMBERS)] = 3
+    allowed_identity_trust: tuple[IdentityTrust, ...] = Field(default=_TRUSTS, min_length=1, strict=False)
+    require_complete_graph: bool = False
 
 
 def load_policy(path: Path) -> PrivacyPolicy:
@@ -88,6 +111,7 @@ def check_policy(policy: PrivacyPolicy, spec: RunSpec, *, epsilon: float) -> Non
     any `max_epsilon`.
     """
     _check_promise(policy, spec)
+    _check_secure_aggregation(policy, spec)
     privacy = spec.privacy
     if not isinstance(privacy, NoPrivacy):
         _check_largest(policy.max_epsilon, privacy.target_epsilon, field="max_epsilon", what="privacy.target_epsilon")
@@ -133,6 +157,45 @@ def _check_promise(policy: PrivacyPolicy, spec: RunSpec) -> None:
             field="trusted",
             value=trust,
             bound=policy.trusted,
+        )
+
+
+def _check_secure_aggregation(policy: PrivacyPolicy, spec: RunSpec) -> None:
+    masked = spec.secure_aggregation
+    if not isinstance(masked, PairwiseSecureAggregation):
+        if policy.secure_aggregation == "required":
+            raise PolicyError(
+                f"policy.secure_aggregation 'required' is not what the run's secure_aggregation.kind {masked.kind!r} "
+                "is: the server would see this client's update",
+                field="secure_aggregation",
+                value=masked.kind,
+                bound="required",
+            )
+        return
+    if masked.min_members < policy.min_session_members:
+        raise PolicyError(
+            f"policy.min_session_members {policy.min_session_members} is more than secure_aggregation.min_members "
+            f"{masked.min_members}, the fewest clients of which the server learns a sum",
+            field="min_session_members",
+            value=masked.min_members,
+            bound=policy.min_session_members,
+        )
+    if masked.identity_trust not in policy.allowed_identity_trust:
+        raise PolicyError(
+            f"policy.allowed_identity_trust {', '.join(policy.allowed_identity_trust)} does not hold the run's "
+            f"secure_aggregation.identity_trust {masked.identity_trust!r}",
+            field="allowed_identity_trust",
+            value=masked.identity_trust,
+            bound=policy.allowed_identity_trust,
+        )
+    most = target_members(spec)
+    if policy.require_complete_graph and most > MAX_COMPLETE:
+        raise PolicyError(
+            f"policy.require_complete_graph is not met: the run's sessions have up to {most} members, and above "
+            f"{MAX_COMPLETE} not everybody masks with everybody (secure_aggregation.target_members)",
+            field="require_complete_graph",
+            value=most,
+            bound=MAX_COMPLETE,
         )
 
 

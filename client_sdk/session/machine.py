@@ -3,11 +3,12 @@
     Claim -> Rest -> Claim                         nothing to do now
     Claim -> Pull -> Train -> SendUpdate -> Claim
     Claim -> Pull -> PullControls -> Train -> SendUpdate -> Claim      SCAFFOLD
+    Claim -> Review -> Pull -> Train -> Aggregate -> Claim             a masked round
     Claim -> Pull -> Evaluate -> SendEvaluation -> Claim
     Claim -> GiveUp -> Rest -> Claim               a task that this participant cannot do
     Claim, SendUpdate, SendEvaluation -> Finish    the run is over
 
-In a private run, or with a privacy policy, a Review stands between Claim and Pull.
+In a private or a masked run, or with a privacy policy, a Review stands between Claim and Pull.
 
 It upholds these rules, and raises UntrustedAnswerError where the server breaks one:
 1. A task is for the run that was asked for, and names a digest, a version and a size that can be.
@@ -17,6 +18,7 @@ It upholds these rules, and raises UntrustedAnswerError where the server breaks 
 5. A task whose work was accepted or refused is not done again.
 6. A private run keeps the promise that it made, and spends no less of it than this client has counted; a policy that
    it does not meet raises PolicyError.
+7. A masked run's update goes into a session and nowhere else, and the session's vector has the model's own coordinates.
 """
 
 import math
@@ -35,7 +37,9 @@ from client_sdk.errors import (
     UntrustedAnswerError,
     UsageError,
 )
-from client_sdk.privacy.claims import Reviewed, review
+from client_sdk.masking.terms import MaskedRound, check_coordinates
+from client_sdk.masking.update import MaskedUpdate
+from client_sdk.privacy.claims import Reviewed, Spending, recounted, review
 from client_sdk.privacy.history import Participations
 from client_sdk.privacy.policy import PrivacyPolicy
 from client_sdk.session.controls import completed, control_structure, own_control, server_control
@@ -49,6 +53,7 @@ from client_sdk.session.deltas import (
     update_of,
     with_personal,
 )
+from client_sdk.session.masked import coordinates_of, masked_update
 from client_sdk.session.protection import protected_update
 from client_sdk.session.work import TrainingResult, TrainingTask
 from fl_protocol.arrays import Tensor
@@ -59,7 +64,7 @@ from fl_protocol.problems import ProblemError
 from fl_protocol.runs import RunSpec
 from fl_protocol.specs.algorithms import ScaffoldAlgorithm
 from fl_protocol.specs.privacy import num_participations
-from fl_protocol.specs.protection import NoPrivacy
+from fl_protocol.specs.protection import NoPrivacy, NoSecureAggregation
 from fl_protocol.tasks import EvaluationReport, Task, TaskKind
 from fl_protocol.updates import CONTROL_PREFIX, check_local_parameters
 
@@ -132,6 +137,15 @@ class SendUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class Aggregate:
+    """Take the update through a masked session."""
+
+    task: Task
+    round: MaskedRound
+    update: MaskedUpdate
+
+
+@dataclass(frozen=True, slots=True)
 class SendEvaluation:
     """Put the evaluation."""
 
@@ -154,7 +168,7 @@ class Finish:
     reason: str
 
 
-TaskAction = Review | Pull | PullControls | Train | Evaluate | SendUpdate | SendEvaluation
+TaskAction = Review | Pull | PullControls | Train | Evaluate | SendUpdate | Aggregate | SendEvaluation
 """What is done for a task that the participant holds."""
 
 Action = Claim | Rest | GiveUp | Finish | TaskAction
@@ -181,6 +195,7 @@ class ParticipantSession:
         self._has_folder = has_folder
         self._policy = policy
         self._reviewed: Reviewed | None = None
+        self._masked: MaskedRound | None = None
         self._structure = structure
         self._max_model_bytes = max_model_bytes if structure is None else max_file_bytes(structure)
         self._done: str | None = None
@@ -194,8 +209,9 @@ class ParticipantSession:
             return Rest(REST_SECONDS)
         if claim.kind is TaskKind.EVALUATE and not self._can_evaluate:
             return GiveUp(claim, "this participant has no evaluator")
-        self._reviewed = None
-        return Review(claim) if _is_private(claim) or self._policy is not None else Pull(claim)
+        self._reviewed = self._masked = None
+        must_review = is_protected(claim) or self._policy is not None
+        return Review(claim) if must_review else Pull(claim)
 
     def check_can_do(self, task: Task) -> None:
         """Raises UsageError for a task that needs what this participant was not given."""
@@ -209,11 +225,24 @@ class ParticipantSession:
                 "a privacy policy bounds what this client spends over all its updates, which it must count over "
                 "restarts: name a folder of this client's own as state_dir (--state-dir)"
             )
+        if is_masked(task) and not self._has_folder:
+            raise UsageError(
+                "the run is masked, and a client must keep its identity and the sums that it helped to unmask over "
+                "restarts: name a folder of this client's own as state_dir (--state-dir)"
+            )
 
     def reviewed(self, task: Task, spec: RunSpec, *, known: Participations) -> tuple[Pull, Reviewed]:
         """Takes the run's specification and this client's count; raises the errors of `client_sdk.privacy.claims`."""
         self._reviewed = review(task, spec, known, policy=self._policy)
         return Pull(task), self._reviewed
+
+    def recounted(self, task: Task, *, known: Participations) -> Spending | None:
+        """Counts what the update costs once more, before it is masked; raises PrivacyBudgetError."""
+        return None if self._reviewed is None else recounted(task, self._reviewed, known)
+
+    def manifest_checked(self, round_: MaskedRound) -> None:
+        """Takes what a masked round is about, by its manifest, before the model is pulled."""
+        self._masked = round_
 
     def pulled(
         self, task: Task, model: Mapping[str, Tensor], *, personal: Mapping[str, Tensor] = _NOTHING
@@ -228,6 +257,8 @@ class ParticipantSession:
             raise UntrustedAnswerError(f"the server's model holds NaN or infinity in tensor {broken[:100]!r}")
         self._structure = found
         _check_local_noise(task, found)
+        if self._masked is not None:
+            check_coordinates(self._masked, coordinates_of(found, task.parameters))
         work = TrainingTask(
             run_id=task.run_id,
             round=task.round,
@@ -253,11 +284,15 @@ class ParticipantSession:
         mine, theirs = own_control(own, action.work), server_control(server, action.work)
         return Train(action.task, replace(action.work, control=mine, server_control=theirs))
 
-    def trained(self, action: Train, result: TrainingResult, *, key: bytes) -> SendUpdate:
+    def trained(self, action: Train, result: TrainingResult, *, key: bytes) -> SendUpdate | Aggregate:
         """Takes what the trainer returned; raises TrainerError if it cannot be sent.
 
         `key` is 32 bytes of `os.urandom`, for the noise of this update alone.
         """
+        if is_masked(action.task):
+            if self._masked is None:
+                raise UsageError("a masked run's task is reviewed before its model is pulled")
+            return Aggregate(action.task, self._masked, masked_update(result, action.work, self._masked))
         if not isinstance(action.work.privacy, NoPrivacy):
             return SendUpdate(action.task, protected_update(result, action.work, key=key))
         update = update_of(result, action.work.model, parameters=action.work.parameters)
@@ -301,6 +336,16 @@ class ParticipantSession:
             raise UntrustedAnswerError(
                 f"the task announces a model of {task.model_num_bytes} bytes; at most {self._max_model_bytes} are taken"
             )
+
+
+def is_masked(task: Task) -> bool:
+    """Tells whether a task's update goes into a masked session."""
+    return task.kind is TaskKind.TRAIN and not isinstance(task.secure_aggregation, NoSecureAggregation)
+
+
+def is_protected(task: Task) -> bool:
+    """Tells whether noise or masks protect what a task's client sends."""
+    return _is_private(task) or is_masked(task)
 
 
 def _is_private(task: Task) -> bool:

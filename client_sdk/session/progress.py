@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 
 from fl_protocol.privacy_claims import PrivacyUnit
+from fl_protocol.promises import Promise
+from fl_protocol.sessions import SessionState
+from fl_protocol.specs.secure_aggregation import IdentityTrust
 from fl_protocol.tasks import EvaluationReport, Receipt, Task
 
 
@@ -18,6 +21,17 @@ class TaskClaimed:
     """The server gave a task."""
 
     task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class PromiseRead:
+    """What the run promises about this client's data, told once, before anything is trained.
+
+    This client has derived it from the run's specification, which each task must carry.
+    """
+
+    task: Task
+    promise: Promise
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +84,62 @@ class UpdateAccepted:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitingForSession:
+    """The update is ready and waits for enough other clients of a masked round to be ready, too."""
+
+    task: Task
+    num_waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionJoined:
+    """A masked session has begun, its members were checked, and this client is one of them.
+
+    The server learns the sum over those who stay unless more than `tolerated_colluders` of them tell it their secrets.
+    `identity_trust` says who vouches that they are whom they seem to be.
+    """
+
+    task: Task
+    session_id: str
+    num_members: int
+    threshold: int
+    tolerated_colluders: int
+    identity_trust: IdentityTrust
+
+
+@dataclass(frozen=True, slots=True)
+class SessionAdvanced:
+    """This client has done its part of a phase of a masked session, and waits for the others."""
+
+    task: Task
+    session_id: str
+    phase: SessionState
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFailed:
+    """A masked session came to nothing for this client; `retry_seconds` later it asks for another, None if it does not.
+
+    Nothing that it sent there can be read by anybody.
+    """
+
+    task: Task
+    reason: str
+    retry_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateCounted:
+    """The masked update is in a session's sum, by the transcript; `digest` and `num_bytes` are of what was sent."""
+
+    task: Task
+    session_id: str
+    num_survivors: int
+    digest: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationAccepted:
     """The evaluation is durable and will be counted exactly once."""
 
@@ -104,11 +174,17 @@ class RunFinished:
 Progress = (
     Waiting
     | TaskClaimed
+    | PromiseRead
     | ModelPulled
     | TrainingFinished
     | UpdateClipped
     | PrivacySpent
     | UpdateAccepted
+    | WaitingForSession
+    | SessionJoined
+    | SessionAdvanced
+    | SessionFailed
+    | UpdateCounted
     | EvaluationAccepted
     | WorkRefused
     | TaskGivenUp

@@ -12,6 +12,7 @@ from fl_protocol.specs.privacy import (
     CentralBltPrivacy,
     CentralGaussianAdaptivePrivacy,
     CentralGaussianPrivacy,
+    DistributedSkellamPrivacy,
     ExampleDpsgdPrivacy,
     LocalGaussianPrivacy,
     LocalLaplacePrivacy,
@@ -56,6 +57,8 @@ def _protected(
                     "spent, as client_sdk.torch.DpsgdTrainer does"
                 )
             return finite_or_zero(delta), None
+        case DistributedSkellamPrivacy():
+            raise UsageError("an update whose noise the clients share leaves under masks only, as coordinates of a sum")
         case NoPrivacy():
             raise UsageError("a run without privacy has nothing to protect its updates with")
         case _:

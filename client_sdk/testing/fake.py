@@ -12,12 +12,14 @@ from pydantic import BaseModel, ValidationError
 
 from client_sdk.client import AggregatorClient, Seams
 from client_sdk.config import DEFAULT_LIMITS, Limits
+from client_sdk.errors import UsageError
 from client_sdk.testing.state import FakeRun, FakeTask, digest_of, new_id, new_run
 from fl_protocol.arrays import Tensor, decode, encode
 from fl_protocol.models import MODEL_VERSION_HEADER, TENSOR_MEDIA_TYPE, RollbackRequest
 from fl_protocol.problems import PROBLEM_MEDIA_TYPE, RETRYABLE, ProblemError, ProblemType, problem_uri
 from fl_protocol.runs import Run, RunSpec, RunState
 from fl_protocol.specs.initial_model import PreviousModel
+from fl_protocol.specs.protection import NoSecureAggregation
 from fl_protocol.tasks import ClientRequest, EvaluationReport
 
 Interceptor = Callable[[httpx.Request], httpx.Response | None]
@@ -67,7 +69,9 @@ class FakeAggregator:
         return self.client(token, limits=limits)
 
     async def start_run(self, spec: RunSpec, initial_model: Mapping[str, Tensor]) -> Run:
-        """Creates and starts a run."""
+        """Creates and starts a run; raises UsageError for a masked one, which takes several clients: see `simulate`."""
+        if not isinstance(spec.secure_aggregation, NoSecureAggregation):
+            raise UsageError("the fake has no sessions of masked runs; client_sdk.simulate runs the real server's")
         fake = new_run(spec)
         self.runs[fake.run.run_id] = fake
         fake.add_model(b"".join(encode(initial_model, {})))

@@ -4,7 +4,7 @@ By Renyi DP of integer orders, which dp-accounting turns into epsilon.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,16 +36,19 @@ def rounded_norm(release: DistributedRelease) -> float:
     return min(norm + root, math.sqrt(likely)) / release.scale
 
 
-def skellam_epsilon(release: DistributedRelease, *, delta: float) -> float:
-    """Gives the epsilon of Skellam noise, whose sum over clients is Skellam noise again (Agarwal et al. 2021)."""
-    l2, scale, variance = rounded_norm(release), release.scale, release.stddev**2
-    l1 = _l1_norm(release)
+def skellam_epsilon(releases: Sequence[DistributedRelease], *, delta: float) -> float:
+    """Gives what sums with Skellam noise cost together; the clients' shares add up to such (Agarwal et al. 2021)."""
 
     def renyi(order: int) -> float:
-        beyond_gaussian = ((2 * order - 1) * scale * l2**2 + 6 * l1) / (4 * scale**3 * variance**2)
-        return order * l2**2 / (2 * variance) + min(beyond_gaussian, 3 * l1 / (2 * scale * variance))
+        return math.fsum(release.count * _skellam_divergence(release, order) for release in releases)
 
-    return _epsilon(renyi, count=release.count, delta=delta)
+    return _epsilon(renyi, delta=delta)
+
+
+def _skellam_divergence(release: DistributedRelease, order: int) -> float:
+    l2, l1, scale, variance = rounded_norm(release), _l1_norm(release), release.scale, release.stddev**2
+    beyond_gaussian = ((2 * order - 1) * scale * l2**2 + 6 * l1) / (4 * scale**3 * variance**2)
+    return order * l2**2 / (2 * variance) + min(beyond_gaussian, 3 * l1 / (2 * scale * variance))
 
 
 def discrete_gaussian_epsilon(release: DistributedRelease, *, num_clients: int, delta: float) -> float:
@@ -55,13 +58,13 @@ def discrete_gaussian_epsilon(release: DistributedRelease, *, num_clients: int, 
     l2, l1, size = rounded_norm(release) / release.stddev, _l1_norm(release) / release.stddev, release.num_parameters
 
     def renyi(order: int) -> float:
-        return min(
+        return release.count * min(
             order / 2 * l2**2 + excess * size,
             order / 2 * (l2**2 + 2 * l1 * excess + excess**2 * size),
             order / 2 * (l2 + excess * math.sqrt(size)) ** 2,
         )
 
-    return _epsilon(renyi, count=release.count, delta=delta)
+    return _epsilon(renyi, delta=delta)
 
 
 def _l1_norm(release: DistributedRelease) -> float:
@@ -70,7 +73,7 @@ def _l1_norm(release: DistributedRelease) -> float:
     return min(math.sqrt(release.num_parameters) * l2, release.scale * l2**2)
 
 
-def _epsilon(renyi: Callable[[int], float], *, count: int, delta: float) -> float:
-    divergences = [count * renyi(order) for order in _ORDERS]
+def _epsilon(renyi: Callable[[int], float], *, delta: float) -> float:
+    divergences = [renyi(order) for order in _ORDERS]
     epsilon, _ = accounting_library().rdp.compute_epsilon(_ORDERS, divergences, delta)
     return float(epsilon)

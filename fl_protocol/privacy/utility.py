@@ -11,12 +11,14 @@ from fl_protocol.specs.privacy import (
     CentralBltPrivacy,
     CentralGaussianAdaptivePrivacy,
     CentralGaussianPrivacy,
+    DistributedSkellamPrivacy,
     ExampleDpsgdPrivacy,
     LocalGaussianPrivacy,
     LocalLaplacePrivacy,
     num_participations,
 )
 from fl_protocol.specs.protection import NoPrivacy
+from fl_protocol.specs.secure_aggregation import min_members, target_members
 from fl_protocol.specs.selection import fixed_denominator
 
 LOCAL_EPSILONS: Final = (1.0, 4.0, 8.0)
@@ -94,6 +96,11 @@ def _noise_of_one(spec: RunSpec) -> tuple[float, bool]:
     match privacy:
         case CentralGaussianPrivacy():
             return multiplier, False
+        case DistributedSkellamPrivacy(assumed_colluders=colluders):
+            each = multiplier / math.sqrt((1 - colluders) * min_members(spec))
+            # In one session more clients are more survivors too; more sessions leave each client's share as it is.
+            is_one_session = target_members(spec) >= spec.round.cohort_size
+            return (each * math.sqrt(spec.round.quorum), False) if is_one_session else (each, True)
         case CentralBltPrivacy():
             return multiplier * math.sqrt(num_participations(spec)), False
         case LocalGaussianPrivacy():

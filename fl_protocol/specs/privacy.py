@@ -86,6 +86,21 @@ class LocalGaussianPrivacy(_Budgeted):
     i_understand: bool = False
 
 
+class DistributedSkellamPrivacy(_Budgeted):
+    """Each client adds its share of the noise (Skellam) to its clipped update before it is masked (privacy.md 4.8).
+
+    The shares of the fewest clients that a sum may have (`min_survivors`), less those of `assumed_colluders` of them,
+    make the noise that `noise_multiplier` says. `min_survivors` null: `round.min_updates` where one session takes the
+    whole cohort, else `secure_aggregation.min_members`. `max_parameters` bounds what is trained: it makes the grid.
+    """
+
+    kind: Literal["distributed_skellam"]
+    clipping_norm: ClippingNorm = 1.0
+    assumed_colluders: Annotated[float, Field(ge=0, le=0.3)] = 0.1
+    min_survivors: Annotated[int, Field(ge=3, le=1000)] | None = None
+    max_parameters: Annotated[int, Field(ge=1, le=2**32)] = 2**24
+
+
 class ExampleDpsgdPrivacy(RequestMessage):
     """Each client trains with DP-SGD, which protects each of its examples from everyone; what it spent, it says itself.
 
@@ -102,7 +117,10 @@ CentralPrivacy = CentralGaussianPrivacy | CentralGaussianAdaptivePrivacy | Centr
 """The kinds whose noise the server adds to the sum."""
 
 LocalPrivacy = LocalLaplacePrivacy | LocalGaussianPrivacy
-"""The kinds whose noise each client adds to its update."""
+"""The kinds whose noise each client adds to its update, against everyone who reads that."""
+
+NoisedByClients = LocalPrivacy | DistributedSkellamPrivacy
+"""The kinds whose cost is spent as soon as something arrives, whether or not a model comes of it."""
 
 Privacy = Annotated[
     Annotated[NoPrivacy, Tag("none")]
@@ -111,6 +129,7 @@ Privacy = Annotated[
     | Annotated[CentralBltPrivacy, Tag("central_blt")]
     | Annotated[LocalLaplacePrivacy, Tag("local_laplace")]
     | Annotated[LocalGaussianPrivacy, Tag("local_gaussian")]
+    | Annotated[DistributedSkellamPrivacy, Tag("distributed_skellam")]
     | Annotated[ExampleDpsgdPrivacy, Tag("example_dpsgd")],
     Discriminator(kind_or("none")),
 ]
@@ -148,7 +167,12 @@ def check_privacy(spec: Choices) -> None:
     match privacy:
         case NoPrivacy():
             return
-        case CentralGaussianPrivacy() | CentralGaussianAdaptivePrivacy() | CentralBltPrivacy():
+        case (
+            CentralGaussianPrivacy()
+            | CentralGaussianAdaptivePrivacy()
+            | CentralBltPrivacy()
+            | DistributedSkellamPrivacy()
+        ):
             _check_delta(privacy.delta, spec)
             _check_counted_rounds(spec)
             _check_noised_sum(spec)

@@ -1,7 +1,7 @@
 """Who may do what: every operation of the server's own OpenAPI document, tried by every kind of caller."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,6 +18,8 @@ from aggregator_service.api.bodies import BoundedRoute
 from aggregator_service.api.dependencies import allow, authenticated
 from aggregator_service.domain.records import TokenKind, TokenRecord
 from aggregator_service.telemetry import Telemetry
+from tests.support.databases import SHARED_ON_SQLITE
+from tests.support.masked import BYTES, PHASES, MaskedClient, at_phase
 from tests.support.participant import (
     MEDIA_TYPE,
     create_run,
@@ -49,6 +51,11 @@ SECRET_TABLES = (
     "evaluations",
     "tokens",
     "idempotency_keys",
+    "identity_keys",
+    "seats",
+    "sessions",
+    "session_members",
+    "session_messages",
 )
 
 
@@ -64,6 +71,8 @@ class Row:
     evaluates: bool = False
     run: str = ""
     is_open: bool = False
+    phase: str = ""
+    stranger: str = "forbidden"
 
 
 def _may(status: int, *identities: str) -> dict[str, int]:
@@ -74,6 +83,15 @@ READERS = _may(200, "operator", "client", "other")
 OPERATOR = _may(200, "operator")
 DELTA = {name: values * 0 for name, values in small_model().items()}
 EVERYONE = _may(200, *IDENTITIES)
+MEMBERS = _may(200, "operator", "client")
+OWN = _may(200, "client")
+SENT = _may(201, "client")
+
+
+def _session_row(path: str, allowed: Mapping[str, int], phase: str) -> Row:
+    """Describes an operation on a session, of which clients that are not in it know nothing."""
+    return Row(f"/v1/sessions/{{session_id}}{path}", allowed, phase=phase, stranger="not-found")
+
 
 TABLE: dict[tuple[str, str], Row] = {
     ("POST", "/v1/runs"): Row("/v1/runs", _may(201, "operator"), json={}),
@@ -122,6 +140,33 @@ TABLE: dict[tuple[str, str], Row] = {
     ("PUT", "/v1/tasks/{task_id}/evaluation"): Row(
         "/v1/tasks/{task_id}/evaluation", _may(201, "client"), json={"num_examples": 1, "metrics": {}}, evaluates=True
     ),
+    ("PUT", "/v1/clients/{client_id}/identity-key"): Row(
+        "/v1/clients/{client_id}/identity-key", _may(200, "client"), phase="shares"
+    ),
+    ("GET", "/v1/clients/{client_id}/identity-key"): Row(
+        "/v1/clients/{client_id}/identity-key", READERS, phase="shares"
+    ),
+    ("GET", "/v1/manifest-key"): Row(
+        "/v1/manifest-key", _may(200, "operator", "client", "other", "enrolment", "spent")
+    ),
+    ("GET", "/v1/runs/{run_id}/manifests"): Row("/v1/runs/{run_id}/manifests", READERS, phase="shares"),
+    ("GET", "/v1/runs/{run_id}/manifests/{sequence}"): Row("/v1/runs/{run_id}/manifests/1", READERS, phase="shares"),
+    ("GET", "/v1/runs/{run_id}/rounds/{number}/sessions"): Row(
+        "/v1/runs/{run_id}/rounds/1/sessions", READERS, phase="shares"
+    ),
+    ("PUT", "/v1/tasks/{task_id}/seat"): Row("/v1/tasks/{task_id}/seat", _may(201, "client"), phase="seat"),
+    ("GET", "/v1/tasks/{task_id}/seat"): Row("/v1/tasks/{task_id}/seat", _may(200, "client"), phase="shares"),
+    ("GET", "/v1/sessions/{session_id}"): _session_row("", MEMBERS, "shares"),
+    ("GET", "/v1/sessions/{session_id}/roster"): _session_row("/roster", MEMBERS, "shares"),
+    ("GET", "/v1/sessions/{session_id}/certificates"): _session_row("/certificates", MEMBERS, "shares"),
+    ("GET", "/v1/sessions/{session_id}/transcript"): _session_row("/transcript", MEMBERS, "shares"),
+    ("PUT", "/v1/sessions/{session_id}/shares/{index}"): _session_row("/shares/{index}", SENT, "shares"),
+    ("GET", "/v1/sessions/{session_id}/shares/{index}"): _session_row("/shares/{index}", OWN, "inputs"),
+    ("PUT", "/v1/sessions/{session_id}/inputs/{index}"): _session_row("/inputs/{index}", SENT, "inputs"),
+    ("GET", "/v1/sessions/{session_id}/survivors"): _session_row("/survivors", MEMBERS, "consistency"),
+    ("PUT", "/v1/sessions/{session_id}/consistency/{index}"): _session_row("/consistency/{index}", SENT, "consistency"),
+    ("GET", "/v1/sessions/{session_id}/consistency"): _session_row("/consistency", MEMBERS, "unmask"),
+    ("PUT", "/v1/sessions/{session_id}/unmask/{index}"): _session_row("/unmask/{index}", SENT, "unmask"),
     ("GET", "/healthz"): Row("/healthz", EVERYONE, is_open=True),
     ("GET", "/readyz"): Row("/readyz", EVERYONE, is_open=True),
     ("GET", "/metrics"): Row("/metrics", EVERYONE, is_open=True),
@@ -154,6 +199,7 @@ class World:
     names: dict[bool, dict[str, str]] = field(default_factory=dict)
     draft_id: str = ""
     runs: dict[str, str] = field(default_factory=dict)
+    masked: dict[str, tuple[dict[str, str], bytes]] = field(default_factory=dict)
 
     def request(self, row: Row, method: str, identity: str) -> httpx.Response:
         """Sends an operation's request as somebody, and leaves a stream of events once it has begun."""
@@ -163,9 +209,17 @@ class World:
         content = None
         if row.tensors is not None:
             content, headers = row.tensors(), headers | {"Content-Type": MEDIA_TYPE}
+        body = row.json
+        if row.phase:
+            masked, message = self.masked[row.phase]
+            names |= masked
+            if row.path.endswith("/identity-key"):
+                body = {"public_key": masked["public_key"]} if method == "PUT" else None
+            elif method == "PUT":
+                content, headers = message, headers | BYTES
         with (
             self.server.http(None) as http,
-            http.stream(method, row.path.format(**names), json=row.json, content=content, headers=headers) as answer,
+            http.stream(method, row.path.format(**names), json=body, content=content, headers=headers) as answer,
         ):
             if not answer.headers.get("content-type", "").startswith("text/event-stream"):
                 answer.read()
@@ -185,7 +239,9 @@ def _claimed(operator: httpx.Client, token: str, run_id: str) -> str:
     return str(claimed.json()["task_id"])
 
 
-def _fresh_world(server: ServerProcess, stored: Stored, operator: httpx.Client) -> World:
+def _fresh_world(
+    server: ServerProcess, stored: Stored, operator: httpx.Client, phases: Sequence[str] = PHASES
+) -> World:
     world = World(server, stored, operator)
     clients = {name: enrol(operator, name) for name in ("client", "other", "revoked", "named")}
     enrolment, spent = _enrolment_token(operator, max_uses=1), _enrolment_token(operator, max_uses=1)
@@ -214,6 +270,8 @@ def _fresh_world(server: ServerProcess, stored: Stored, operator: httpx.Client) 
         "evaluated": evaluated_run(operator, enrol(operator, "evaluates")),
         "scaffold": scaffold_run(operator, enrol(operator, "corrects")),
     }
+    own_client = MaskedClient(clients["client"])
+    world.masked = {phase: at_phase(operator, own_client, phase) for phase in phases}
     for is_evaluating, run_id in ((False, training), (True, evaluating)):
         task_id = _claimed(operator, own, run_id) if is_evaluating else train_task
         world.names[is_evaluating] = {"run_id": run_id, "task_id": task_id, "client_id": clients["named"].client_id}
@@ -268,17 +326,21 @@ ALLOWED = [
 ]
 
 
+@SHARED_ON_SQLITE
 @pytest.mark.parametrize(("method", "path", "identity"), DENIED)
 def test_caller_without_the_right_is_refused_and_nothing_changes(
     quiet_world: World, method: str, path: str, identity: str
 ) -> None:
     before = quiet_world.stored.snapshot(*SECRET_TABLES)
     answer = quiet_world.request(TABLE[method, path], method, identity)
-    problem = assert_refused(answer, "unauthenticated" if identity in NOBODY else "forbidden")
+    row = TABLE[method, path]
+    denied = row.stranger if identity == "other" else "forbidden"
+    problem = assert_refused(answer, "unauthenticated" if identity in NOBODY else denied)
     assert not any(token in problem["detail"] for token in quiet_world.tokens.values())
     assert quiet_world.stored.snapshot(*SECRET_TABLES) == before
 
 
+@SHARED_ON_SQLITE
 @pytest.mark.parametrize(("method", "path", "identity"), ALLOWED)
 def test_caller_with_the_right_is_served(
     shared_server: ServerProcess,
@@ -290,7 +352,8 @@ def test_caller_with_the_right_is_served(
     identity: str,
 ) -> None:
     row = TABLE[method, path]
-    world = quiet_world if method == "GET" else _fresh_world(shared_server, stored, shared_operator)
+    phases = [row.phase] if row.phase else []
+    world = quiet_world if method == "GET" else _fresh_world(shared_server, stored, shared_operator, phases)
     answer = world.request(row, method, identity)
     assert answer.status_code == row.allowed[identity]
 
@@ -383,7 +446,8 @@ HOSTS = [
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_host_header_opens_no_route(shared_server: ServerProcess, quiet_world: World, host: bytes) -> None:
-    names = quiet_world.names[False] | {"number": "1", "version": "0"}
+    names = quiet_world.names[False] | quiet_world.masked["unmask"][0]
+    names |= {"number": "1", "version": "0", "sequence": "1"}
     for (method, template), row in TABLE.items():
         if not row.is_open:
             path = template.format(**names).encode()

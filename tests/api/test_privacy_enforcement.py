@@ -273,7 +273,7 @@ def test_no_route_changes_a_runs_privacy(shared_operator: httpx.Client) -> None:
     assert of_runs
     for path, methods in of_runs.items():
         for method in ("put", "post", "patch", "delete"):
-            filled = path.format(run_id=run_id, version=0, number=1, client_id="nobody")
+            filled = path.format(run_id=run_id, version=0, number=1, sequence=1, client_id="nobody")
             if method in methods and filled.endswith(("/stop", "/models/0")):
                 continue
             shared_operator.request(method, filled, json=weaker)

@@ -24,6 +24,7 @@ from schemathesis.specs.openapi.checks import (
 from aggregator_service.api.application import create_application
 from aggregator_service.telemetry import Telemetry
 from tests.support.malformed import MODEL, UPDATE, body_of, compressed, model_body
+from tests.support.masked import MaskedClient, at_phase
 from tests.support.participant import MEDIA_TYPE, Participant, enrol, evaluated_run, scaffold_run
 from tests.support.server import ServerProcess
 
@@ -81,6 +82,7 @@ class World:
     operator: httpx.Client
     number: int = 0
     clients: list[Participant] = field(default_factory=list)
+    message: bytes | None = None
 
     def run(self, *, model: bool = True, start: bool = False, **spec: Any) -> str:
         run_id: str = self.operator.post("/v1/runs", json=spec).json()["run_id"]
@@ -154,6 +156,20 @@ def _client(world: World) -> Names:
     return {"client_id": enrol(world.operator, "revoked").client_id}
 
 
+def _registering(world: World) -> Names:
+    world.clients.append(enrol(world.operator, "registers"))
+    return {"client_id": world.clients[-1].client_id}
+
+
+def _masked(phase: str) -> Callable[[World], Names]:
+    def names_of(world: World) -> Names:
+        world.clients.append(enrol(world.operator, "masked"))
+        names, world.message = at_phase(world.operator, MaskedClient(world.clients[-1]), phase)
+        return {**names, "index": int(names.get("index", 0)), "number": 1, "sequence": 1}
+
+    return names_of
+
+
 def _nothing(_world: World) -> Names:
     return {}
 
@@ -175,6 +191,24 @@ NAMED: dict[str, Callable[[World], Names]] = {
     "DELETE /v1/runs/{run_id}/exclusions/{client_id}": _excluded,
     "GET /v1/runs/{run_id}/rounds/{number}": _round,
     "GET /v1/runs/{run_id}/rounds/{number}/updates": _round,
+    "GET /v1/runs/{run_id}/rounds/{number}/sessions": _masked("shares"),
+    "GET /v1/runs/{run_id}/manifests": _masked("seat"),
+    "GET /v1/runs/{run_id}/manifests/{sequence}": _masked("seat"),
+    "PUT /v1/clients/{client_id}/identity-key": _registering,
+    "GET /v1/clients/{client_id}/identity-key": _masked("seat"),
+    "PUT /v1/tasks/{task_id}/seat": _masked("seat"),
+    "GET /v1/tasks/{task_id}/seat": _masked("shares"),
+    "GET /v1/sessions/{session_id}": _masked("shares"),
+    "GET /v1/sessions/{session_id}/roster": _masked("shares"),
+    "GET /v1/sessions/{session_id}/certificates": _masked("shares"),
+    "GET /v1/sessions/{session_id}/transcript": _masked("shares"),
+    "PUT /v1/sessions/{session_id}/shares/{index}": _masked("shares"),
+    "GET /v1/sessions/{session_id}/shares/{index}": _masked("inputs"),
+    "PUT /v1/sessions/{session_id}/inputs/{index}": _masked("inputs"),
+    "GET /v1/sessions/{session_id}/survivors": _masked("consistency"),
+    "PUT /v1/sessions/{session_id}/consistency/{index}": _masked("consistency"),
+    "GET /v1/sessions/{session_id}/consistency": _masked("unmask"),
+    "PUT /v1/sessions/{session_id}/unmask/{index}": _masked("unmask"),
 }
 USED_UP = {"PUT /v1/runs/{run_id}/models/0", "PUT /v1/tasks/{task_id}/update"}
 """Operations that take new bytes once: whenever they have, the next request names something fresh."""
@@ -200,7 +234,8 @@ def _requests_of(label: str) -> st.SearchStrategy[Any]:
 
 
 def _is_client_operation(label: str) -> bool:
-    return "/tasks" in label
+    is_masked = label.startswith("PUT /v1/sessions") or label.endswith(("/shares/{index}", "identity-key"))
+    return "/tasks" in label or is_masked
 
 
 @pytest.mark.parametrize("label", OPERATIONS)
@@ -223,6 +258,9 @@ def test_generated_requests_get_documented_answers_and_no_5xx(
     def check(case: Any, named: tuple[type, ...]) -> None:
         known = {name: value for name, value in names.items() if isinstance(value, named)}
         case.path_parameters = {**(case.path_parameters or {}), **known}
+        if world.message is not None and len(named) == 2 and isinstance(case.body, bytes):
+            # No generator knows a message that is signed, or masked; then this one is right.
+            case.body = world.message
         _shorten_waits(case)
         token = world.clients[-1].token if _is_client_operation(label) else str(shared_server.operator_token)
         answer = case.call(base_url=shared_server.url, session=session, headers={"Authorization": f"Bearer {token}"})

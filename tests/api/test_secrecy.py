@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -11,26 +10,9 @@ import httpx
 from tests.support.participant import MEDIA_TYPE, create_run, enrol, pack, small_model, update_body, wait_for_run
 from tests.support.raw import exchange
 from tests.support.server import ServerProcess
-from tests.support.stored import Stored
+from tests.support.vestiges import database_files, everything_kept
 
 _SHOWN = re.compile(r"fqo_[0-9A-Za-z_-]{32,}")
-
-
-def _database_files(server: ServerProcess) -> Iterator[Path]:
-    """Gives the files of an SQLite database, its write-ahead log too; none for Postgres."""
-    yield from server.folder.glob("fedquorum.db*")
-
-
-def _everything_kept(server: ServerProcess) -> Iterator[tuple[str, bytes]]:
-    for path in _database_files(server):
-        yield path.name, path.read_bytes()
-    with Stored(server.database_url) as stored:
-        yield "tables", b"\n".join(stored.values())
-    yield "log", server.log.encode()
-    yield "output", "".join(server.output).encode()
-    for path in server.folder.rglob("*"):
-        if path.is_file() and not path.name.startswith("fedquorum.db"):
-            yield path.name, path.read_bytes()
 
 
 def _run_a_small_run(operator: httpx.Client) -> list[str]:
@@ -81,9 +63,9 @@ def test_no_token_is_kept_logged_or_repeated(server: ServerProcess, operator: ht
     answers = _provoke_errors(server, tokens)
     answers += [operator.get(path).text for path in ("/v1/clients", "/v1/runs", "/metrics", "/openapi.json")]
     assert len(set(tokens)) == 6
-    kept = list(_everything_kept(server))
+    kept = list(everything_kept(server))
     assert server.stop() == 0
-    kept += _everything_kept(server)
+    kept += everything_kept(server)
     tables = b"\n".join(content for name, content in kept if name == "tables")
     for token in tokens:
         assert hashlib.sha256(token.encode()).hexdigest().encode() in tables, "the scan does not look where tokens are"
@@ -109,7 +91,7 @@ def test_first_operator_token_is_shown_once_and_works(database_url: str, tmp_pat
         assert sum("fqo_" in line for line in server.output) == 1
         with server.http(token) as operator:
             assert operator.get("/v1/clients").status_code == 200
-        elsewhere = [(name, content) for name, content in _everything_kept(server) if name != "output"]
+        elsewhere = [(name, content) for name, content in everything_kept(server) if name != "output"]
         assert [name for name, content in elsewhere if token.encode() in content] == []
     finally:
         server.kill()
@@ -120,7 +102,7 @@ def test_given_operator_token_is_not_shown(shared_server: ServerProcess) -> None
 
 
 def test_database_and_lock_of_sqlite_are_private(shared_server: ServerProcess) -> None:
-    for path in _database_files(shared_server):
+    for path in database_files(shared_server):
         assert path.stat().st_mode & 0o077 == 0, path
 
 

@@ -67,6 +67,42 @@ def test_the_specification_that_it_prints_is_one_and_costs_what_it_says(kind: st
     assert plan["trusted"].startswith("nobody" if kind.startswith("local") else "the server")
 
 
+SHARED = ("--kind", "distributed_skellam", "--rounds", "20", "--participations", "5")
+
+
+def test_noise_that_clients_share_is_planned_for_the_fewest_that_may_stay(run: Run) -> None:
+    plan = told(run, *SHARED, "--target-epsilon", "8", "--clients", "100", "--min-survivors", "80")
+    assert plan["trusted"].startswith("a share of the other clients")
+    assert (plan["min_survivors"], plan["colluders_covered"], plan["bits_an_element"]) == (80, 8, 24)
+    assert (plan["noise_multiplier"], plan["epsilon_renyi"]) == (1.55637, None)
+    spec = RunSpec.model_validate(plan["spec"])
+    assert calibrated(spec) == spec
+    assert epsilon_spent(spec, num_participations=5, num_rounds=20) == plan["epsilon"] <= 8
+    loud = told(
+        run, *SHARED, "--target-epsilon", "8", "--clients", "100", "--min-survivors", "80", "--parameters", "110000"
+    )
+    central = told(run, *SHARED[2:], "--noise-multiplier", "1.55637", "--clients", "100", "--parameters", "110000")
+    over_noise = (100 / (0.9 * 80)) ** 0.5
+    assert loud["noise_over_signal"] == pytest.approx(over_noise * central["noise_over_signal"])
+    assert "hardly learns" in loud["warning"]
+
+
+def test_one_session_takes_all_clients_of_a_plan_and_a_chosen_noise_is_priced(run: Run) -> None:
+    plan = told(run, "--kind", "distributed_skellam", "--noise-multiplier", "4", "--clients", "300")
+    assert (plan["min_survivors"], plan["epsilon"]) == (300, pytest.approx(4.02023, rel=1e-5))
+    assert plan["spec"]["secure_aggregation"] == {"kind": "pairwise", "min_members": 300, "target_members": 300}
+    code, _, error = run("--kind", "distributed_skellam", "--target-epsilon", "0.01")
+    assert code != 0
+    assert "privacy.target_epsilon 0.01" in error
+    assert "min_survivors" in run("--target-epsilon", "8", "--min-survivors", "7")[2]
+
+
+def test_the_table_of_noise_that_clients_share(run: Run) -> None:
+    rows = told(run, "--table", "--kind", "distributed_skellam")["rows"]
+    assert {(row["epsilon"], row["participations"]): row["noise_multiplier"] for row in rows}[8, 5] == 1.55637
+    assert "of noise that the clients share" in run("--table", "--kind", "distributed_skellam")[1]
+
+
 def test_the_cost_of_a_noise_becomes_its_budget(run: Run) -> None:
     plan = told(run, "--noise-multiplier", "5", "--participations", "5", "--rounds", "500")
     assert plan["epsilon"] == pytest.approx(1.9945, abs=1e-4)

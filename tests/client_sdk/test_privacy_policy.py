@@ -65,6 +65,7 @@ def test_an_empty_policy_allows_every_kind_but_none(tmp_path: Path) -> None:
         "central_blt",
         "local_laplace",
         "local_gaussian",
+        "distributed_skellam",
         "example_dpsgd",
     }
     assert policy.max_epsilon is None
@@ -82,7 +83,7 @@ def test_an_empty_policy_allows_every_kind_but_none(tmp_path: Path) -> None:
         ("allowed_kinds = ['gaussian']", "allowed_kinds.0: Input should be 'none', 'central_gaussian'"),
         ("allowed_kinds = []", "allowed_kinds: "),
         ("unit = 'hospital'", "unit: Input should be 'client' or 'example'"),
-        ("trusted = ['us']", "trusted.0: Input should be 'server' or 'nobody'"),
+        ("trusted = ['us']", "trusted.0: Input should be 'server', 'clients' or 'nobody'"),
         ("min_cohort = 0", "min_cohort: Input should be greater than or equal to 1"),
         ("max_epsilon 4", "is not TOML"),
         ("\udc80".encode("utf-8", "surrogateescape").decode("latin-1") + "=", "is not TOML"),

@@ -8,10 +8,12 @@ import pytest
 
 from client_sdk import EvaluationReport, RoundSpec, RunFailedError, RunSpec, TrainedModel, TrainingTask, simulate
 from client_sdk.errors import UsageError
-from client_sdk.session.progress import Progress, UpdateAccepted
+from client_sdk.session.progress import Progress, UpdateAccepted, UpdateCounted
 from client_sdk.session.work import Trainer
 from client_sdk.simulation import SimulatedRound, Simulation
+from fl_protocol.masked_vectors import ring_of
 from fl_protocol.specs.evaluation import EvaluationSpec
+from fl_protocol.specs.secure_aggregation import PairwiseSecureAggregation
 
 MODEL = {"w": np.zeros(4, dtype=np.float32)}
 SPEC = RunSpec(name="small", num_rounds=3, round=RoundSpec(quorum=5, cohort_size=7))
@@ -113,3 +115,17 @@ def test_a_simulation_that_cannot_be_is_refused(options: dict[str, object], mess
     call: Callable[..., Simulation] = simulate
     with pytest.raises(UsageError, match=message):
         call(SPEC, MODEL, walker, **options)
+
+
+def test_masked_rounds_give_the_weighted_mean_of_clients_who_send_together() -> None:
+    masked = PairwiseSecureAggregation(kind="pairwise", min_members=5, examples_per_unit=1, clipping_norm=20.0)
+    spec = RunSpec(name="masked", num_rounds=2, round=RoundSpec(quorum=5, cohort_size=5), secure_aggregation=masked)
+    told: list[Progress] = []
+    done = simulate(spec, MODEL, walker, num_clients=5, concurrency=2, on_event=told.append)
+    assert [one.round.num_updates for one in done.rounds] == [5, 5]
+    expected = np.zeros(4)
+    for number in (1, 2):
+        steps = [np.random.default_rng([index, number]).normal(size=4).astype(np.float32) for index in range(5)]
+        expected += sum((index + 1) * step.astype(np.float64) for index, step in enumerate(steps)) / 15
+    np.testing.assert_allclose(done.model["w"], expected, atol=2 * ring_of(spec).step + 1e-6)
+    assert sum(isinstance(event, UpdateCounted) for event in told) == 10

@@ -18,6 +18,7 @@ from tests.docs.pages import CHECKOUT, block, blocks
 PAGE = CHECKOUT / "docs" / "privacy" / "client-policy.md"
 UNIFORM = {"kind": "mean", "weighting": "uniform"}
 GAUSSIAN = {"kind": "central_gaussian", "target_epsilon": 4.0, "delta": 1e-6}
+MASKED = {"kind": "pairwise", "min_members": 10, "identity_trust": "pinned"}
 DPSGD = {"kind": "example_dpsgd", "target_epsilon": 4.0, "delta": 1e-6}
 
 
@@ -30,7 +31,7 @@ def the_policy(folder: Path) -> PrivacyPolicy:
 def test_the_policy_on_the_page_is_one_and_allows_a_run_like_it(tmp_path: Path) -> None:
     policy = the_policy(tmp_path)
     assert policy.model_fields_set == set(PrivacyPolicy.model_fields)
-    spec = {"privacy": GAUSSIAN, "strategy": UNIFORM, "round": {"quorum": 20}}
+    spec = {"privacy": GAUSSIAN, "strategy": UNIFORM, "round": {"quorum": 20}, "secure_aggregation": MASKED}
     check_policy(policy, RunSpec.model_validate(spec), epsilon=4.0)
 
 
@@ -41,12 +42,16 @@ def test_every_demand_is_in_the_table() -> None:
 def test_the_refusals_on_the_page_are_the_participants(tmp_path: Path) -> None:
     policy = the_policy(tmp_path)
     told = next(each.text for each in blocks(PAGE) if each.text.startswith("policy.max_epsilon")).splitlines()
+    masked = {"privacy": GAUSSIAN, "strategy": UNIFORM, "round": {"quorum": 20}, "secure_aggregation": MASKED}
+    narrow = {"round": {"quorum": 10, "min_updates": 8}}
     refused: list[tuple[PrivacyPolicy, dict[str, Any]]] = [
-        (policy, {"privacy": GAUSSIAN | {"target_epsilon": 8.0}, "strategy": UNIFORM}),
+        (policy, masked | {"privacy": GAUSSIAN | {"target_epsilon": 8.0}}),
         (policy, {"privacy": {"kind": "none"}}),
-        (policy, {"privacy": GAUSSIAN, "strategy": UNIFORM, "round": {"quorum": 8}}),
+        (policy, masked | narrow),
         (policy.model_copy(update={"allowed_kinds": ("example_dpsgd",)}), {"privacy": DPSGD}),
-        (policy.model_copy(update={"trusted": (Trust.NOBODY,)}), {"privacy": GAUSSIAN, "strategy": UNIFORM}),
+        (policy.model_copy(update={"trusted": (Trust.NOBODY,)}), masked),
+        (policy, masked | {"secure_aggregation": {"kind": "none"}}),
+        (policy, masked | {"secure_aggregation": MASKED | {"min_members": 5}}),
     ]
     assert [refusal(*each) for each in refused] == told
 

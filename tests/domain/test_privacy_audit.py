@@ -13,7 +13,10 @@ import pytest
 from aggregator_service.domain.privacy import adaptive_clipping, blt
 from aggregator_service.domain.privacy.blt import Participation
 from fl_protocol.privacy import lattice, noise
-from fl_protocol.privacy.accounting import value_noise_multiplier
+from fl_protocol.privacy.accounting import epsilon_spent, value_noise_multiplier
+from fl_protocol.privacy.shared_noise import shared_noise
+from fl_protocol.privacy.skellam import add_skellam
+from fl_protocol.runs import RunSpec
 from fl_protocol.specs.privacy import CentralGaussianAdaptivePrivacy
 from tests.support.audits import clopper_pearson
 
@@ -85,6 +88,45 @@ def test_a_laplace_message_keeps_its_claim_between_any_two_updates(epsilon):
         noise.add_lattice_laplace(message, key=key, first=0, scale=scale)
         messages.append(message)
     assert 0.9 * epsilon <= learned(*messages, delta=0.0) <= epsilon
+
+
+@pytest.fixture(scope="module")
+def shared_run():
+    """A run of ten clients, all of whom its noise counts on, and one parameter."""
+    return RunSpec.model_validate(
+        {
+            "round": {"quorum": 10},
+            "strategy": {"kind": "mean", "weighting": "uniform"},
+            "privacy": {
+                "kind": "distributed_skellam",
+                "target_epsilon": 100,
+                "delta": DELTA,
+                "noise_multiplier": 1.0,
+                "assumed_colluders": 0,
+                "max_parameters": 1,
+            },
+            "secure_aggregation": {"kind": "pairwise"},
+        }
+    )
+
+
+def shared_sums(spec, held, *, world):
+    """Gives one coordinate of many sums: what one client holds, and the noise of four clients, and of all ten."""
+    totals, few = np.full(SAMPLES // 2, held, dtype=np.int64), None
+    for client in range(10):
+        few = totals.copy() if client == 4 else few
+        add_skellam(totals, key=bytes([world, client, *range(30)]), first=0, variance=shared_noise(spec).variance)
+    return few, totals
+
+
+def test_the_noise_of_all_clients_of_a_sum_together_keeps_its_claim(shared_run):
+    held = int(shared_noise(shared_run).max_norm)
+    worlds = [shared_sums(shared_run, each, world=at) for at, each in enumerate((0, held))]
+    few, sums = zip(*worlds, strict=True)
+    claimed = epsilon_spent(shared_run, num_participations=1, num_rounds=1)
+    assert 2 <= learned(*sums, delta=DELTA) <= GAUSSIAN_EPSILON < claimed
+    # With four of them alone it would not, which is why so small a sum is never unmasked.
+    assert learned(*few, delta=DELTA) > claimed
 
 
 def adaptive_releases(held, unclipped, *, split, count_noise):

@@ -270,7 +270,7 @@ def test_noise_that_clients_add_on_the_grid(
     discrete: float,
 ) -> None:
     release = DistributedRelease(norm, size, scale, z * norm, count)
-    assert skellam_epsilon(release, delta=delta) == pytest.approx(skellam, abs=6e-6)
+    assert skellam_epsilon([release], delta=delta) == pytest.approx(skellam, abs=6e-6)
     assert discrete_gaussian_epsilon(release, num_clients=clients, delta=delta) == pytest.approx(discrete, abs=1e-6)
 
 
@@ -281,14 +281,14 @@ def test_skellam_noise_on_a_coarse_grid_is_charged_for_not_being_gaussian() -> N
     divergences = 5 * (orders * norm**2 / (2 * variance) + extra)
     expected, _ = dp_accounting.rdp.compute_epsilon(orders, divergences, 1e-5)
     release = DistributedRelease(2.0, 1, 1.0, math.sqrt(variance), count=5)
-    assert skellam_epsilon(release, delta=1e-5) == pytest.approx(expected, rel=1e-9)
+    assert skellam_epsilon([release], delta=1e-5) == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_coarse_grid_costs_more_than_a_fine_one() -> None:
     releases = [DistributedRelease(1.0, 2**17, scale, 1.0) for scale in (1e2, 1e3, 1e6)]
     assert [rounded_norm(release) for release in releases] == sorted(map(rounded_norm, releases), reverse=True)
     for cost in (
-        skellam_epsilon,
+        lambda release, delta: skellam_epsilon([release], delta=delta),
         lambda release, delta: discrete_gaussian_epsilon(release, num_clients=9, delta=delta),
     ):
         spent = [cost(release, delta=1e-5) for release in releases]

@@ -86,7 +86,7 @@ GUESSABLE_METHODS: Final = frozenset({
 })  # fmt: skip
 """What tensors have to fill themselves."""
 SECRET_ROOMS: Final = ("privacy", "masking")
-PRIVATE_FOLDERS: Final = ("aggregator_service/domain/privacy", "fl_protocol/privacy")
+PRIVATE_FOLDERS: Final = ("aggregator_service/domain/privacy", "fl_protocol/masking", "fl_protocol/privacy")
 """Rooms that there must be: noise that moved to another place would not be looked at."""
 
 

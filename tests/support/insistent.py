@@ -27,7 +27,7 @@ class Insistent:
                 answer = http.request(method, path, **request)
             except httpx.TransportError:
                 assert time.monotonic() < deadline
-                self._revive()
+                self.revive()
                 continue
             assert answer.status_code in (200, 201, 204), (path, answer.text)
             return answer
@@ -37,8 +37,34 @@ class Insistent:
         armed = {"FEDQUORUM_FAILPOINT": f"{self.faults.pop(0)}:kill"} if self.faults else {}
         self.server.start(**armed)
 
-    def _revive(self) -> None:
+    def revive(self) -> None:
+        """Starts the server anew if it has died."""
         if not self.server.is_running():
             assert self.server.wait() == -9, self.server.log[-4000:]
             self.num_deaths += 1
             self.begin()
+
+
+class InsistentTransport(httpx.BaseTransport):
+    """Repeats each request of an HTTP client until it is answered, whatever the server dies of in between."""
+
+    def __init__(self, insistent: Insistent) -> None:
+        self._insistent = insistent
+        self._inner = httpx.HTTPTransport(verify=False)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                answer = self._inner.handle_request(request)
+                answer.read()
+            except httpx.TransportError:
+                assert time.monotonic() < deadline
+                self._insistent.revive()
+                self._inner.close()
+                self._inner = httpx.HTTPTransport(verify=False)
+                continue
+            return answer
+
+    def close(self) -> None:
+        self._inner.close()

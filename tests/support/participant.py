@@ -61,6 +61,12 @@ def update_body(
 _opened: list[httpx.Client] = []
 
 
+def closing_later(http: httpx.Client) -> httpx.Client:
+    """Has a connection closed when the test is over."""
+    _opened.append(http)
+    return http
+
+
 def close_connections() -> None:
     """Closes every connection that `enrol` opened."""
     while _opened:
@@ -142,7 +148,7 @@ def enrol(http: httpx.Client, name: str = "client-1", **attributes: str) -> Part
         trust_env=False,
         verify=False,  # plain HTTP: reading the certificates would cost more than most requests
     )
-    _opened.append(own)
+    closing_later(own)
     return Participant(own, fields["client_id"], fields["token"])
 
 

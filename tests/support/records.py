@@ -17,12 +17,14 @@ from aggregator_service.domain.records import (
     TokenRecord,
     UpdateRecord,
 )
+from aggregator_service.domain.sessions.records import MemberRecord, SeatRecord, SessionRecord
 from aggregator_service.domain.standing import Standing
 from aggregator_service.storage import clients, rounds, runs, tasks
 from aggregator_service.storage.blobs import BlobUpload, DatabaseBlobs
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.rounds import RoundKind, RoundState
 from fl_protocol.runs import RunSpec, RunState
+from fl_protocol.sessions import SeatState, SessionState
 from fl_protocol.tasks import TaskKind
 
 NOON = datetime(2026, 8, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -172,3 +174,45 @@ def store_ground(tx: WriteTx, *, num_clients: int = 1) -> None:
     for number in range(1, num_clients + 1):
         clients.insert(tx, client_record(f"client_{number}"))
         tasks.insert(tx, task_record(f"task_{number}", client_id=f"client_{number}"))
+
+
+def seat_record(task_id: str = "task_1", **changes: Any) -> SeatRecord:
+    """Makes the seat of a client that waits."""
+    record = SeatRecord(task_id, "run_1", "round_1", "client_1", SeatState.WAITING, b"\0\xffkeys", None, None, NOON)
+    return replace(record, **changes)
+
+
+def session_record(session_id: str = "session_1", **changes: Any) -> SessionRecord:
+    """Makes a session of three members that has just begun."""
+    record = SessionRecord(
+        session_id=session_id,
+        run_id="run_1",
+        round_id="round_1",
+        manifest_digest=DIGEST,
+        state=SessionState.SHARES,
+        revision=1,
+        num_members=3,
+        num_expected=3,
+        num_messages=0,
+        deadline_at=later(60),
+        created_at=NOON,
+        ended_at=None,
+        abort_code=None,
+        reason=None,
+        context=bytes(32),
+        identity=b"\xff" * 32,
+        survivors=None,
+        total_weight=None,
+        totals=None,
+        sum_digest=None,
+        sum_blob_id=None,
+    )
+    return replace(record, **changes)
+
+
+def member_records(session_id: str = "session_1", num_members: int = 3, **changes: Any) -> list[MemberRecord]:
+    """Makes the members of a session, who have sent nothing yet."""
+    return [
+        replace(MemberRecord(session_id, place, f"client_{place + 1}", f"task_{place + 1}", b"\0keys"), **changes)
+        for place in range(num_members)
+    ]

@@ -40,6 +40,14 @@ class Stored:
                 for value in row:
                     yield value if isinstance(value, bytes) else str(value).encode()
 
+    def rows(self, statement: str, **parameters: object) -> list[tuple[Any, ...]]:
+        """Gives what a query finds."""
+        return [tuple(row) for row in self._connection.execute(sa.text(statement), parameters)]
+
+    def change(self, statement: str, **parameters: object) -> None:
+        """Changes something behind the server's back."""
+        self._connection.execute(sa.text(statement), parameters)
+
     def _rows(self, table: str) -> Sequence[sa.Row[Any]]:
         return self._connection.execute(sa.select(sa.text("*")).select_from(sa.table(table))).all()
 

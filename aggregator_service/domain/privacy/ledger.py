@@ -33,6 +33,8 @@ class Charge:
     """What a release costs: what the client that has taken part most often has spent after it.
 
     `epsilon_renyi` is the cross-check by Renyi differential privacy, None where that has no account of the mechanism.
+    Where the clients share the noise, `smallest_sums` counts the releases so far by how many clients the smallest of
+    the sums had that one released: pairs of both, rising.
     """
 
     mechanism: str
@@ -43,13 +45,15 @@ class Charge:
     epsilon_renyi: float | None
     delta: float
     accountant: str
+    smallest_sums: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ReleasedNoise:
-    """The noise that the server added to a round's sum, on the integer grid that is `step` apart.
+    """The noise that the server added to a round's sum, or that clients did, on the integer grid that is `step` apart.
 
-    `sensitivity` and `stddev` count steps: what one update can change at most, and the noise's standard deviation.
+    `sensitivity` and `stddev` count steps: what one update can change at most, and the noise's standard deviation: of
+    the clients' that of those which are assumed not to collude, in the round's smallest sum.
     With an adaptive clip `next_clipping_norm` is that of the next round; it follows from the noised share of updates
     that were not clipped.
     """
@@ -83,6 +87,9 @@ class LedgerEntry:
     def text(self) -> str:
         """The canonical JSON text that is hashed and stored."""
         fields = asdict(self) | {"state": self.state.value, "created_at": self.created_at.isoformat()}
+        if self.charge.smallest_sums is None:
+            # A key that other kinds never had stays away from their texts, and so from their hashes.
+            del fields["charge"]["smallest_sums"]
         return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @property
@@ -161,11 +168,17 @@ def _read(text: str) -> LedgerEntry:
         **fields
         | {
             "state": LedgerState(fields["state"]),
-            "charge": Charge(**fields["charge"]),
+            "charge": _read_charge(fields["charge"]),
             "noise": fields["noise"] and ReleasedNoise(**fields["noise"]),
             "created_at": datetime.fromisoformat(fields["created_at"]),
         }
     )
+
+
+def _read_charge(fields: Mapping[str, Any]) -> Charge:
+    sums = fields.get("smallest_sums")
+    pairs = None if sums is None else tuple((int(survivors), int(count)) for survivors, count in sums)
+    return Charge(**{**fields, "smallest_sums": pairs})
 
 
 def _changed(stored: StoredEntry) -> LedgerError:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import ceil
+from fractions import Fraction
+from math import ceil, isqrt
 from typing import Final
 
 from aggregator_service.domain.exact_sum import Int64Array
@@ -13,6 +14,7 @@ from fl_protocol.privacy import lattice, noise
 from fl_protocol.specs.privacy import CentralGaussianAdaptivePrivacy
 
 _TILE_ELEMENTS: Final = 1 << 16
+_CLIPPING_SLACK: Final = 1 + Fraction(1, 2**40)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,28 @@ class Adaptation:
 
 
 @dataclass(frozen=True, slots=True)
+class Grid:
+    """The grid of a sum: its step, and what one update can change there at most, in steps and the L2 norm."""
+
+    step: float
+    sensitivity: int
+
+
+def plain_grid(clipping_norm: float, num_elements: int) -> Grid:
+    """Gives the grid on which plain updates are added up."""
+    return Grid(lattice.step(clipping_norm), lattice.sensitivity(clipping_norm, num_elements))
+
+
+def masked_grid(step: float, *, clipping_norm: float, num_elements: int) -> Grid:
+    """Gives the grid of masked updates: rounded at random, each of m coordinates is off by less than a whole step.
+
+    So the sensitivity is ceil(C / step * (1 + 2^-40)) + ceil(sqrt(m)).
+    """
+    clipped = ceil(Fraction(clipping_norm) / Fraction(step) * _CLIPPING_SLACK)
+    return Grid(step, clipped + isqrt(num_elements - 1) + 1)
+
+
+@dataclass(frozen=True, slots=True)
 class NoisedSum:
     """How a sum of clipped updates is noised; `stddev` and `sensitivity` count steps of the grid.
 
@@ -51,12 +75,13 @@ class NoisedSum:
     sensitivity: int
     stddev: float
     key: bytes = field(repr=False)
+    step: float
     adaptation: Adaptation | None = None
     correlate: Callable[[Float64Array], Float64Array] | None = None
 
     @property
     def shift(self) -> int:
-        """The grid's step is 2^-shift."""
+        """The step of the grid of a sum of plain updates is 2^-shift; that of masked ones is the ring's."""
         return lattice.shift(self.clipping_norm)
 
     def released(self, *, num_unclipped: int, num_judged: int, num_updates: int) -> ReleasedNoise:
@@ -71,7 +96,7 @@ class NoisedSum:
             )
         return ReleasedNoise(
             clipping_norm=self.clipping_norm,
-            step=lattice.step(self.clipping_norm),
+            step=self.step,
             sensitivity=self.sensitivity,
             stddev=self.stddev,
             num_elements=self.num_elements,
@@ -98,15 +123,21 @@ def gaussian_sum(
     clipping_norm: float,
     num_elements: int,
     key: bytes,
+    grid: Grid | None = None,
     adaptation: Adaptation | None = None,
 ) -> NoisedSum:
-    """Gives independent noise for one release (Gaussian mechanism, adjacency by zeroing one update out)."""
+    """Gives independent noise for one release (Gaussian mechanism, adjacency by zeroing one update out).
+
+    `grid` is that of the sum, by default the one of plain updates.
+    """
+    grid = grid or plain_grid(clipping_norm, num_elements)
     return NoisedSum(
         clipping_norm=clipping_norm,
         num_elements=num_elements,
-        sensitivity=lattice.sensitivity(clipping_norm, num_elements),
-        stddev=lattice.noise_stddev(noise_multiplier, clipping_norm=clipping_norm, num_elements=num_elements),
+        sensitivity=grid.sensitivity,
+        stddev=noise_multiplier * grid.sensitivity,
         key=key,
+        step=grid.step,
         adaptation=adaptation,
     )
 
@@ -119,14 +150,17 @@ def correlated_sum(
     key: bytes,
     sensitivity: float,
     correlate: Callable[[Float64Array], Float64Array],
+    grid: Grid | None = None,
 ) -> NoisedSum:
     """Gives one round's noise of a run whose rounds together are one release; `sensitivity` is that of the matrix."""
-    whole = ceil(sensitivity * lattice.sensitivity(clipping_norm, num_elements))
+    grid = grid or plain_grid(clipping_norm, num_elements)
+    whole = ceil(sensitivity * grid.sensitivity)
     return NoisedSum(
         clipping_norm=clipping_norm,
         num_elements=num_elements,
         sensitivity=whole,
         stddev=noise_multiplier * whole,
         key=key,
+        step=grid.step,
         correlate=correlate,
     )

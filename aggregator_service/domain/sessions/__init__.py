@@ -1,0 +1,1 @@
+"""Sessions of masked rounds: their records, what moves them on, and which messages they take."""

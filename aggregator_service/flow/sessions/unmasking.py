@@ -1,0 +1,175 @@
+"""The sum of a session: masked inputs are added, and the masks that are left are taken off the sum alone.
+
+Window by window, and a function of what the session has kept: whoever computes it, and however often, it is the same.
+No vector of one member is ever unmasked.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from aggregator_service import failpoints
+from aggregator_service.domain.records import RunRecord
+from aggregator_service.domain.sessions.records import MemberRecord, MessageKind, SessionRecord
+from aggregator_service.domain.sessions.steps import Abort
+from aggregator_service.flow.aggregation import AggregationStoppedError
+from aggregator_service.flow.context import Flow
+from aggregator_service.flow.sessions.vectors import Vector, vector_of
+from aggregator_service.flow.windows import read_header
+from aggregator_service.storage import models, runs, sessions
+from aggregator_service.storage.blobs import BlobUpload
+from aggregator_service.storage.transactions import ReadTx
+from fl_protocol.masking import messages, ring, unmasking
+from fl_protocol.masking.cohort import Cohort
+from fl_protocol.masking.errors import RingError, ShareError
+from fl_protocol.masking.messages import Roster
+from fl_protocol.masking.prg import Mask
+from fl_protocol.masking.ring import Int64Array, SumMeasure
+from fl_protocol.runs import RunSpec
+from fl_protocol.sessions import AbortCode, SessionState
+from fl_protocol.specs.privacy import DistributedSkellamPrivacy
+from fl_protocol.specs.secure_aggregation import clipping_norm
+
+WINDOW_ELEMENTS: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Summing:
+    """All that decides a session's sum."""
+
+    session: SessionRecord
+    run: RunRecord
+    members: list[MemberRecord]
+    vector: Vector
+    answers: dict[int, bytes] = field(repr=False)
+    dealings: dict[int, bytes] = field(repr=False)
+
+    @property
+    def survivors(self) -> list[MemberRecord]:
+        return [member for member in self.members if member.survived]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSum:
+    """A sum that was computed and stored but is not named yet: the model's coordinates and the extras as int64."""
+
+    upload: BlobUpload
+    digest: str
+    total_weight: int
+    totals: list[int]
+
+
+def load(flow: Flow, tx: ReadTx, session_id: str) -> Summing | None:
+    """Reads a session that waits for its sum; None if it no longer does."""
+    session = sessions.get(tx, session_id)
+    if session is None or session.state is not SessionState.SUMMING:
+        return None
+    run, model = runs.get(tx, session.run_id), models.get(tx, session.run_id, 0)
+    if run is None or model is None:
+        raise LookupError(f"session {session_id} lacks its run or model")
+    header = read_header(lambda begin, end: flow.blobs.read_in(tx, model.blob_id, begin, end))
+    return Summing(
+        session=session,
+        run=run,
+        members=sessions.members(tx, session_id),
+        vector=vector_of(header, run.spec),
+        answers=sessions.messages(tx, session_id, MessageKind.UNMASK),
+        dealings=sessions.messages(tx, session_id, MessageKind.SHARES),
+    )
+
+
+def compute(flow: Flow, summing: Summing) -> SessionSum | Abort:
+    """Adds up a session's inputs; says why there is no sum if shares do not fit together or the sum cannot be honest.
+
+    Raises AggregationStoppedError while the server drains.
+    """
+    failpoints.reach("session.sum_started")
+    try:
+        masks = _masks(summing)
+    except ShareError as error:
+        # Every share is what its dealer announced: if they do not fit together, that is the dealer's doing.
+        return Abort(AbortCode.BAD_SHARE, str(error), blamed=(int(str(error.value)),))
+    upload = BlobUpload(flow.new_id("blob"))
+    try:
+        outcome = _sum(flow, summing, masks, upload)
+    except BaseException:
+        flow.blobs.discard_blocking(upload)
+        raise
+    if isinstance(outcome, Abort):
+        flow.blobs.discard_blocking(upload)
+    failpoints.reach("session.sum_written")
+    return outcome
+
+
+def _masks(summing: Summing) -> tuple[Mask, ...]:
+    session, number = summing.session, summing.session.num_members
+    advertised = (messages.parse_advertise(member.advertise) for member in summing.members)
+    roster = Roster(session.graph.threshold, tuple(advertised))
+    cohort = Cohort(roster, session.identity, session.graph, session.neighbours)
+    dealings = {
+        dealer: messages.parse_share_records(body, num_members=number) for dealer, body in summing.dealings.items()
+    }
+    collected = unmasking.collect(
+        {place: messages.parse_unmask(body, num_members=number) for place, body in summing.answers.items()},
+        digests=unmasking.share_digests(dealings),
+        cohort=cohort,
+        shared=[member.place for member in summing.members if member.has_shared],
+        survivors=[member.place for member in summing.survivors],
+    )
+    return unmasking.masks_of_sum(collected, cohort=cohort)
+
+
+def _sum(flow: Flow, summing: Summing, masks: Sequence[Mask], upload: BlobUpload) -> SessionSum | Abort:
+    vector, spec = summing.vector, summing.run.spec
+    hasher, measure, extras = hashlib.sha256(), SumMeasure(), np.empty(0, dtype=np.int64)
+    for first, totals in _windows(flow, summing, masks):
+        coordinates = totals[: max(vector.num_coordinates - first, 0)]
+        measure += ring.measure_sum(coordinates)
+        extras = np.concatenate([extras, totals[coordinates.size :]])
+        data = totals.astype("<i8").tobytes()
+        hasher.update(data)
+        upload.append(data)
+        if upload.is_due:
+            flow.blobs.flush_blocking(upload)
+        failpoints.reach("session.sum_halfway")
+    refused = _out_of_range(summing, measure, extras, spec=spec)
+    if refused is not None:
+        return refused
+    weight = vector.total_weight(extras.tolist(), num_members=len(summing.survivors))
+    return SessionSum(upload, f"sha256:{hasher.hexdigest()}", weight, extras.tolist())
+
+
+def _windows(flow: Flow, summing: Summing, masks: Sequence[Mask]) -> Iterator[tuple[int, Int64Array]]:
+    vector, width = summing.vector, summing.vector.ring.element_bytes
+    blob_ids = [member.input_blob_id for member in summing.survivors if member.input_blob_id is not None]
+    for first in range(0, vector.num_elements, WINDOW_ELEMENTS):
+        end = min(first + WINDOW_ELEMENTS, vector.num_elements)
+        sums = np.zeros(end - first, dtype=vector.ring.dtype)
+        for blob_id in blob_ids:
+            if flow.wakeups.closed:
+                raise AggregationStoppedError
+            data = flow.blobs.read_blocking(blob_id, first * width, end * width)
+            np.add(sums, ring.unpack(data, vector.ring.bits), out=sums)
+        yield first, unmasking.unmask_window(sums, masks, first=first, bits=vector.ring.bits)
+
+
+def _out_of_range(summing: Summing, measure: SumMeasure, extras: Int64Array, *, spec: RunSpec) -> Abort | None:
+    try:
+        ring.check_sum(
+            measure,
+            extras,
+            ring=summing.vector.ring,
+            num_members=len(summing.survivors),
+            num_coordinates=summing.vector.num_coordinates,
+            # Noise that the clients share makes a sum longer than their updates are.
+            clipping_norm=None if isinstance(spec.privacy, DistributedSkellamPrivacy) else clipping_norm(spec),
+        )
+    except RingError as error:
+        return Abort(
+            AbortCode.RANGE_CHECK_FAILED,
+            f"{error}: one of {len(summing.survivors)} members sent what no honest one could have",
+        )
+    return None
