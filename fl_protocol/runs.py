@@ -15,8 +15,8 @@ from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.privacy import Privacy, check_privacy
 from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
 from fl_protocol.specs.rounds import AnyRoundSpec, RoundSpec
-from fl_protocol.specs.secure_aggregation import SecureAggregation, check_secure_aggregation
-from fl_protocol.specs.selection import OpenSelection, SelectionSpec, check_selection, most_updates
+from fl_protocol.specs.secure_aggregation import SecureAggregation, check_secure_aggregation, combined_by_strategy
+from fl_protocol.specs.selection import OpenSelection, SelectionSpec, check_selection
 from fl_protocol.specs.server_optimizers import ServerOptimizer, SgdServerOptimizer, check_server_optimizer
 from fl_protocol.specs.strategies import MeanStrategy, Strategy, check_strategy
 from fl_protocol.specs.training import TrainingSpec, check_training
@@ -60,7 +60,7 @@ class RunSpec(RequestMessage):
         check_training(self.training, num_rounds=self.num_rounds)
         check_algorithm(self.algorithm, round_=self.round, strategy=self.strategy, training=self.training)
         check_selection(self.selection, self.round, strategy=self.strategy, algorithm=self.algorithm)
-        check_strategy(self.strategy, self.round, max_updates=most_updates(self.selection, self.round))
+        check_strategy(self.strategy, combined_by_strategy(self))
         check_evaluation(self.evaluation, self.round, num_rounds=self.num_rounds)
         check_privacy(self)
         check_secure_aggregation(self)
