@@ -3,11 +3,11 @@
 import hashlib
 
 import httpx
+import numpy as np
 
 from tests.support.helper_mode import HelperFederation, HelperParty, helper_spec
-from tests.support.participant import create_run, small_model, unpack, wait_for_run
 from tests.support.masked import flat
-import numpy as np
+from tests.support.participant import create_run, small_model, unpack, wait_for_run
 
 
 def federation(operator: httpx.Client, num_clients: int, num_helpers: int = 2, **changes) -> HelperFederation:

@@ -9,10 +9,11 @@ from typing import Any
 import httpx
 import numpy as np
 
+from fl_protocol.masked_vectors import ring_of
 from fl_protocol.masking import keys
 from fl_protocol.masking.contributions import Head, contribution_message, masks_of, open_seed, seal_seed
 from fl_protocol.masking.mask_requests import MaskRequest, mask_sum_message, parse_request
-from fl_protocol.masking.prg import apply_masks
+from fl_protocol.masking.prg import Mask, apply_masks
 from fl_protocol.masking.ring import Int64Array, Ring, pack, to_words
 from fl_protocol.runs import RunSpec
 from tests.support.masked import BYTES, MaskedClient, quantised, read_spec, some_delta
@@ -84,7 +85,7 @@ class HelperParty:
                 vector_digest=member.vector_digest,
             )
             key = keys.helper_mask_key(seed, context=request.context, helper=request.helper)
-            apply_masks(total, [mask_with(key)])
+            apply_masks(total, [Mask(key)])
         packed = pack(total, ring.bits)
         message = mask_sum_message(
             context=request.context,
@@ -96,12 +97,6 @@ class HelperParty:
 
     def put(self, request_id: str, answer: bytes) -> httpx.Response:
         return self.web.put(f"/v1/helper-requests/{request_id}/mask-sum", content=answer, headers=BYTES)
-
-
-def mask_with(key: bytes) -> Any:
-    from fl_protocol.masking.prg import Mask
-
-    return Mask(key)
 
 
 @dataclass
@@ -161,8 +156,6 @@ class HelperFederation:
 
     @classmethod
     def enrol(cls, http: httpx.Client, run_id: str, num_clients: int, helpers: list[HelperParty]) -> "HelperFederation":
-        from fl_protocol.masked_vectors import ring_of
-
         clients = [Contributor(MaskedClient(enrol(http, f"contributes-{number}"))) for number in range(num_clients)]
         for helper in helpers:
             if helper.http is None:
