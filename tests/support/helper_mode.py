@@ -86,7 +86,10 @@ class HelperParty:
             )
             key = keys.helper_mask_key(seed, context=request.context, helper=request.helper)
             apply_masks(total, [Mask(key)])
-        packed = pack(total, ring.bits)
+        return self.signed(request, pack(total, ring.bits))
+
+    def signed(self, request: MaskRequest, packed: bytes) -> bytes:
+        """Signs a sum, whatever it is."""
         message = mask_sum_message(
             context=request.context,
             helper=request.helper,
