@@ -17,7 +17,7 @@ from fl_protocol.masking.prg import Mask, apply_masks
 from fl_protocol.masking.ring import Int64Array, Ring, pack, to_words
 from fl_protocol.runs import RunSpec
 from tests.support.masked import BYTES, MaskedClient, quantised, read_spec, some_delta
-from tests.support.participant import closing_later, enrol
+from tests.support.participant import closing_later, create_run, enrol, small_model
 
 
 @dataclass
@@ -64,10 +64,13 @@ class HelperParty:
         found: list[dict[str, Any]] = answer.json()["items"]
         return found
 
-    def read(self, request_id: str) -> MaskRequest:
+    def raw(self, request_id: str) -> bytes:
         answer = self.web.get(f"/v1/helper-requests/{request_id}")
         assert answer.status_code == 200, answer.text
-        return parse_request(answer.content)
+        return answer.content
+
+    def read(self, request_id: str) -> MaskRequest:
+        return parse_request(self.raw(request_id))
 
     def verdict(self, request_id: str, **said: Any) -> httpx.Response:
         return self.web.put(f"/v1/helper-requests/{request_id}/verdict", json=said)
@@ -108,6 +111,10 @@ class Contributor:
 
     client: MaskedClient
     message: bytes = b""
+
+    @property
+    def roster_line(self) -> str:
+        return f"{self.client.client_id} {keys.identity_public_key(self.client.identity).hex()}\n"
 
     def message_for(self, spec: RunSpec, ring: Ring) -> bytes:
         """Masks the vector and makes the one message."""
@@ -205,3 +212,26 @@ class HelperFederation:
         """Gives the sum of what some clients have sent, as plain integers."""
         total: Int64Array = sum(one.client.vector for one in (self.clients if clients is None else clients))  # type: ignore[assignment]
         return total
+
+
+HELPER_PHASES = ("contribution", "asked", "releasing")
+
+
+def at_helper_phase(
+    operator: httpx.Client, own: MaskedClient, helper: HelperParty, phase: str
+) -> tuple[dict[str, str], bytes]:
+    """Takes a client with two others, and a helper, to a phase; gives names, and the message that is not sent yet."""
+    run_id = create_run(operator, small_model(), **helper_spec(3, [helper], num_rounds=2))
+    others = HelperFederation.enrol(operator, run_id, 2, [helper])
+    made = HelperFederation([Contributor(own), *others.clients], [helper], run_id, others.spec, others.ring)
+    made.claim()
+    names = {"run_id": run_id, "task_id": own.task["task_id"], "signing_key": helper.public["signing_key"]}
+    if phase == "contribution":
+        return names, made.clients[0].message
+    made.contribute()
+    (asked,) = [one for one in helper.pending() if one["run_id"] == run_id]
+    names["request_id"] = asked["request_id"]
+    request = helper.read(asked["request_id"])
+    if phase == "releasing":
+        assert helper.verdict(asked["request_id"]).status_code == 204
+    return names, helper.mask_sum(request, made.ring, made.num_elements)
