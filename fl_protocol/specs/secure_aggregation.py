@@ -55,6 +55,7 @@ class _Masking(RequestMessage):
     `max_weight`.
     """
 
+    kind: Literal["pairwise", "helper"]
     min_members: Annotated[int, Field(ge=3, le=MAX_SESSION_MEMBERS)] = 5
     clipping_norm: ClippingNorm | None = None
     max_abs_delta: Annotated[float, Field(ge=1e-9, le=1e9)] | None = None
