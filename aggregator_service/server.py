@@ -1,5 +1,6 @@
 """Serves the application over HTTP: the listening socket, the line that says so, signals and draining."""
 
+import gc
 import ipaddress
 import socket
 import sys
@@ -14,6 +15,8 @@ from aggregator_service.app import Service
 
 _DRAIN_SECONDS: Final = 10
 _BACKLOG: Final = 2048
+_COLLECTOR_THRESHOLDS: Final = (20_000, 20, 100)
+"""A fifth more small updates a second than with Python's own (700, 10, 10): `python -m benchmarks small_updates`."""
 
 
 class ListenError(Exception):
@@ -68,6 +71,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        _spare_the_collector()
         if self.started:
             host, port = self._listening.getsockname()[:2]
             self._announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
@@ -83,6 +87,16 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.drain()
         await super().shutdown(sockets)
+
+
+def _spare_the_collector() -> None:
+    """Leaves out of every garbage collection what lives as long as the process, and collects what requests leave later.
+
+    Only cycles wait for it; arrays and bodies are freed by their reference counts.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECTOR_THRESHOLDS)
 
 
 def _is_loopback(host: str) -> bool:

@@ -16,7 +16,6 @@ import anyio.to_thread
 from client_sdk.client import AggregatorClient
 from client_sdk.controls import ControlStore
 from client_sdk.errors import (
-    AlreadySubmittedError,
     FedQuorumError,
     RunFinishedError,
     ServerError,
@@ -28,8 +27,8 @@ from client_sdk.masked_round import Membership, open_masked_rounds
 from client_sdk.masking.terms import Failed
 from client_sdk.masking.trust import PeerTrust
 from client_sdk.personal import PersonalTensors
-from client_sdk.privacy.claims import Reviewed, Spending
-from client_sdk.privacy.history import Outcome, PrivacyHistory
+from client_sdk.privacy.claims import Reviewed, Spending, check_still_private
+from client_sdk.privacy.history import Outcome, PrivacyHistory, outcome_of
 from client_sdk.privacy.policy import PrivacyPolicy
 from client_sdk.session import machine
 from client_sdk.session.progress import (
@@ -37,6 +36,7 @@ from client_sdk.session.progress import (
     ModelPulled,
     PrivacySpent,
     Progress,
+    PromiseRead,
     RunFinished,
     TaskClaimed,
     TaskGivenUp,
@@ -49,6 +49,9 @@ from client_sdk.session.progress import (
 from client_sdk.session.work import Evaluator, TrainedDelta, TrainedModel, Trainer
 from client_sdk.transfer import Content, body_of_tensors, read_model
 from fl_protocol.arrays import Tensor
+from fl_protocol.presets import promise
+from fl_protocol.promises import Promise
+from fl_protocol.runs import RunSpec
 from fl_protocol.tasks import EvaluationReport, Task
 
 if TYPE_CHECKING:
@@ -57,8 +60,6 @@ if TYPE_CHECKING:
 GIVE_UP_SECONDS: Final = 5.0
 """How long a participant that fails tries to hand its task back."""
 
-FIRST_SERVER_FAULT: Final = 500
-SPENT: Final = "this client has helped to unmask a sum of this round, and does so once"
 SPENT_REST_SECONDS: Final = 5.0
 """How long a restarted participant waits for the session in which it has answered to end."""
 KEY_BYTES: Final = 32
@@ -173,6 +174,7 @@ class Performer:
     done: Participation = field(default_factory=Participation)
     cached: dict[str, Path] = field(default_factory=dict)
     spending: Spending | None = None
+    promise: Promise | None = None
 
     async def perform(self, action: machine.Action) -> machine.Action:
         """Performs one action and gives the next one; the task at hand is handed back if that fails."""
@@ -206,6 +208,9 @@ class Performer:
             case machine.Pull():
                 self.session.check_can_do(action.task)
                 self.membership.check_still_masked(action.task)
+                if not machine.is_protected(action.task):
+                    check_still_private(await _in_thread(self.history.load))
+                    self._tell_promise(action.task, promise(RunSpec()))
                 kept = await _in_thread(self.personal.load)
                 return self.session.pulled(action.task, await self._pull(action.task), personal=kept)
             case machine.PullControls():
@@ -238,6 +243,7 @@ class Performer:
         known = await _in_thread(self.history.load)
         pull, reviewed = await _in_thread(functools.partial(self.session.reviewed, task, spec, known=known))
         self.spending = reviewed.spending
+        self._tell_promise(task, promise(reviewed.spec))
         if machine.is_masked(task):
             masked = self._masked_rounds()
             if await masked.is_spent(task):
@@ -249,6 +255,11 @@ class Performer:
         if reviewed.spending is not None:
             await _in_thread(functools.partial(self._keep_promise, reviewed))
         return pull
+
+    def _tell_promise(self, task: Task, promised: Promise) -> None:
+        if promised != self.promise:
+            self.promise = promised
+            self.tell(PromiseRead(task, promised))
 
     def _masked_rounds(self) -> "MaskedRounds":
         if self.masked is None:
@@ -331,7 +342,7 @@ class Performer:
         try:
             receipt = await self.client.put_update(action.task.task_id, body)
         except ServerError as error:
-            await self._note(action.task, _outcome_of(error))
+            await self._note(action.task, outcome_of(error))
             return self._refused(action.task, error)
         await self._note(action.task, Outcome.ACCEPTED)
         if update.personal:
@@ -348,7 +359,7 @@ class Performer:
                 task, action.round, update=update, on_input=count, on_sum=summed
             )
         except ServerError as error:
-            await self._note(task, _outcome_of(error))
+            await self._note(task, outcome_of(error))
             return self._refused(task, error)
         if isinstance(ended, Failed):
             # What was not answered for is in no sum that anybody could read.
@@ -399,13 +410,6 @@ class Performer:
     async def _give_up(self, task: Task, reason: str) -> None:
         await self.client.give_up_task(task.task_id)
         self.tell(TaskGivenUp(task, reason))
-
-
-def _outcome_of(error: ServerError) -> Outcome:
-    """Tells what became of an update that the server refused; what failed on its side may have been counted."""
-    if isinstance(error, AlreadySubmittedError):
-        return Outcome.ACCEPTED
-    return Outcome.REFUSED if error.status < FIRST_SERVER_FAULT and not error.retryable else Outcome.SENT
 
 
 async def _in_thread(call: Callable[[], Result]) -> Result:

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from fl_protocol.messages import Name, RequestMessage, ResponseMessage, Timestamp, kind_or
+from fl_protocol.promises import Promise
 from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm, check_algorithm
 from fl_protocol.specs.buffering import check_buffering
 from fl_protocol.specs.evaluation import EvaluationSpec, check_evaluation
@@ -14,8 +15,8 @@ from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.privacy import Privacy, check_privacy
 from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
 from fl_protocol.specs.rounds import AnyRoundSpec, RoundSpec
-from fl_protocol.specs.secure_aggregation import SecureAggregation, check_secure_aggregation
-from fl_protocol.specs.selection import OpenSelection, SelectionSpec, check_selection, most_updates
+from fl_protocol.specs.secure_aggregation import SecureAggregation, check_secure_aggregation, combined_by_strategy
+from fl_protocol.specs.selection import OpenSelection, SelectionSpec, check_selection
 from fl_protocol.specs.server_optimizers import ServerOptimizer, SgdServerOptimizer, check_server_optimizer
 from fl_protocol.specs.strategies import MeanStrategy, Strategy, check_strategy
 from fl_protocol.specs.training import TrainingSpec, check_training
@@ -59,7 +60,7 @@ class RunSpec(RequestMessage):
         check_training(self.training, num_rounds=self.num_rounds)
         check_algorithm(self.algorithm, round_=self.round, strategy=self.strategy, training=self.training)
         check_selection(self.selection, self.round, strategy=self.strategy, algorithm=self.algorithm)
-        check_strategy(self.strategy, self.round, max_updates=most_updates(self.selection, self.round))
+        check_strategy(self.strategy, combined_by_strategy(self))
         check_evaluation(self.evaluation, self.round, num_rounds=self.num_rounds)
         check_privacy(self)
         check_secure_aggregation(self)
@@ -81,7 +82,10 @@ FINISHED_RUN_STATES = frozenset({RunState.COMPLETED, RunState.STOPPED, RunState.
 
 
 class Run(ResponseMessage):
-    """One model being trained over many rounds; `best_version` by the metric that its evaluation watches."""
+    """One model being trained over many rounds; `best_version` by the metric that its evaluation watches.
+
+    `promise` says what of its clients' data is protected, and from whom.
+    """
 
     run_id: str
     name: str
@@ -95,3 +99,4 @@ class Run(ResponseMessage):
     created_at: Timestamp
     started_at: Timestamp | None
     finished_at: Timestamp | None
+    promise: Promise | None = None

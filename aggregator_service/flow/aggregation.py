@@ -288,10 +288,10 @@ def _fold_masked(flow: Flow, sealed: SealedRound, files: _Files) -> tuple[Releas
 def _masked_round(flow: Flow, sealed: SealedRound, ring: Ring) -> MaskedRound:
     sums = []
     for one in sealed.sums:
-        if one.sum_blob_id is None or one.total_weight is None or one.totals is None:
+        if one.sum_blob_id is None or one.sum_digest is None or one.total_weight is None or one.totals is None:
             raise LookupError(f"a masked sum of round {one.round_id} is done and is not there")
         extras = dict(zip((extra.name for extra in ring.extras), one.totals, strict=True))
-        sums.append(MaskedSum(one.total_weight, extras, _reader(flow, one.sum_blob_id)))
+        sums.append(MaskedSum(one.sum_digest, one.total_weight, extras, _reader(flow, one.sum_blob_id)))
     divisor = fixed_denominator(sealed.run.spec.selection) or sum(one.total_weight for one in sums)
     return MaskedRound(sums, ring.step, divisor)
 

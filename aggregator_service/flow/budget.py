@@ -1,7 +1,7 @@
 """What a private run's rounds cost: reserved when one opens, spent when its model appears, void if nothing came of it.
 
-Everything here happens in the transaction that opens, publishes or abandons the round, so no model can be read before
-its cost is on the ledger, and two servers cannot both spend what is left.
+Everything here happens in the transaction that opens, publishes or abandons the round, or aborts a session of it. So no
+model can be read before its cost is on the ledger, and two servers cannot both spend what is left.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from math import ceil
 from aggregator_service.domain.privacy.ledger import Charge, LedgerEntry, LedgerState, ReleasedNoise, genesis
 from aggregator_service.domain.records import RoundRecord, RunRecord
 from aggregator_service.flow.context import Flow
-from aggregator_service.storage import ledger, noise_keys, participations, runs, sessions
+from aggregator_service.storage import ledger, noise_keys, participations, rounds, runs, sessions
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.privacy.accounting import BudgetedPrivacy, delta_of, epsilon_spent, renyi_epsilon_spent
 from fl_protocol.privacy.noise import KEY_BYTES
@@ -31,14 +31,17 @@ from fl_protocol.specs.privacy import (
 from fl_protocol.specs.secure_aggregation import min_members
 
 
-def next_charge(tx: ReadTx, run: RunRecord) -> Charge | None:
-    """Gives what the next release would bring the run to, whoever takes part; None for a run without an account."""
+def next_charge(tx: ReadTx, run: RunRecord, *, besides: str | None = None) -> Charge | None:
+    """Gives what the next release would bring the run to, whoever takes part; None for a run without an account.
+
+    Those that the round `besides` has counted take part in no other release of that round.
+    """
     if not isinstance(run.spec.privacy, BudgetedPrivacy):
         return None
     most = num_participations(run.spec)
-    spread = _spread(tx, run)
+    spread, others = _spread(tx, run), _spread(tx, run, besides=besides)
     worst = max(
-        [1, *(charged for _, charged in spread), *(charged + 1 for counted, charged in spread if counted < most)]
+        [1, *(charged for _, charged in spread), *(charged + 1 for counted, charged in others if counted < most)]
     )
     return _charge(tx, run, worst, smallest_sum=_fewest_survivors(run.spec))
 
@@ -60,6 +63,12 @@ def reserve(tx: WriteTx, run: RunRecord, round_: RoundRecord, charge: Charge | N
         _append(tx, run, round_, LedgerState.RESERVED, charge=charge)
 
 
+def reserved(tx: ReadTx, round_id: str) -> Charge | None:
+    """Gives what is set aside for an attempt at a round; None where nothing is, or no longer."""
+    newest = ledger.of_round(tx, round_id)
+    return newest.charge if newest is not None and newest.state is LedgerState.RESERVED else None
+
+
 def draw_key(flow: Flow, tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
     """Draws the key of a round's noise, once, in the transaction that seals the round."""
     if isinstance(run.spec.privacy, CentralPrivacy):
@@ -79,6 +88,20 @@ def spend(
     charge, told = _spent_charge(tx, run, round_), _shared(tx, run.spec, round_) or noise
     _append(tx, run, round_, LedgerState.SPENT, charge=charge, noise=told, model_digest=model_digest)
     return charge.epsilon
+
+
+def spend_unpublished(tx: WriteTx, run: RunRecord, round_id: str, *, num_survivors: int) -> None:
+    """Charges a sum that clients have begun to unmask and that counts for nothing: the noise in it is theirs.
+
+    A release of no model, which uses up what was set aside; what the round may yet cost is set aside anew.
+    """
+    round_, privacy = rounds.get(tx, round_id), run.spec.privacy
+    if round_ is None or not isinstance(privacy, DistributedSkellamPrivacy):
+        return
+    charge = _charge(tx, run, _worst(tx, run), smallest_sum=num_survivors)
+    told = _shared_noise(run.spec, privacy, num_survivors)
+    _append(tx, run, round_, LedgerState.SPENT, charge=charge, noise=told)
+    reserve(tx, run, round_, next_charge(tx, run, besides=round_id))
 
 
 def give_back(tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
@@ -177,9 +200,9 @@ def _run(tx: ReadTx, run_id: str) -> RunRecord:
     return run
 
 
-def _spread(tx: ReadTx, run: RunRecord) -> list[tuple[int, int]]:
+def _spread(tx: ReadTx, run: RunRecord, *, besides: str | None = None) -> list[tuple[int, int]]:
     """Gives (updates that count, updates that cost) of clients; an abandoned round's cost where clients noised them."""
-    spread = participations.spread(tx, run.run_id)
+    spread = participations.spread(tx, run.run_id, besides=besides)
     if isinstance(run.spec.privacy, NoisedByClients):
         return spread
     return [(counted, counted) for counted, _ in spread]
@@ -187,8 +210,12 @@ def _spread(tx: ReadTx, run: RunRecord) -> list[tuple[int, int]]:
 
 def _spent_charge(tx: ReadTx, run: RunRecord, round_: RoundRecord) -> Charge:
     """Gives what a round that has just ended brings the run to."""
-    worst = max([1, *(charged for _, charged in _spread(tx, run))])
-    return _charge(tx, run, worst, smallest_sum=_smallest_sum(tx, run.spec, round_))
+    return _charge(tx, run, _worst(tx, run), smallest_sum=_smallest_sum(tx, run.spec, round_))
+
+
+def _worst(tx: ReadTx, run: RunRecord) -> int:
+    """Gives how often the client was in a release that has been in the most of them."""
+    return max([1, *(charged for _, charged in _spread(tx, run))])
 
 
 def _fewest_survivors(spec: RunSpec) -> int | None:
@@ -219,6 +246,10 @@ def _shared(tx: ReadTx, spec: RunSpec, round_: RoundRecord) -> ReleasedNoise | N
     privacy, survivors = spec.privacy, _smallest_sum(tx, spec, round_)
     if survivors is None or not isinstance(privacy, DistributedSkellamPrivacy):
         return None
+    return _shared_noise(spec, privacy, survivors)
+
+
+def _shared_noise(spec: RunSpec, privacy: DistributedSkellamPrivacy, survivors: int) -> ReleasedNoise:
     noise, release = shared_noise(spec), sum_release(spec, num_survivors=survivors)
     return ReleasedNoise(
         clipping_norm=privacy.clipping_norm,

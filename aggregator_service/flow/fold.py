@@ -16,9 +16,11 @@ from aggregator_service.flow.contributions import SealedUpdate, open_contributio
 from aggregator_service.flow.deltas import Deltas, combine
 from aggregator_service.flow.masked_sums import MaskedRound, combine_masked
 from aggregator_service.flow.optimizer_state import StoredState, open_state, pack, read_states, state_header, unpack
+from aggregator_service.flow.shards import combine_shards
 from aggregator_service.flow.windows import Layout, RangeReader, Segment, layout_of, read_header, read_window
 from fl_protocol.dtypes import Float64Array, Values, as_float64, from_float64, is_finite
 from fl_protocol.runs import RunSpec
+from fl_protocol.specs.strategies import MeanStrategy
 from fl_protocol.tensors import Header, TensorSpec, render_header
 from fl_protocol.updates import floats_of, travelling_part
 
@@ -122,7 +124,8 @@ def aggregate_masked(
 ) -> None:
     """Writes the next model from the sums of a masked round's sessions, as `aggregate` does from updates.
 
-    Integer tensors stay as they are. Raises what `aggregate` raises.
+    A strategy that is not the mean combines the sessions' means. Integer tensors stay as they are. Raises what
+    `aggregate` raises.
     """
     model = read_header(base)
     moving = floats_of(travelling_part(model, spec))
@@ -136,7 +139,11 @@ def aggregate_masked(
         write_model=write_model,
         write_state=write_state,
     )
-    _finish(plan, model, moving=moving, combined=combine_masked(masked, model, moving=moving, noised=noised))
+    if isinstance(spec.strategy, MeanStrategy):
+        combined = combine_masked(masked, model, moving=moving, noised=noised)
+    else:
+        combined = combine_shards(masked, model, moving=moving, strategy=spec.strategy)
+    _finish(plan, model, moving=moving, combined=combined)
 
 
 def _finish(

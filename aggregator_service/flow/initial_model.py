@@ -12,6 +12,7 @@ from aggregator_service.flow.versions import add_model
 from aggregator_service.storage import models, runs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.encodings.dense import DenseMeasure
+from fl_protocol.masked_vectors import check_masked_model
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.runs import RunSpec, RunState
 from fl_protocol.streaming import Piece, StreamDecoder
@@ -49,6 +50,7 @@ class _ModelCheck:
 
     def begin(self, header: Header) -> None:
         check_model(header, self._spec)
+        check_masked_model(header, self._spec)
         self._measure = DenseMeasure(header, float(np.finfo(np.float64).max))
 
     def __call__(self, piece: Piece) -> None:

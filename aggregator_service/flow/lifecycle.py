@@ -15,6 +15,7 @@ from aggregator_service.flow.layouts import layout_of
 from aggregator_service.flow.versions import take_over
 from aggregator_service.storage import events, mask_sums, models, rounds, runs, seats, sessions, tasks
 from aggregator_service.storage.transactions import WriteTx
+from fl_protocol.masked_vectors import check_masked_model
 from fl_protocol.privacy.accounting import calibrated
 from fl_protocol.privacy.message_range import check_message_range
 from fl_protocol.problems import ProblemError, ProblemType
@@ -87,7 +88,9 @@ async def _check_previous(flow: Flow, spec: RunSpec) -> None:
         "look_up_model", lambda tx: models.get(tx, previous.run_id, previous.version)
     )
     if model is not None:
-        check_model(await layout_of(flow, model), spec)
+        layout = await layout_of(flow, model)
+        check_model(layout, spec)
+        check_masked_model(layout, spec)
 
 
 async def start_run(flow: Flow, run_id: str) -> RunRecord:

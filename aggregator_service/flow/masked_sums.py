@@ -1,4 +1,4 @@
-"""The combined deltas of a masked round, window by window: the sums of its sessions, noised if the run is private."""
+"""The mean deltas of a masked round, window by window: the sums of its sessions, noised if the run is private."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ _ELEMENT_BYTES: Final = 8
 class MaskedSum:
     """The sum of one session: what its members weigh, the sums of the extras by name, and how to read its bytes."""
 
+    digest: str
     total_weight: int
     extras: Mapping[str, int]
     read: RangeReader
@@ -44,6 +45,22 @@ class MaskedRound:
         return {name: sum(one.extras[name] for one in self.sums) / METRIC_SCALE / total_weight for name in names}
 
 
+def sum_layout(model: Header, moving: Header) -> Layout:
+    """Gives where each tensor of the model begins in a sum, in bytes; -1: left out."""
+    begins, places = 0, {}
+    for tensor in moving.tensors:
+        places[tensor.name] = begins
+        begins += _ELEMENT_BYTES * tensor.num_elements
+    return np.array([places.get(tensor.name, -1) for tensor in model.tensors], dtype=np.int64)
+
+
+def means_of(totals: Int64Array, step: float, divisor: float) -> Float64Array:
+    """Gives step * total / divisor, rounded as float64 rounds."""
+    means = totals.astype(np.float64)
+    np.multiply(means, step, out=means)
+    return np.divide(means, divisor, out=means)
+
+
 def combine_masked(
     masked: MaskedRound, model: Header, *, moving: Header, noised: NoisedSum | None
 ) -> Iterator[tuple[Sequence[Segment], Deltas]]:
@@ -51,7 +68,7 @@ def combine_masked(
 
     `moving` are the floating-point tensors that travel, in the order of a sum's coordinates.
     """
-    layout = _layout(model, moving)
+    layout = sum_layout(model, moving)
     kept = np.empty(WINDOW_ELEMENTS, dtype=np.int64)
     first = 0
     for window in windows(model):
@@ -63,15 +80,6 @@ def combine_masked(
             _noise(noised, window, layout=layout, totals=totals, first=first)
         first += len(totals)
         yield window, _Means(totals, masked.step, masked.divisor)
-
-
-def _layout(model: Header, moving: Header) -> Layout:
-    """Gives where each tensor of the model begins in a sum, in bytes; -1: left out."""
-    begins, places = 0, {}
-    for tensor in moving.tensors:
-        places[tensor.name] = begins
-        begins += _ELEMENT_BYTES * tensor.num_elements
-    return np.array([places.get(tensor.name, -1) for tensor in model.tensors], dtype=np.int64)
 
 
 def _add(read: RangeReader, window: Sequence[Segment], *, layout: Layout, totals: Int64Array) -> None:
@@ -98,9 +106,8 @@ class _Means:
     divisor: float
 
     def floats(self, segment: Segment, tile: slice) -> Float64Array:
-        total = self.totals[segment.offset : segment.offset + segment.num_elements][tile].astype(np.float64)
-        np.multiply(total, self.step, out=total)
-        return np.divide(total, self.divisor, out=total)
+        totals = self.totals[segment.offset : segment.offset + segment.num_elements]
+        return means_of(totals[tile], self.step, self.divisor)
 
     def integers(self, segment: Segment) -> IntegerArray | None:  # noqa: ARG002 - as Deltas has it
         return None

@@ -57,6 +57,16 @@ def abandon_sealed(flow: Flow, tx: WriteTx, *, run: RunRecord, round_: RoundReco
         advance(flow, tx, run)
 
 
+def end_if_exhausted(flow: Flow, tx: WriteTx, *, run: RunRecord, round_: RoundRecord) -> bool:
+    """Ends a run whose collecting round has let go of a sum that nobody counts, and cannot pay for another one."""
+    exhausted = budget.refusal(run, budget.reserved(tx, round_.round_id))
+    if exhausted is None:
+        return False
+    abandon_open(flow, tx, run)
+    finish(tx, run, RunState.COMPLETED, reason=exhausted)
+    return True
+
+
 def abandon_open(flow: Flow, tx: WriteTx, run: RunRecord) -> None:
     """Abandons whatever rounds of a run are open, because the run ends."""
     for round_ in rounds.unfinished(tx, run.run_id):
@@ -156,9 +166,10 @@ def _seal(flow: Flow, tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
 
 def _abandon(tx: WriteTx, run: RunRecord, round_: RoundRecord, *, reason: str | None = None) -> None:
     rounds.close(tx, round_, RoundState.ABANDONED)
-    budget.give_back(tx, run, round_)
+    # What its sessions have let go of is charged before the rest is given back.
     endings.end_all(tx, run, round_)
     closing.end(tx, run, round_, reason)
+    budget.give_back(tx, run, round_)
     told = _named(round_) | {"num_updates": round_.num_updates, "min_updates": round_.min_updates}
     if reason is not None:
         told["reason"] = reason

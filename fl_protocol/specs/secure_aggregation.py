@@ -23,12 +23,14 @@ from fl_protocol.specs.privacy import (
 from fl_protocol.specs.protection import NoPrivacy, NoSecureAggregation
 from fl_protocol.specs.rounds import AnyRoundSpec, BufferedRoundSpec
 from fl_protocol.specs.selection import SelectionSpec, most_updates
-from fl_protocol.specs.strategies import MeanStrategy, Strategy
+from fl_protocol.specs.strategies import Combined, GeometricMedianStrategy, MeanStrategy, Strategy
 
 MAX_SESSION_MEMBERS: Final = 1000
 MAX_HELPERS: Final = 8
 DEFAULT_SESSION_MEMBERS: Final = 100
 DEFAULT_CLIPPING_NORM: Final = 10.0
+MIN_COMPARED_SESSIONS: Final = 3
+"""Of two sessions that differ nobody can say which one is wrong."""
 
 MaskedPrivacy = CentralGaussianPrivacy | CentralBltPrivacy | DistributedSkellamPrivacy
 """The kinds of privacy that go with masked updates."""
@@ -71,6 +73,9 @@ class PairwiseSecureAggregation(_Masking):
     (null: `clipping_norm`), so that the ring's step is known beforehand. A session has `min_members` to
     `target_members` (null: `round.cohort_size`, at most 100); a round may have several. In a weighted run a client
     weighs its examples over `examples_per_unit`, between 1 and `max_weight`.
+
+    With a strategy other than the mean each session is a shard: the strategy combines the sessions' means, each of
+    which counts the same, and a wrong client spoils one of them.
     """
 
     kind: Literal["pairwise"]
@@ -223,6 +228,19 @@ def is_weighted(spec: Choices) -> bool:
     return isinstance(spec.strategy, MeanStrategy) and spec.strategy.weighting == "num_examples"
 
 
+def combined_by_strategy(spec: Choices) -> Combined:
+    """Gives what a run's strategy combines: single updates, or the means of a round's sessions that hide them.
+
+    A round closes with `round.min_updates`, of which a session has `target_members` at most.
+    """
+    rounds, masked, most = spec.round, spec.secure_aggregation, most_updates(spec.selection, spec.round)
+    if not isinstance(masked, PairwiseSecureAggregation) or isinstance(spec.strategy, MeanStrategy):
+        return Combined(rounds.min_updates, most, rounds.min_updates_field)
+    fewest = -(-rounds.min_updates // target_members(spec))
+    field = f"{rounds.min_updates_field} over secure_aggregation.target_members"
+    return Combined(fewest, -(-most // masked.min_members), field, "session")
+
+
 def _check_members(spec: Choices, masked: Masking) -> None:
     if isinstance(spec.round, BufferedRoundSpec):
         raise ValueError(
@@ -251,21 +269,39 @@ def _check_members(spec: Choices, masked: Masking) -> None:
 def _check_sum(spec: Choices) -> None:
     strategy, kind = spec.strategy, spec.secure_aggregation.kind
     if not isinstance(strategy, MeanStrategy):
-        raise ValueError(
-            f"strategy.kind {strategy.kind!r} looks at single updates, which the server never sees under "
-            f"secure_aggregation.kind {kind!r}; it needs 'mean'"
-        )
-    if strategy.weighting not in ("num_examples", "uniform"):
+        _check_shards(spec)
+    elif strategy.weighting not in ("num_examples", "uniform"):
         raise ValueError(
             f"strategy.weighting must be 'num_examples' or 'uniform' with secure_aggregation.kind {kind!r}: weights "
             "are masked, and the server can choose none of them"
         )
     for name in ("max_share", "max_update_norm"):
-        if getattr(strategy, name) is not None:
+        if getattr(strategy, name, None) is not None:
             raise ValueError(
                 f"strategy.{name} needs single updates, which the server never sees under secure_aggregation.kind "
                 f"{kind!r}; bound them by secure_aggregation.clipping_norm and max_weight"
             )
+
+
+def _check_shards(spec: Choices) -> None:
+    if isinstance(spec.secure_aggregation, HelperSecureAggregation):
+        raise ValueError(
+            f"strategy.kind {spec.strategy.kind!r} compares updates or the means of several sessions, and under "
+            "secure_aggregation.kind 'helper' a round has one sum; it needs 'mean'"
+        )
+    strategy, sessions = spec.strategy, combined_by_strategy(spec)
+    if sessions.fewest < MIN_COMPARED_SESSIONS:
+        raise ValueError(
+            f"strategy.kind {strategy.kind!r} combines the means of a round's sessions under secure_aggregation.kind "
+            f"'pairwise', which hides single updates, and a round may close with {sessions.fewest} of them "
+            f"(round.min_updates {spec.round.min_updates} over secure_aggregation.target_members "
+            f"{target_members(spec)}); it needs {MIN_COMPARED_SESSIONS}: lower target_members, or take 'mean'"
+        )
+    if isinstance(strategy, GeometricMedianStrategy) and strategy.weighting != "uniform":
+        raise ValueError(
+            "strategy.weighting must be 'uniform' for 'geometric_median' with secure_aggregation.kind 'pairwise': each "
+            "session counts the same"
+        )
 
 
 def _check_nothing_else_is_sent(spec: Choices) -> None:

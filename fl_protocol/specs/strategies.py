@@ -1,5 +1,6 @@
 """How the updates of a round become one delta."""
 
+from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from typing import Annotated, Literal
@@ -8,7 +9,6 @@ from pydantic import Discriminator, Field, Tag
 
 from fl_protocol.attributes import AttributeName
 from fl_protocol.messages import RequestMessage, kind_or
-from fl_protocol.specs.rounds import AnyRoundSpec
 
 MAX_WEIGHT = 2**29
 """The largest weight whose product with a float32 is exact in float64 (24 + 29 = 53 bits)."""
@@ -143,62 +143,72 @@ def exact_share(max_share: float) -> Fraction:
     return Fraction(repr(max_share))
 
 
-def check_strategy(strategy: Strategy, round_: AnyRoundSpec, *, max_updates: int) -> None:
-    """Raises ValueError, naming the field, unless a strategy works for any number of updates that a round may have."""
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """What a strategy combines: how many at least and at most, what one of them is, and which field says the least."""
+
+    fewest: int
+    most: int
+    field: str
+    what: str = "update"
+
+
+def check_strategy(strategy: Strategy, combined: Combined) -> None:
+    """Raises ValueError, naming the field, unless a strategy works for whatever a round may have to combine."""
     if isinstance(strategy, MeanStrategy):
-        _check_max_share(strategy, round_)
+        _check_max_share(strategy, combined)
     if isinstance(strategy, TrimmedMeanStrategy):
-        _check_trimming(strategy, round_)
+        _check_trimming(strategy, combined)
     if isinstance(strategy, KrumStrategy | MultiKrumStrategy | BulyanStrategy):
-        _check_byzantine(strategy, round_)
+        _check_byzantine(strategy, combined)
     if isinstance(strategy, MultiKrumStrategy):
-        _check_selected(strategy, round_)
-    if isinstance(strategy, ComparingStrategy) and max_updates > MAX_COMPARED_UPDATES:
+        _check_selected(strategy, combined)
+    if isinstance(strategy, ComparingStrategy) and combined.most > MAX_COMPARED_UPDATES:
         raise ValueError(
-            f"strategy.kind {strategy.kind} compares each update with every other one, and a round may close with "
-            f"{max_updates} updates; at most {MAX_COMPARED_UPDATES} can be compared"
+            f"strategy.kind {strategy.kind} compares each {combined.what} with every other one, and a round may close "
+            f"with {combined.most} {combined.what}s; at most {MAX_COMPARED_UPDATES} can be compared"
         )
 
 
-def _check_max_share(strategy: MeanStrategy, round_: AnyRoundSpec) -> None:
-    min_updates = round_.min_updates
-    if strategy.max_share is None or exact_share(strategy.max_share) * min_updates >= 1:
+def _check_max_share(strategy: MeanStrategy, combined: Combined) -> None:
+    fewest = combined.fewest
+    if strategy.max_share is None or exact_share(strategy.max_share) * fewest >= 1:
         return
     raise ValueError(
-        f"strategy.max_share {strategy.max_share:g} cannot hold: of {round_.min_updates_field} {min_updates} updates "
-        f"one has at least 1/{min_updates} of the total weight; allow at least that much"
+        f"strategy.max_share {strategy.max_share:g} cannot hold: of {combined.field} {fewest} {combined.what}s "
+        f"one has at least 1/{fewest} of the total weight; allow at least that much"
     )
 
 
-def _check_trimming(strategy: TrimmedMeanStrategy, round_: AnyRoundSpec) -> None:
-    min_updates = round_.min_updates
-    if strategy.trim_fraction and not strategy.num_trimmed(min_updates):
+def _check_trimming(strategy: TrimmedMeanStrategy, combined: Combined) -> None:
+    fewest = combined.fewest
+    if strategy.trim_fraction and not strategy.num_trimmed(fewest):
         raise ValueError(
-            f"strategy.trim_fraction {strategy.trim_fraction} leaves out none of the {min_updates} updates "
-            f"({round_.min_updates_field}) with which a round may close; it must be at least 1/{min_updates}"
+            f"strategy.trim_fraction {strategy.trim_fraction} leaves out none of the {fewest} {combined.what}s "
+            f"({combined.field}) with which a round may close; it must be at least 1/{fewest}"
         )
 
 
-def _check_byzantine(strategy: KrumStrategy | MultiKrumStrategy | BulyanStrategy, round_: AnyRoundSpec) -> None:
-    min_updates = round_.min_updates
+def _check_byzantine(strategy: KrumStrategy | MultiKrumStrategy | BulyanStrategy, combined: Combined) -> None:
+    fewest = combined.fewest
     factor = 4 if isinstance(strategy, BulyanStrategy) else 2
     needed = factor * strategy.num_byzantine + 3
-    if min_updates < needed:
-        most = (min_updates - 3) // factor
+    if fewest < needed:
+        most = (fewest - 3) // factor
         right = f"num_byzantine may be at most {most}" if most >= 0 else "no num_byzantine is small enough"
         raise ValueError(
             f"strategy.num_byzantine {strategy.num_byzantine} needs at least {factor} * num_byzantine + 3 = {needed} "
-            f"updates for {strategy.kind}, and a round may close with {min_updates} ({round_.min_updates_field}); "
+            f"{combined.what}s for {strategy.kind}, and a round may close with {fewest} ({combined.field}); "
             f"with so few {right}"
         )
 
 
-def _check_selected(strategy: MultiKrumStrategy, round_: AnyRoundSpec) -> None:
-    min_updates = round_.min_updates
-    most = min_updates - strategy.num_byzantine
+def _check_selected(strategy: MultiKrumStrategy, combined: Combined) -> None:
+    fewest = combined.fewest
+    most = fewest - strategy.num_byzantine
     if strategy.num_selected > most:
         raise ValueError(
-            f"strategy.num_selected {strategy.num_selected} is more than the {most} honest updates of a round that "
-            f"closes with {min_updates} ({round_.min_updates_field}), of which num_byzantine {strategy.num_byzantine} "
-            f"are not; it must be at most {most}"
+            f"strategy.num_selected {strategy.num_selected} is more than the {most} honest {combined.what}s of a round "
+            f"that closes with {fewest} ({combined.field}), of which num_byzantine {strategy.num_byzantine} are not; "
+            f"it must be at most {most}"
         )

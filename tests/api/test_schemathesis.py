@@ -29,7 +29,7 @@ from tests.support.masked import MaskedClient, at_phase
 from tests.support.participant import MEDIA_TYPE, Participant, enrol, evaluated_run, scaffold_run
 from tests.support.server import ServerProcess
 
-MAX_EXAMPLES = 25
+MAX_EXAMPLES = 12
 LONGEST_WAIT_SECONDS = 0.02
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 

@@ -31,7 +31,8 @@ from fl_protocol.privacy.shared_noise import shared_noise
 from fl_protocol.privacy_claims import Trust
 from fl_protocol.runs import RunSpec
 from tests.support.masked import MaskedClient, MaskedCohort, read_spec
-from tests.support.participant import create_run, enrol, unpack, wait_for_run
+from tests.support.participant import MEDIA_TYPE, create_run, enrol, pack, unpack, wait_for_run
+from tests.support.refusals import assert_refused
 from tests.support.server import ServerProcess
 
 pytestmark = pytest.mark.parametrize("shared_server", ["sqlite"], indirect=True)
@@ -40,16 +41,24 @@ SIZE = 20_000
 PRIVACY = {"kind": "distributed_skellam", "target_epsilon": 8.0, "delta": 1e-6, "max_parameters": SIZE}
 
 
-def create(http: httpx.Client, *, clients: int, survivors: int, rounds: int = 1, phase: float = 60.0) -> str:
-    return create_run(
-        http,
-        {"w": np.zeros(SIZE, dtype=np.float32)},
-        num_rounds=rounds,
-        round={"quorum": survivors, "cohort_size": clients, "min_updates": survivors},
-        strategy={"kind": "mean", "weighting": "uniform"},
-        secure_aggregation={"kind": "pairwise", "min_members": 3, "phase_seconds": phase, "enrol_seconds": 60},
-        privacy=PRIVACY | {"min_survivors": survivors},
-    )
+def spec_of(*, clients: int, survivors: int, rounds: int = 1, phase: float = 60.0) -> dict[str, Any]:
+    return {
+        "num_rounds": rounds,
+        "round": {"quorum": survivors, "cohort_size": clients, "min_updates": survivors},
+        "strategy": {"kind": "mean", "weighting": "uniform"},
+        "secure_aggregation": {"kind": "pairwise", "min_members": 3, "phase_seconds": phase, "enrol_seconds": 60},
+        "privacy": PRIVACY | {"min_survivors": survivors},
+    }
+
+
+def create(http: httpx.Client, **choices: Any) -> str:
+    return create_run(http, {"w": np.zeros(SIZE, dtype=np.float32)}, **spec_of(**choices))
+
+
+def create_draft(http: httpx.Client) -> str:
+    made = http.post("/v1/runs", json={"name": "test"} | spec_of(clients=4, survivors=4))
+    assert made.status_code == 201, made.text
+    return str(made.json()["run_id"])
 
 
 def noised(values: Iterable[float], spec: RunSpec) -> Int64Array:
@@ -127,6 +136,65 @@ def test_below_the_fewest_survivors_nothing_is_unmasked_and_nothing_is_spent(sha
     assert staying[0].seat().json()["state"] == "free"
     assert [entry["state"] for entry in ledger(shared_operator, run_id)] == ["reserved"]
     assert shared_operator.get(f"/v1/runs/{run_id}/privacy").json()["epsilon_spent"] == 0.0
+
+
+def poisoned_session(http: httpx.Client, run_id: str) -> MaskedCohort:
+    """Goes through a session of which one member makes the sum larger than any honest one is."""
+    cohort = seated(http, run_id, 4)
+    wrong = cohort.clients[0]
+    wrong.vector = np.full_like(wrong.vector, 2 ** (cohort.ring.bits - 1) - 1)
+    cohort.phase(lambda client: client.send_input(cohort.ring))
+    cohort.phase(MaskedClient.send_signature)
+    for client in cohort.clients:
+        if client.session()["state"] == "unmask":
+            client.send_answer()
+    assert wrong.leave("summing") == "aborted"
+    assert wrong.session()["abort_code"] == "range_check_failed"
+    return cohort
+
+
+def test_a_sum_that_is_unmasked_and_refused_is_charged_and_the_round_goes_on_while_the_budget_lasts(
+    shared_operator: httpx.Client,
+) -> None:
+    run_id = create(shared_operator, clients=4, survivors=4, rounds=2)
+    cohort = poisoned_session(shared_operator, run_id)
+    reserved, spent, again = ledger(shared_operator, run_id)
+    assert [entry["state"] for entry in (reserved, spent, again)] == ["reserved", "spent", "reserved"]
+    assert (spent["epsilon"], spent["round"], spent["model_digest"]) == (cost(cohort.spec, 4), 1, None)
+    assert again["epsilon"] == cost(cohort.spec, 4, 4)
+    report = shared_operator.get(f"/v1/runs/{run_id}/privacy").json()
+    assert report["epsilon_spent"] == cost(cohort.spec, 4)
+    run = shared_operator.get(f"/v1/runs/{run_id}").json()
+    assert (run["state"], run["latest_version"]) == ("running", 0)
+
+
+def test_a_refused_sum_that_leaves_nothing_of_the_budget_ends_the_run(shared_operator: httpx.Client) -> None:
+    run_id = create(shared_operator, clients=4, survivors=4)
+    cohort = poisoned_session(shared_operator, run_id)
+    states = [entry["state"] for entry in ledger(shared_operator, run_id)]
+    assert states == ["reserved", "spent", "reserved", "void"]
+    run = shared_operator.get(f"/v1/runs/{run_id}").json()
+    assert (run["state"], run["latest_version"]) == ("completed", 0)
+    assert f"could bring a client to epsilon {cost(cohort.spec, 4, 4):.6g}" in run["reason"]
+
+
+def test_a_model_larger_than_the_noise_was_made_for_is_refused_when_it_is_uploaded(
+    shared_operator: httpx.Client,
+) -> None:
+    run_id = create(shared_operator, clients=4, survivors=4)
+    draft = create_draft(shared_operator)
+    large = pack({"w": np.zeros(SIZE + 1, dtype=np.float32)})
+    refused = shared_operator.put(f"/v1/runs/{draft}/models/0", content=large, headers={"Content-Type": MEDIA_TYPE})
+    named = f"{SIZE + 1} parameters travel, and privacy.max_parameters {SIZE}"
+    assert_refused(refused, "structure-mismatch", named)
+    assert shared_operator.get(f"/v1/runs/{draft}/models").json()["items"] == []
+    # The same by way of another run's model.
+    previous = {"initial_model": {"kind": "version", "run_id": run_id, "version": 0}}
+    spec = spec_of(clients=4, survivors=4, rounds=1, phase=60) | previous
+    small = spec | {"privacy": spec["privacy"] | {"max_parameters": SIZE - 1}}
+    answer = shared_operator.post("/v1/runs", json={"name": "test"} | small)
+    assert_refused(answer, "structure-mismatch", f"privacy.max_parameters {SIZE - 1}")
+    assert shared_operator.post("/v1/runs", json={"name": "test"} | spec).status_code == 201
 
 
 def train(task: TrainingTask) -> TrainedModel:

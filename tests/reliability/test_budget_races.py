@@ -138,9 +138,15 @@ async def test_of_fifty_openings_at_once_only_what_is_affordable_is_reserved(
     ledger.verify_all(database)
 
 
-def test_the_boundary_is_the_budget_itself() -> None:
-    run = run_record(spec=spec_of(EXACT))
-    charge = budget._charge(run.spec, AFFORDABLE, num_releases=AFFORDABLE)
+async def test_the_boundary_is_the_budget_itself(stores: list[Store]) -> None:
+    store, run = stores[0], run_record(spec=spec_of(EXACT))
+    store.write(lambda tx: begin(tx, run.spec))
+    flow = flow_on(store)
+    for _ in range(AFFORDABLE - 1):
+        store.write(lambda tx: open_next(flow, tx))
+        store.write(lambda tx: publish(flow, tx))
+    charge = store.read(lambda tx: budget.next_charge(tx, run))
+    assert charge is not None
     assert charge.epsilon == EXACT
     assert budget.refusal(run, charge) is None
     beyond = replace(charge, epsilon=math.nextafter(EXACT, math.inf))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from aggregator_service.domain.privacy.ledger import LedgerState, StoredEntry, parse
 from aggregator_service.domain.records import RoundRecord, RunRecord
 from aggregator_service.domain.sessions.records import MemberRecord, SessionRecord
+from aggregator_service.domain.sessions.steps import was_let_go
 from aggregator_service.flow import budget
 from aggregator_service.storage import clients, ledger, rounds, runs, sessions, tasks, updates
 from aggregator_service.storage.transactions import WriteTx
@@ -17,7 +19,7 @@ from fl_protocol.privacy.accounting import calibrated, epsilon_spent
 from fl_protocol.privacy_claims import Trust
 from fl_protocol.rounds import RoundState
 from fl_protocol.runs import RunSpec
-from fl_protocol.sessions import SessionState
+from fl_protocol.sessions import AbortCode, SessionState
 from tests.support.records import (
     DIGEST,
     NOON,
@@ -96,6 +98,13 @@ def open_round(tx: WriteTx, number: int, **changes: Any) -> RoundRecord:
     return round_
 
 
+def task_of(tx: WriteTx, round_: RoundRecord, client: int) -> str:
+    task_id = f"task_{round_.number}_{client}"
+    if tasks.get(tx, task_id) is None:
+        tasks.insert(tx, task_record(task_id, round_id=round_.round_id, client_id=f"client_{client}"))
+    return task_id
+
+
 def collect(tx: WriteTx, round_: RoundRecord, *sums: range) -> RoundRecord:
     """Does what sessions that are done do: their sums, a row for each survivor, and the round's count."""
     for place, members in enumerate(sums):
@@ -104,9 +113,9 @@ def collect(tx: WriteTx, round_: RoundRecord, *sums: range) -> RoundRecord:
         for at, client in enumerate(members):
             name = f"{round_.number}_{client}"
             told = {"round_id": round_.round_id, "client_id": f"client_{client}"}
-            tasks.insert(tx, task_record(f"task_{name}", **told))
-            updates.insert(tx, update_record(f"update_{name}", task_id=f"task_{name}", **told))
-            seated.append(MemberRecord(session.session_id, at, f"client_{client}", f"task_{name}", bytes(176)))
+            task_id = task_of(tx, round_, client)
+            updates.insert(tx, update_record(f"update_{name}", task_id=task_id, **told))
+            seated.append(MemberRecord(session.session_id, at, f"client_{client}", task_id, bytes(176)))
         sessions.insert(tx, session, seated)
     return round_record(round_.round_id, number=round_.number, num_updates=sum(map(len, sums)))
 
@@ -187,6 +196,101 @@ def test_what_was_unmasked_before_a_round_was_abandoned_is_spent(store: Store) -
     claimed = store.read(lambda tx: budget.claim(tx, RUN, "client_0", round_number=2))
     assert claimed is not None
     assert (claimed.num_participations, claimed.num_abandoned, claimed.epsilon_yours) == (1, 0, cost(9, 8))
+
+
+def let_go(tx: WriteTx, round_: RoundRecord, members: range, *, answered: int) -> None:
+    """Does what a session does that is aborted after some of its survivors have answered."""
+    seated = []
+    for at, client in enumerate(members):
+        digests = {"input_digest": DIGEST, "unmask_digest": DIGEST if at < answered else None}
+        place = ("session_lost", at, f"client_{client}", task_of(tx, round_, client), bytes(176), DIGEST)
+        seated.append(MemberRecord(*place, **digests))
+    waiting = {"total_weight": None, "totals": None, "sum_digest": None, "sum_blob_id": None, "ended_at": None}
+    session = replace(
+        done_session("session_lost", round_.round_id, len(members)),
+        state=SessionState.SUMMING if answered == len(members) else SessionState.UNMASK,
+        **waiting,  # type: ignore[arg-type]
+    )
+    sessions.insert(tx, session, seated)
+    sessions.abort(tx, session, code=AbortCode.RANGE_CHECK_FAILED, reason="the sum cannot be honest")
+    assert was_let_go(session, seated) is bool(answered)
+    if answered:
+        budget.spend_unpublished(tx, RUN, round_.round_id, num_survivors=len(members))
+
+
+def states(store: Store) -> list[str]:
+    return [entry.state.value for entry in store.read(lambda tx: ledger.page(tx, "run_1", after_sequence=0, limit=20))]
+
+
+def test_a_sum_that_was_let_go_of_and_refused_is_spent_and_the_rest_set_aside_anew(store: Store) -> None:
+    store.write(begin)
+
+    def body(tx: WriteTx) -> float | None:
+        round_ = open_round(tx, 1)
+        let_go(tx, round_, range(9), answered=1)
+        # Nobody of these was in the sum that was lost, and of those nobody is in this one.
+        return budget.spend(tx, RUN, collect(tx, round_, range(10, 20)), noise=None, model_digest=DIGEST)
+
+    epsilon = store.write(body)
+    assert states(store) == ["reserved", "spent", "reserved", "spent"]
+    entries = store.read(lambda tx: ledger.page(tx, "run_1", after_sequence=0, limit=10))
+    assert [entry.charge.smallest_sums for entry in entries] == [
+        ((8, 1),),
+        ((9, 1),),
+        ((8, 1), (9, 1)),
+        ((9, 1), (10, 1)),
+    ]
+    # Whoever was in the first may be in another one of the round: it did not count.
+    assert [entry.charge.epsilon for entry in entries] == [cost(8), cost(9), cost(8, 9), cost(9)]
+    assert epsilon == cost(9)
+    assert entries[1].model_digest is None
+    assert entries[1].noise is not None
+    claims = [
+        store.read(lambda tx, name=name: budget.claim(tx, RUN, name, round_number=2))  # type: ignore[misc]
+        for name in ("client_0", "client_8", "client_10", "client_30")
+    ]
+    assert [claim.num_participations for claim in claims if claim is not None] == [1, 1, 1, 0]
+
+
+def test_a_client_in_a_lost_sum_and_another_of_the_same_round_is_charged_both(store: Store) -> None:
+    store.write(begin)
+
+    def body(tx: WriteTx) -> float | None:
+        round_ = open_round(tx, 1)
+        let_go(tx, round_, range(9), answered=4)
+        return budget.spend(tx, RUN, collect(tx, round_, range(5, 15)), noise=None, model_digest=DIGEST)
+
+    assert store.write(body) == cost(9, 10)
+    claimed = store.read(lambda tx: budget.claim(tx, RUN, "client_5", round_number=2))
+    assert claimed is not None
+    assert (claimed.num_participations, claimed.epsilon_yours) == (2, cost(8, 9, 10))
+
+
+def test_a_session_that_nobody_has_begun_to_unmask_costs_nothing(store: Store) -> None:
+    store.write(begin)
+
+    def body(tx: WriteTx) -> None:
+        round_ = open_round(tx, 1)
+        let_go(tx, round_, range(9), answered=0)
+        rounds.close(tx, round_, RoundState.ABANDONED)
+        budget.give_back(tx, RUN, round_)
+
+    store.write(body)
+    assert states(store) == ["reserved", "void"]
+
+
+def test_those_that_a_round_has_counted_need_nothing_set_aside_again(store: Store) -> None:
+    store.write(begin)
+
+    def body(tx: WriteTx) -> float:
+        round_ = collect(tx, open_round(tx, 1), range(20, 30))
+        let_go(tx, round_, range(9), answered=9)
+        charge = budget.reserved(tx, round_.round_id)
+        assert charge is not None
+        return charge.epsilon
+
+    # Two for those of the lost sum, who may come again; the others were in one and are in no other.
+    assert store.write(body) == cost(9, 8)
 
 
 def test_a_round_that_could_exceed_the_budget_does_not_open(store: Store) -> None:

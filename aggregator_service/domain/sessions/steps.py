@@ -168,3 +168,11 @@ def lacking_secrets(members: Sequence[MemberRecord], *, threshold: int) -> list[
 def seat_after(member: MemberRecord, session: SessionRecord) -> SeatState:
     """Gives where a member stands once its session, in the state before, was aborted."""
     return SeatState.SPENT if member.answered and session.state in ASKED_FOR_SHARES else SeatState.FREE
+
+
+def was_let_go(session: SessionRecord, members: Sequence[MemberRecord]) -> bool:
+    """Tells whether members had begun to unmask the sum of a session that was aborted in the state before.
+
+    Whoever has their shares, and those of clients that collude, may know the sum.
+    """
+    return session.state in ASKED_FOR_SHARES and any(member.answered for member in members)

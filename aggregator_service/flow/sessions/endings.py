@@ -9,7 +9,7 @@ from aggregator_service.domain import topics
 from aggregator_service.domain.records import AttendanceRecord, RoundRecord, RunRecord, TaskState
 from aggregator_service.domain.sessions import steps
 from aggregator_service.domain.sessions.records import MemberRecord, SessionRecord
-from aggregator_service.flow import buffers, cohorts
+from aggregator_service.flow import budget, buffers, cohorts
 from aggregator_service.storage import attendance, seats, sessions, tasks
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.sessions import AbortCode, SeatState
@@ -23,6 +23,8 @@ def abort(
 ) -> None:
     """Ends a session without a sum: what was sent is removed, and its members may mask anew or are spent."""
     sessions.abort(tx, session, code=step.code, reason=step.reason)
+    if steps.was_let_go(session, members):
+        budget.spend_unpublished(tx, run, session.round_id, num_survivors=sum(member.survived for member in members))
     sessions.forget_messages(tx, session.session_id)
     for place in step.blamed:
         sessions.change_member(tx, members[place], blamed=True)

@@ -54,10 +54,12 @@ def abort(
     members: Sequence[MemberRecord],
     step: steps.Abort,
 ) -> None:
-    """Ends a session without a sum, and the round if it no longer waits for anybody."""
+    """Ends a session without a sum, and the round if it no longer waits for anybody or may not go on."""
     endings.abort(tx, run, session, members=members, step=step)
     round_ = rounds.get(tx, session.round_id)
-    if round_ is not None and round_.state is RoundState.COLLECTING:
+    if round_ is None or round_.state is not RoundState.COLLECTING:
+        return
+    if not round_steps.end_if_exhausted(flow, tx, run=run, round_=round_):
         round_steps.close_if_due(flow, tx, run=run, round_=round_)
 
 
