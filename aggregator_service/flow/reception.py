@@ -103,14 +103,17 @@ async def receive(flow: Flow, body: Body, *, decoder: StreamDecoder, on_piece: C
 async def store_exactly(flow: Flow, body: Body, *, num_bytes: int, what: str) -> StoredBytes:
     """Receives and stores a body of so many bytes; on any failure nothing of it stays.
 
-    Raises `invalid-message` for another number and `digest-mismatch` if the body is not what was announced.
+    All members of a session send at once: each chunk is written as soon as it is full, so that a hundred of them do not
+    take several each. Raises `invalid-message` for another number and `digest-mismatch` if the body is not what was
+    announced.
     """
-    upload, hasher = BlobUpload(flow.new_id("blob")), hashlib.sha256()
+    upload, hasher = BlobUpload(flow.new_id("blob"), chunks_a_write=1), hashlib.sha256()
     try:
         async for data in _decoded(_gathered(body.chunks), body.coding):
             _check_number(upload.num_bytes + len(data), expected=num_bytes, what=what, is_all=False)
             await asyncio.to_thread(hasher.update, data)
             upload.append(data)
+            del data
             if upload.is_due:
                 await flow.blobs.flush(upload)
         _check_number(upload.num_bytes, expected=num_bytes, what=what, is_all=True)
@@ -192,17 +195,23 @@ async def _gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     async for chunk in chunks:
         gathered += chunk
         if len(gathered) >= PIECE_NUM_BYTES:
-            yield bytes(gathered)
-            gathered.clear()
+            yield _taken(gathered)
     if gathered:
-        yield bytes(gathered)
+        yield _taken(gathered)
 
 
-async def _decoded(pieces: AsyncIterator[bytes], coding: ContentCoding) -> AsyncIterator[bytes]:
-    if coding is ContentCoding.IDENTITY:
-        async for piece in pieces:
-            yield piece
-        return
+def _taken(gathered: bytearray) -> bytes:
+    """Empties what was gathered before it is handed on: whoever takes it may take long, and there would be two."""
+    data = bytes(gathered)
+    gathered.clear()
+    return data
+
+
+def _decoded(pieces: AsyncIterator[bytes], coding: ContentCoding) -> AsyncIterator[bytes]:
+    return pieces if coding is ContentCoding.IDENTITY else _decompressed(pieces)
+
+
+async def _decompressed(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     # One frame with a window of at most 8 MiB, decompressed at most 1 MiB at a time: a bomb costs one piece.
     decompressor = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG_MAX})
     async for piece in pieces:

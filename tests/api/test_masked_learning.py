@@ -15,7 +15,7 @@ from tests.support.server import ServerProcess
 # What is learned is the same on both databases.
 pytestmark = pytest.mark.parametrize("shared_server", ["sqlite"], indirect=True)
 
-NUM_CLIENTS, NUM_ROUNDS, NUM_IMAGES, BATCH, RATE = 10, 4, 2000, 20, 0.3
+NUM_CLIENTS, NUM_ROUNDS, NUM_IMAGES, BATCH, RATE = 10, 3, 2000, 20, 0.1
 ALLOWED = 0.005
 MODEL = {"w": np.zeros((784, 10), dtype=np.float32), "b": np.zeros(10, dtype=np.float32)}
 
@@ -101,5 +101,5 @@ def test_two_of_ten_that_vanish_after_their_shares_cost_at_most_half_a_point(
         round_ = shared_operator.get(f"/v1/runs/{run_id}/rounds/{number}").json()
         assert (round_["num_updates"], round_["num_tasks"]) == (NUM_CLIENTS - 2, NUM_CLIENTS)
     unmasked = digits.accuracy(plain_run(shared_operator, digits))
-    assert unmasked > 0.88
+    assert unmasked > 0.85
     assert abs(digits.accuracy(model) - unmasked) <= ALLOWED

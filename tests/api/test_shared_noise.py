@@ -30,7 +30,7 @@ from fl_protocol.privacy.noised_update import noised_windows
 from fl_protocol.privacy.shared_noise import shared_noise
 from fl_protocol.privacy_claims import Trust
 from fl_protocol.runs import RunSpec
-from tests.support.masked import MaskedClient, MaskedCohort, read_spec
+from tests.support.masked import MaskedClient, MaskedCohort, read_spec, run_through
 from tests.support.participant import MEDIA_TYPE, create_run, enrol, pack, unpack, wait_for_run
 from tests.support.refusals import assert_refused
 from tests.support.server import ServerProcess
@@ -195,6 +195,24 @@ def test_a_model_larger_than_the_noise_was_made_for_is_refused_when_it_is_upload
     answer = shared_operator.post("/v1/runs", json={"name": "test"} | small)
     assert_refused(answer, "structure-mismatch", f"privacy.max_parameters {SIZE - 1}")
     assert shared_operator.post("/v1/runs", json={"name": "test"} | spec).status_code == 201
+
+
+def test_ten_rounds_cost_what_the_reference_table_says(shared_operator: httpx.Client) -> None:
+    """Table 4.15: z 4, C 1, 2^24 parameters, 10 rounds, delta 1e-6. It has 100 clients; a sum's noise is the same."""
+    spec = spec_of(clients=3, survivors=3, rounds=10)
+    noise = {"noise_multiplier": 4.0, "clipping_norm": 1.0, "delta": 1e-6, "assumed_colluders": 0.0}
+    privacy = spec["privacy"] | noise | {"target_epsilon": 4.1, "max_parameters": 2**24}
+    run_id = create_run(shared_operator, {"w": np.zeros(8, dtype=np.float32)}, **spec | {"privacy": privacy})
+    cohort = MaskedCohort.enrol(shared_operator, run_id, 3)
+    for number in range(1, 11):
+        for client in cohort.clients:
+            client.claim(run_id)
+            client.vector = noised(np.zeros(8), cohort.spec)
+        run_through(cohort)
+        wait_for_run(shared_operator, run_id, version=number)
+    spent = ledger(shared_operator, run_id)[-1]
+    assert spent["epsilon"] == pytest.approx(4.02023, rel=1e-5)
+    assert shared_operator.get(f"/v1/runs/{run_id}/rounds/10").json()["epsilon"] == spent["epsilon"]
 
 
 def train(task: TrainingTask) -> TrainedModel:

@@ -44,9 +44,10 @@ class BlobCorruptError(Exception):
 
 @dataclass(slots=True)
 class BlobUpload:
-    """A blob being written: collects bytes until some chunks are full."""
+    """A blob being written: collects bytes until `chunks_a_write` chunks are full."""
 
     blob_id: str
+    chunks_a_write: int = CHUNKS_A_WRITE
     num_bytes: int = 0
     num_written: int = 0
     _tail: bytearray = field(default_factory=bytearray)
@@ -59,7 +60,7 @@ class BlobUpload:
     @property
     def is_due(self) -> bool:
         """Tells whether enough has been collected to be worth a write."""
-        return len(self._tail) >= CHUNKS_A_WRITE * CHUNK_NUM_BYTES
+        return len(self._tail) >= self.chunks_a_write * CHUNK_NUM_BYTES
 
     def pieces(self, *, last: bool) -> Iterator[tuple[int, bytes]]:
         """Gives the chunks to be written now, by number; only the last may be short."""
