@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     )
     from client_sdk.masking.trust import PeerTrust, load_roster
     from client_sdk.operator import Enrolment, Operator
-    from client_sdk.participant import Participation, participate
+    from client_sdk.participant import participate
+    from client_sdk.performer import Participation
     from client_sdk.privacy.policy import PrivacyPolicy, load_policy
     from client_sdk.session.progress import Progress
     from client_sdk.session.work import (
@@ -124,7 +125,8 @@ _HOMES: Final = {
     ),
     "client_sdk.masking.trust": ("PeerTrust", "load_roster"),
     "client_sdk.operator": ("Enrolment", "Operator"),
-    "client_sdk.participant": ("Participation", "participate"),
+    "client_sdk.participant": ("participate",),
+    "client_sdk.performer": ("Participation",),
     "client_sdk.privacy.policy": ("PrivacyPolicy", "load_policy"),
     "client_sdk.session.progress": ("Progress",),
     "client_sdk.session.work": (

@@ -16,7 +16,8 @@ from client_sdk.client import AggregatorClient
 from client_sdk.config import DEFAULT_LIMITS, Limits
 from client_sdk.masking.trust import PeerTrust
 from client_sdk.operator import Operator
-from client_sdk.participant import OnEvent, Participation, participate
+from client_sdk.participant import participate
+from client_sdk.performer import OnEvent, Participation
 from client_sdk.privacy.policy import PrivacyPolicy
 from client_sdk.session.work import Evaluator, Trainer
 from fl_protocol.rounds import Event

@@ -28,7 +28,7 @@ from client_sdk.errors import RunFailedError, UsageError
 from client_sdk.local_server import running_server
 from client_sdk.masked_round import Membership
 from client_sdk.operator import Operator
-from client_sdk.participant import Performer
+from client_sdk.performer import Performer
 from client_sdk.personal import PersonalTensors
 from client_sdk.privacy.history import PrivacyHistory
 from client_sdk.session import machine

@@ -93,39 +93,3 @@ def promise_of(privacy: Privacy) -> tuple[PrivacyUnit, Adjacency, Trust] | None:
             return PrivacyUnit.EXAMPLE, Adjacency.ADD_OR_REMOVE_ONE, Trust.NOBODY
         case _:
             assert_never(privacy)
-
-
-def sentence_of(privacy: Privacy) -> str:
-    """Says in a sentence what a kind of privacy promises, and what it does not."""
-    match privacy:
-        case NoPrivacy():
-            return (
-                "The operator and anyone with its database sees every update, and updates can reveal training data; "
-                "the published models promise nothing."
-            )
-        case CentralGaussianPrivacy() | CentralGaussianAdaptivePrivacy() | CentralBltPrivacy():
-            return (
-                "Whoever sees all published models learns of one client at most what (epsilon, delta)-differential "
-                "privacy allows, counted per client identity and not per person; the operator is trusted to clip and "
-                "to add the noise, and sees every update."
-            )
-        case DistributedSkellamPrivacy(assumed_colluders=colluders):
-            return (
-                "Each client adds its share of the noise before its update is masked, so that the operator too sees "
-                "only noised sums: whoever sees them and all published models learns of one client at most what "
-                "(epsilon, delta)-differential privacy allows, counted per client identity and not per person; this "
-                f"assumes that at least {1 - colluders:.4g} of the clients in each sum are real, add their noise and "
-                "tell nobody what it was, and that the masks hold."
-            )
-        case LocalLaplacePrivacy() | LocalGaussianPrivacy():
-            return (
-                "Each update is noised before it leaves its client, against everyone including the operator, counted "
-                "per client identity; with many parameters little can be learnt from it."
-            )
-        case ExampleDpsgdPrivacy():
-            return (
-                "Each client trains with DP-SGD, which protects each of its training examples, but not a person with "
-                "many of them; what it spent the client accounts for itself, and the server cannot check it."
-            )
-        case _:
-            assert_never(privacy)

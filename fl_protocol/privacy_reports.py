@@ -7,6 +7,7 @@ from typing import Final
 
 from fl_protocol.messages import ResponseMessage, Timestamp
 from fl_protocol.privacy_claims import Adjacency, PrivacyUnit, Trust
+from fl_protocol.promises import Promise
 
 _TAG: Final = b"fedquorum/ledger/v1\x00"
 
@@ -16,6 +17,7 @@ class PrivacyReport(ResponseMessage):
 
     `epsilon_spent` is what the client that has taken part most often has spent with all models published so far;
     `epsilon_next` what one more round may bring it to. Where clients account for themselves both are null.
+    `sentence` is the sentences of `promise` behind each other.
     """
 
     run_id: str
@@ -36,6 +38,7 @@ class PrivacyReport(ResponseMessage):
     accountant: str | None
     ledger_head: str | None
     ledger_length: int
+    promise: Promise | None = None
 
 
 class LedgerEntry(ResponseMessage):

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from fl_protocol.messages import Name, RequestMessage, ResponseMessage, Timestamp, kind_or
+from fl_protocol.promises import Promise
 from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm, check_algorithm
 from fl_protocol.specs.buffering import check_buffering
 from fl_protocol.specs.evaluation import EvaluationSpec, check_evaluation
@@ -81,7 +82,10 @@ FINISHED_RUN_STATES = frozenset({RunState.COMPLETED, RunState.STOPPED, RunState.
 
 
 class Run(ResponseMessage):
-    """One model being trained over many rounds; `best_version` by the metric that its evaluation watches."""
+    """One model being trained over many rounds; `best_version` by the metric that its evaluation watches.
+
+    `promise` says what of its clients' data is protected, and from whom.
+    """
 
     run_id: str
     name: str
@@ -95,3 +99,4 @@ class Run(ResponseMessage):
     created_at: Timestamp
     started_at: Timestamp | None
     finished_at: Timestamp | None
+    promise: Promise | None = None

@@ -22,7 +22,8 @@ from aggregator_service.flow.selection import Assignment
 from fl_protocol import routes
 from fl_protocol.exclusions import Exclusion
 from fl_protocol.models import Model, ModelTag
-from fl_protocol.privacy_claims import promise_of, sentence_of
+from fl_protocol.presets import promise
+from fl_protocol.privacy_claims import promise_of
 from fl_protocol.privacy_reports import LedgerEntry, PrivacyReport
 from fl_protocol.rounds import Contribution, Round, StratumEvaluation
 from fl_protocol.runs import Run
@@ -54,6 +55,7 @@ def render_run(run: RunRecord) -> Run:
         created_at=run.created_at,
         started_at=run.started_at,
         finished_at=run.finished_at,
+        promise=promise(run.spec),
     )
 
 
@@ -191,17 +193,17 @@ def _render_control(model: ModelRecord) -> ControlVariate | None:
 
 def render_privacy(standing: Standing) -> PrivacyReport:
     """Renders where a run's budget stands."""
-    spec, promise = standing.run.spec, promise_of(standing.run.spec.privacy)
-    privacy = spec.privacy
+    spec = standing.run.spec
+    privacy, protected, promised = spec.privacy, promise_of(spec.privacy), promise(spec)
     is_accounted = standing.next_charge is not None
     spent = standing.spent.charge.epsilon if standing.spent is not None else 0.0
     return PrivacyReport(
         run_id=standing.run.run_id,
         kind=privacy.kind,
-        sentence=sentence_of(privacy),
-        unit=promise and promise[0],
-        adjacency=promise and promise[1],
-        trust=promise and promise[2],
+        sentence=" ".join(promised.sentences),
+        unit=protected and protected[0],
+        adjacency=protected and protected[1],
+        trust=protected and protected[2],
         target_epsilon=getattr(privacy, "target_epsilon", None),
         delta=getattr(privacy, "delta", None),
         epsilon_spent=spent if is_accounted else None,
@@ -214,6 +216,7 @@ def render_privacy(standing: Standing) -> PrivacyReport:
         accountant=standing.next_charge.accountant if standing.next_charge is not None else None,
         ledger_head=standing.newest.hash if standing.newest is not None else None,
         ledger_length=standing.newest.sequence if standing.newest is not None else 0,
+        promise=promised,
     )
 
 

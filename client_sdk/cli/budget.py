@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from client_sdk.cli.output import cell, print_fields, print_json, print_table
+from client_sdk.cli.promises import print_sentences, promise_fields
 
 if TYPE_CHECKING:
     from fl_protocol.privacy_reports import LedgerEntry, PrivacyReport
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 _COLUMNS: Final = (
     "round", "attempt", "state", "epsilon", "epsilon_renyi", "num_participations", "num_updates", "created_at",
 )  # fmt: skip
-_HIDDEN: Final = ("run_id", "sentence", "ledger_head", "ledger_length")
+_HIDDEN: Final = ("run_id", "sentence", "promise", "ledger_head", "ledger_length")
 
 
 def print_budget(report: "PrivacyReport", entries: "Sequence[LedgerEntry]", *, as_json: bool) -> None:
@@ -22,9 +23,13 @@ def print_budget(report: "PrivacyReport", entries: "Sequence[LedgerEntry]", *, a
         ledger = [entry.model_dump(mode="json") for entry in entries]
         print_json(report.model_dump(mode="json") | {"ledger": ledger})
         return
-    fields = report.model_dump(mode="json")
-    print_fields({name: value for name, value in fields.items() if name not in _HIDDEN}, as_json=False)
-    typer.echo(f"\n{cell(report.sentence)}")
+    fields = {name: value for name, value in report.model_dump(mode="json").items() if name not in _HIDDEN}
+    print_fields(fields | ({} if report.promise is None else promise_fields(report.promise)), as_json=False)
+    typer.echo("")
+    if report.promise is None:
+        typer.echo(cell(report.sentence))
+    else:
+        print_sentences(report.promise)
     if report.epsilon_spent is None:
         return
     typer.echo("\nWhat the client that has taken part most often has spent:")

@@ -13,6 +13,7 @@ import typer
 
 from client_sdk.cli.options import DEFAULT_SERVER, Insecure, Json, Server, TokenFile, with_client
 from client_sdk.cli.output import cell, print_json
+from client_sdk.cli.promises import print_sentences
 from client_sdk.errors import UsageError
 
 if TYPE_CHECKING:
@@ -134,11 +135,6 @@ def _print_line(event: "Progress") -> None:
             typer.echo(f"round {task.round}: asked to {task.kind}")
         case progress.TrainingFinished(task=task, num_examples=count, metrics=metrics):
             typer.echo(f"round {task.round}: trained on {count} examples, {cell(metrics)}")
-        case progress.UpdateClipped(task=task, norm=norm):
-            measured = "NaN or infinity, and became zero" if norm is None else f"{norm:.4g} before it was clipped"
-            typer.echo(f"round {task.round}: the update measured {measured}")
-        case progress.PrivacySpent(task=task, epsilon=epsilon, delta=delta, unit=unit):
-            typer.echo(f"round {task.round}: one {unit.value} has spent epsilon {epsilon:.4g} at delta {delta:g}")
         case progress.UpdateAccepted(task=task, receipt=receipt):
             typer.echo(f"round {task.round}: update accepted, {receipt.num_bytes:,} bytes")
         case progress.EvaluationAccepted(task=task, report=report):
@@ -149,6 +145,22 @@ def _print_line(event: "Progress") -> None:
             typer.echo(f"round {task.round}: given up: {cell(reason)}", err=True)
         case progress.RunFinished(reason=reason):
             typer.echo(cell(reason))
+        case _:
+            _print_private_line(event)
+
+
+def _print_private_line(event: "Progress") -> None:
+    from client_sdk.session import progress
+
+    match event:
+        case progress.PromiseRead(promise=promise):
+            typer.echo(f"what the run promises (preset {promise.preset or 'none of them'}):")
+            print_sentences(promise)
+        case progress.UpdateClipped(task=task, norm=norm):
+            measured = "NaN or infinity, and became zero" if norm is None else f"{norm:.4g} before it was clipped"
+            typer.echo(f"round {task.round}: the update measured {measured}")
+        case progress.PrivacySpent(task=task, epsilon=epsilon, delta=delta, unit=unit):
+            typer.echo(f"round {task.round}: one {unit.value} has spent epsilon {epsilon:.4g} at delta {delta:g}")
         case _:
             _print_masked_line(event)
 

@@ -1,4 +1,4 @@
-"""`fedquorum privacy`: what a plan costs or needs. It is computed here; no server is asked."""
+"""`fedquorum privacy`: what presets promise, and what a plan costs or needs. No server is asked."""
 
 # Commands import what they need when they run, so that --help comes at once.
 # ruff: noqa: PLC0415
@@ -16,6 +16,7 @@ import typer
 from client_sdk.cli import privacy_tables
 from client_sdk.cli.options import Json
 from client_sdk.cli.output import print_fields, print_json
+from client_sdk.cli.promises import print_presets
 from client_sdk.cli.specification import read_spec
 from client_sdk.errors import UsageError, printable
 
@@ -50,7 +51,7 @@ class PlannedKind(StrEnum):
 
 @app.callback()
 def privacy() -> None:
-    """Plan what a private run promises."""
+    """Show and plan what a run promises."""
 
 
 @app.command("plan")
@@ -110,6 +111,12 @@ def plan(
     planned = _calibrated(read_spec(spec, _from_scratch(changes) if spec is None else changes))
     fields = _fields(planned, parameters=parameters)
     _print(fields, fragment=_fragment(planned, is_whole=spec is None, spent=fields["epsilon"]), as_json=as_json)
+
+
+@app.command("presets")
+def presets(as_json: Json = False) -> None:
+    """Show what each preset of `run create --preset` is, and the honest sentences of what it promises."""
+    print_presets(as_json=as_json)
 
 
 def _calibrated(spec: "RunSpec") -> "RunSpec":

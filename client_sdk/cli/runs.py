@@ -11,6 +11,7 @@ import typer
 from client_sdk.cli.budget import print_budget
 from client_sdk.cli.options import DEFAULT_SERVER, Insecure, Json, Server, TokenFile, with_client
 from client_sdk.cli.output import console, print_fields, print_json, print_messages, print_model
+from client_sdk.cli.promises import PresetName, print_sentences, promise_fields
 from client_sdk.cli.specification import read_spec
 from client_sdk.cli.strata import print_newest_strata
 from client_sdk.errors import UsageError
@@ -60,6 +61,16 @@ def create(
         int | None, typer.Option(min=0, help="Which version of that run's model, as `model list` shows it.")
     ] = None,
     spec: Annotated[Path | None, typer.Option(help="A RunSpec as JSON; the options below change it.")] = None,
+    preset: Annotated[
+        PresetName | None,
+        typer.Option(help="What the run promises; fills in what the specification leaves open (`privacy presets`)."),
+    ] = None,
+    target_epsilon: Annotated[
+        float | None, typer.Option(help="The most that a client may spend in the whole run, of differential privacy.")
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="The chance that this does not cover; 1e-06 where a preset needs one.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
     rounds: Annotated[int | None, typer.Option(help="How many rounds.")] = None,
     quorum: Annotated[int | None, typer.Option(help="How many updates close a round.")] = None,
@@ -82,11 +93,13 @@ def create(
         ("round", "cohort_size"): cohort_size,
         ("training", "local_epochs"): local_epochs,
         ("training", "learning_rate"): learning_rate,
+        ("privacy", "target_epsilon"): target_epsilon,
+        ("privacy", "delta"): delta,
         ("initial_model", "kind"): None if from_run is None else "version",
         ("initial_model", "run_id"): from_run,
         ("initial_model", "version"): from_version,
     }
-    run_spec = read_spec(spec, changes)
+    run_spec = read_spec(spec, changes, preset=preset)
     if (model is None) != (run_spec.initial_model.kind == "version"):
         raise UsageError("a run begins with --model FILE, or with --from-run RUN --from-version V: give one of the two")
     content = None if model is None else model.read_bytes()
@@ -343,10 +356,14 @@ def watch(
 
 
 def _print_run(run: "Run", *, as_json: bool) -> None:
+    from fl_protocol.presets import promise
+
     if as_json:
         print_json(run)
         return
     fields = {field: getattr(run, field) for field in (*_RUN_COLUMNS, "reason")}
     selection = run.spec.selection
     told = {"kind": selection.kind} | selection.model_dump(mode="json", exclude_defaults=True)
-    print_fields(fields | {"selection": told}, as_json=False)
+    promised = promise(run.spec)
+    print_fields(fields | {"selection": told} | promise_fields(promised), as_json=False)
+    print_sentences(promised)

@@ -8,16 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from client_sdk.cli.promises import PresetName, check_preset, fill_in
 from client_sdk.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from fl_protocol.runs import RunSpec
 
 
-def read_spec(file: Path | None, changes: "Mapping[tuple[str, ...], object]") -> "RunSpec":
+def read_spec(
+    file: Path | None, changes: Mapping[tuple[str, ...], object], *, preset: PresetName | None = None
+) -> "RunSpec":
     """Reads the specification and puts in what options give (path of keys -> value, None: not given).
 
-    Raises UsageError naming the key that cannot be.
+    A preset fills in what the file leaves open, and options change both. Raises UsageError naming the key that cannot
+    be, or what makes the specification another preset's.
     """
     from pydantic import ValidationError
 
@@ -25,14 +29,19 @@ def read_spec(file: Path | None, changes: "Mapping[tuple[str, ...], object]") ->
     from fl_protocol.runs import RunSpec
 
     document = {} if file is None else _read(file)
+    if preset is not None:
+        fill_in(document, preset, changes)
     for keys, value in changes.items():
         if value is not None:
             _put(document, keys, value)
     try:
-        return RunSpec.model_validate_json(json.dumps(document))
+        spec = RunSpec.model_validate_json(json.dumps(document))
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
         raise UsageError(f"the specification: {printable(describe_fault(fault, document))}") from None
+    if preset is not None:
+        check_preset(spec, preset)
+    return spec
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -68,6 +68,12 @@ def recounted(task: Task, reviewed: Reviewed, known: Participations) -> Spending
     return None if reviewed.spending is None else _spending(task, reviewed.spec, known)
 
 
+def check_still_private(known: Participations) -> None:
+    """Raises PrivacyClaimError for a task without privacy in a run that has promised this client some."""
+    if known.promise is not None:
+        raise _mismatch("privacy", "none", known.promise, what="a run keeps what it promised, and it promised")
+
+
 def _check_same_run(task: Task, spec: RunSpec) -> None:
     for field in ("privacy", "algorithm", "parameters", "secure_aggregation"):
         told, declared = getattr(task, field), getattr(spec, field)

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from client_sdk.durability import sync_folder
-from client_sdk.errors import UsageError
+from client_sdk.errors import AlreadySubmittedError, ServerError, UsageError
 from fl_protocol.identifiers import is_identifier
 
 FILE_NAME: Final = "privacy.jsonl"
+
+_FIRST_SERVER_FAULT: Final = 500
 
 
 class Outcome(StrEnum):
@@ -178,3 +180,10 @@ def _append_line(path: Path, line: str) -> None:
     sync_folder(path.parent)
     if is_new:
         sync_folder(path.parent.parent)
+
+
+def outcome_of(error: ServerError) -> Outcome:
+    """Tells what became of an update that the server refused; what failed on its side may have been counted."""
+    if isinstance(error, AlreadySubmittedError):
+        return Outcome.ACCEPTED
+    return Outcome.REFUSED if error.status < _FIRST_SERVER_FAULT and not error.retryable else Outcome.SENT

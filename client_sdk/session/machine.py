@@ -210,7 +210,7 @@ class ParticipantSession:
         if claim.kind is TaskKind.EVALUATE and not self._can_evaluate:
             return GiveUp(claim, "this participant has no evaluator")
         self._reviewed = self._masked = None
-        must_review = _is_private(claim) or is_masked(claim) or self._policy is not None
+        must_review = is_protected(claim) or self._policy is not None
         return Review(claim) if must_review else Pull(claim)
 
     def check_can_do(self, task: Task) -> None:
@@ -341,6 +341,11 @@ class ParticipantSession:
 def is_masked(task: Task) -> bool:
     """Tells whether a task's update goes into a masked session."""
     return task.kind is TaskKind.TRAIN and not isinstance(task.secure_aggregation, NoSecureAggregation)
+
+
+def is_protected(task: Task) -> bool:
+    """Tells whether noise or masks protect what a task's client sends."""
+    return _is_private(task) or is_masked(task)
 
 
 def _is_private(task: Task) -> bool:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fl_protocol.privacy_claims import PrivacyUnit
+from fl_protocol.promises import Promise
 from fl_protocol.sessions import SessionState
 from fl_protocol.specs.secure_aggregation import IdentityTrust
 from fl_protocol.tasks import EvaluationReport, Receipt, Task
@@ -20,6 +21,17 @@ class TaskClaimed:
     """The server gave a task."""
 
     task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class PromiseRead:
+    """What the run promises about this client's data, told once, before anything is trained.
+
+    This client has derived it from the run's specification, which each task must carry.
+    """
+
+    task: Task
+    promise: Promise
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +174,7 @@ class RunFinished:
 Progress = (
     Waiting
     | TaskClaimed
+    | PromiseRead
     | ModelPulled
     | TrainingFinished
     | UpdateClipped

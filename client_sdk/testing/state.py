@@ -14,6 +14,7 @@ from client_sdk.testing.promises import claim_for
 from fl_protocol.arrays import decode, encode
 from fl_protocol.lineage import LINEAGE_KEY, Lineage, LineageOrigin, spec_digest
 from fl_protocol.models import Model
+from fl_protocol.presets import promise
 from fl_protocol.privacy.accounting import calibrated
 from fl_protocol.privacy_claims import PrivacyClaim
 from fl_protocol.problems import ProblemError, ProblemType
@@ -362,6 +363,7 @@ def new_run(spec: RunSpec) -> FakeRun:
         created_at=_now(),
         started_at=None,
         finished_at=None,
+        promise=promise(spec),
     )
     return FakeRun(run)
 

@@ -18,6 +18,7 @@ from aggregator_service.api.bodies import BoundedRoute
 from aggregator_service.api.dependencies import allow, authenticated
 from aggregator_service.domain.records import TokenKind, TokenRecord
 from aggregator_service.telemetry import Telemetry
+from tests.support.databases import SHARED_ON_SQLITE
 from tests.support.masked import BYTES, PHASES, MaskedClient, at_phase
 from tests.support.participant import (
     MEDIA_TYPE,
@@ -325,6 +326,7 @@ ALLOWED = [
 ]
 
 
+@SHARED_ON_SQLITE
 @pytest.mark.parametrize(("method", "path", "identity"), DENIED)
 def test_caller_without_the_right_is_refused_and_nothing_changes(
     quiet_world: World, method: str, path: str, identity: str
@@ -338,6 +340,7 @@ def test_caller_without_the_right_is_refused_and_nothing_changes(
     assert quiet_world.stored.snapshot(*SECRET_TABLES) == before
 
 
+@SHARED_ON_SQLITE
 @pytest.mark.parametrize(("method", "path", "identity"), ALLOWED)
 def test_caller_with_the_right_is_served(
     shared_server: ServerProcess,

@@ -46,6 +46,10 @@ ROBUST: dict[str, dict[str, Any]] = {
 CASES = {name: (spec, BUFFERED) for name, spec in MEANS.items()} | {
     name: (spec, BUFFERED | ALL_ALIKE) for name, spec in ROBUST.items()
 }
+# The database makes no difference to the arithmetic: a mean, an optimizer and a robust strategy go on both.
+PLACES = {f"sqlite-{name}": ("sqlite", *case) for name, case in CASES.items()} | {
+    f"postgres-{name}": ("postgres", *CASES[name]) for name in ("strata", "adam", "bulyan")
+}
 
 
 @pytest.fixture
@@ -82,7 +86,7 @@ def models_of(operator: httpx.Client, clients: list[Participant], *, order: rang
     return [operator.get(f"/v1/runs/{run_id}/models/{version}").content for version in versions]
 
 
-@pytest.mark.parametrize(("spec", "buffered"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("shared_server", "spec", "buffered"), PLACES.values(), ids=PLACES, indirect=["shared_server"])
 def test_a_buffer_of_fresh_updates_makes_the_bits_of_a_synchronous_round(
     shared_operator: httpx.Client, clients: list[Participant], spec: dict[str, Any], buffered: dict[str, Any]
 ) -> None:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from aggregator_service.api.http_protocol import HEADER_SECONDS, MAX_HEADER_BYTES, MAX_HEADERS
+from tests.support.databases import SHARED_ON_SQLITE
 from tests.support.participant import create_run, enrol, pack, small_model, update_body
 from tests.support.raw import RawAnswer, connect, exchange, read_answer
 from tests.support.refusals import assert_refused
@@ -164,6 +165,7 @@ def test_upgrade_is_not_followed(shared_server: ServerProcess, protocol: str) ->
     assert exchange(shared_server.url, _head(shared_server, *lines)).status in (200, 400)
 
 
+@SHARED_ON_SQLITE
 def test_slow_senders_are_let_go_in_time_and_others_are_served(shared_server: ServerProcess, named: Named) -> None:
     """Heads and bodies that trickle, or stop, are given up; meanwhile an honest caller waits for nobody."""
     body_head = _head(shared_server, "Content-Type: application/json", "Content-Length: 5000", method="POST")

@@ -15,6 +15,7 @@ import pytest
 import client_sdk.client
 from client_sdk import FedQuorumError, RoundSpec, RunSpec
 from client_sdk.cli import main
+from client_sdk.cli.budget import print_budget
 from client_sdk.cli.failures import one_line
 from client_sdk.cli.output import cell
 from client_sdk.cli.strata import print_newest_strata
@@ -22,13 +23,16 @@ from client_sdk.demo.folder import prepare_folder
 from client_sdk.errors import UsageError
 from client_sdk.testing import FakeAggregator
 from fl_protocol.arrays import decode, encode
+from fl_protocol.presets import promise
+from fl_protocol.privacy_reports import PrivacyReport
 from fl_protocol.rounds import Round, RoundState, StratumEvaluation
 from fl_protocol.specs.privacy import LocalLaplacePrivacy
 
 MODEL = {"w": np.array([1.0, 2.0], dtype=np.float32)}
 COMMANDS = [
     [], ["demo"], ["participate"], ["token"], ["token", "create"], ["clients"], ["clients", "list"],
-    ["clients", "enrol"], ["clients", "revoke"], ["privacy"], ["privacy", "plan"], ["model"], ["model", "download"],
+    ["clients", "enrol"], ["clients", "revoke"], ["privacy"], ["privacy", "plan"], ["privacy", "presets"], ["model"],
+    ["model", "download"],
     ["model", "list"], ["run"],
     *(["run", name] for name in ("create", "start", "pause", "resume", "stop", "list", "show", "watch", "rollback")),
     ["run", "privacy"],
@@ -281,6 +285,8 @@ def test_taking_part_with_a_trainer_of_ones_own(
     code, out, _ = run("participate", run_id, "my_own_training:train")
     assert code == 0
     assert "round 2: trained on 4 examples, loss 0.5" in out
+    assert out.count("what the run promises (preset open):") == 1
+    assert "- Updates can reveal training data." in out
     assert "2 updates and 0 evaluations were accepted" in out
     code, out, _ = run("participate", run_id, "my_own_training:train", "--json")
     assert [json.loads(line)["event"] for line in out.splitlines()] == ["RunFinished"]
@@ -353,3 +359,73 @@ def test_the_demo_leaves_folders_of_others_alone(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not the demo's"):
         prepare_folder(other)
     assert (other / "fedquorum.db").exists()
+
+
+def test_a_preset_fills_in_a_specification_and_its_promise_is_told(run: Run, tmp_path: Path) -> None:
+    initial, spec = tmp_path / "initial.safetensors", tmp_path / "spec.json"
+    initial.write_bytes(b"".join(encode(MODEL, {})))
+    create = ("run", "create", "--model", str(initial), "--preset", "private")
+    code, out, _ = run(*create, "--target-epsilon", "8")
+    assert code == 0
+    assert "preset               private\n" in out
+    assert "- The published models are (epsilon 8, delta 1e-06)-differentially private" in out
+    run_id = out.split()[2]
+    assert "it sees exact session sums" in run("run", "show", run_id)[1].replace("\n  ", " ")
+    spec.write_text(json.dumps({"privacy": {"kind": "central_gaussian", "target_epsilon": 2.0, "delta": 1e-7}}))
+    made = json.loads(run(*create, "--spec", str(spec), "--json")[1])
+    assert made["promise"]["preset"] == "private"
+    assert (made["spec"]["privacy"]["target_epsilon"], made["spec"]["privacy"]["delta"]) == (2.0, 1e-7)
+    assert made["spec"]["strategy"]["weighting"] == "uniform"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "document", "says"),
+    [
+        (["private"], {}, "--preset private needs --target-epsilon, the most that the whole run may cost a client"),
+        (["local"], {"privacy": {"kind": "local_laplace"}}, "--preset local needs --target-epsilon"),
+        (["shielded", "--target-epsilon", "4"], {}, "--preset shielded has no budget"),
+        (["open"], {"secure_aggregation": {"kind": "pairwise"}}, "is the preset shielded, by its privacy.kind"),
+        (
+            ["strict", "--target-epsilon", "4"],
+            {"secure_aggregation": {"kind": "pairwise", "identity_trust": "tofu"}},
+            (
+                "is none of the presets, by its privacy.kind 'distributed_skellam', secure_aggregation.kind "
+                "'pairwise', secure_aggregation.identity_trust 'tofu'"
+            ),
+        ),
+        (["strict", "--target-epsilon", "4"], {"strategy": {"weighting": "num_examples"}}, "strategy.weighting"),
+        (["secret"], {}, "secret"),
+    ],
+)
+def test_what_is_not_the_preset_or_has_no_budget_is_said(
+    arguments: list[str], document: dict[str, Any], says: str, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps(document))
+    (tmp_path / "model").write_bytes(b"")
+    given = ("--model", str(tmp_path / "model"), "--spec", str(tmp_path / "spec.json"))
+    code, _, error = run("run", "create", *given, "--preset", *arguments)
+    assert code == 2
+    assert says in error
+
+
+def test_the_presets_are_shown_with_their_sentences(run: Run) -> None:
+    code, out, _ = run("privacy", "presets")
+    assert code == 0
+    assert "anyone with its database sees every update" in out
+    shown = json.loads(run("privacy", "presets", "--json")[1])
+    assert [(row["preset"], row["identity_trust"]) for row in shown] == [
+        ("open", None), ("shielded", "server"), ("private", "server"), ("strict", "pinned"), ("local", None),
+    ]  # fmt: skip
+    assert shown[3]["spec"]["secure_aggregation"] == {"kind": "pairwise", "identity_trust": "pinned"}
+
+
+def test_a_runs_budget_is_shown_behind_what_it_promises(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = {"privacy": {"kind": "example_dpsgd", "target_epsilon": 4.0, "delta": 1e-6}}
+    promised = promise(RunSpec.model_validate(spec))
+    unknown = dict.fromkeys(PrivacyReport.model_fields)
+    told = {"run_id": "run_1", "kind": "example_dpsgd", "sentence": "", "promise": promised, "ledger_length": 0}
+    counts = dict.fromkeys(("num_rounds", "num_releases", "max_participations", "min_separation"), 1)
+    print_budget(PrivacyReport.model_validate(unknown | told | counts), [], as_json=False)
+    shown = capsys.readouterr().out
+    assert "preset              none of them\n" in shown
+    assert "- What was spent the client accounts for itself, and the server cannot check it." in shown

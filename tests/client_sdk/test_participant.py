@@ -100,6 +100,8 @@ async def test_progress_is_told_and_models_are_cached_by_digest(tmp_path: Path) 
             client, run.run_id, adding(1.0), evaluator=evaluate, cache_dir=tmp_path, on_event=told.append
         )
     names = [type(event).__name__ for event in told]
+    # What the run promises is told once.
+    assert names.pop(1) == "PromiseRead"
     trained = ["TaskClaimed", "ModelPulled", "TrainingFinished", "UpdateAccepted"]
     evaluated = ["TaskClaimed", "ModelPulled", "EvaluationAccepted"]
     assert names == trained + evaluated + trained + evaluated + ["RunFinished"]

@@ -210,6 +210,28 @@ async def test_a_run_that_changes_its_promise_is_refused(tmp_path: Path) -> None
             await participate(client, run.run_id, never, state_dir=tmp_path)
 
 
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_a_task_without_the_privacy_that_was_promised_is_refused(is_restarted: bool, tmp_path: Path) -> None:
+    fake = FakeAggregator()
+    run = await fake.start_run(private({"kind": "local_laplace", "target_epsilon": 4.0}, num_rounds=3), MODEL)
+
+    def once(task: TrainingTask) -> TrainedModel:
+        if task.round == 2:
+            lying(fake, lambda task: task.update(privacy={"kind": "none"}, privacy_claim=None))
+            if is_restarted:
+                raise InterruptedError
+        if task.round == 3:
+            raise AssertionError("nothing is trained for a task that promises less")
+        return train(task)
+
+    async with fake.enrolled("a") as client:
+        if is_restarted:
+            with pytest.raises(InterruptedError):
+                await participate(client, run.run_id, once, state_dir=tmp_path)
+        with pytest.raises(PrivacyClaimError, match="the server's privacy is 'none'; a run keeps what it promised"):
+            await participate(client, run.run_id, never if is_restarted else once, state_dir=tmp_path)
+
+
 async def test_an_older_copy_of_the_ledger_is_refused(tmp_path: Path) -> None:
     fake = FakeAggregator()
     run = await fake.start_run(private(GAUSSIAN), MODEL)

@@ -13,11 +13,12 @@ from pydantic import ValidationError
 from fl_protocol.masked_vectors import check_masked_model, manifest_ring, ring_of
 from fl_protocol.masking.graph import can_proceed, graph_of, neighbours
 from fl_protocol.masking.ring import check_sum, measure_sum, pack, signed, to_words, unpack
+from fl_protocol.presets import promise
 from fl_protocol.privacy.accounting import calibrated, epsilon_spent, releases, renyi_epsilon_spent
 from fl_protocol.privacy.shared_noise import shared_noise, sum_release, sum_releases
 from fl_protocol.privacy.skellam import skellam
 from fl_protocol.privacy.utility import loudness
-from fl_protocol.privacy_claims import Adjacency, PrivacyUnit, Trust, promise_of, sentence_of
+from fl_protocol.privacy_claims import Adjacency, PrivacyUnit, Trust, promise_of
 from fl_protocol.problems import ProblemError
 from fl_protocol.runs import RunSpec
 from fl_protocol.specs.secure_aggregation import min_members
@@ -254,8 +255,8 @@ def model(size: int) -> Header:
 def test_what_is_promised_and_on_whose_honesty_it_rests() -> None:
     spec = spec_of(privacy={"assumed_colluders": 0.2})
     assert promise_of(spec.privacy) == (PrivacyUnit.CLIENT, Adjacency.ZERO_OUT, Trust.CLIENTS)
-    sentence = sentence_of(spec.privacy)
-    assert "the operator too sees only noised sums" in sentence
+    sentence = " ".join(promise(spec).sentences)
+    assert "even the operator sees only noisy sums" in sentence
     assert "at least 0.8 of the clients in each sum are real, add their noise and tell nobody what it was" in sentence
 
 

@@ -72,7 +72,10 @@ def undisturbed(operator: httpx.Client, optimizer: dict[str, Any]) -> list[bytes
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "steps"), [(ADAM, adam_steps), (NESTEROV, nesterov_steps)], ids=["adam", "nesterov"]
+    ("database_url", "optimizer", "steps"),
+    [("sqlite", ADAM, adam_steps), ("postgres", NESTEROV, nesterov_steps)],
+    ids=["sqlite-adam", "postgres-nesterov"],
+    indirect=["database_url"],
 )
 def test_a_killed_run_has_the_models_of_one_without_kills(
     database_url: str,

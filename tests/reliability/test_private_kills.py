@@ -221,7 +221,11 @@ def check_ledger(vault: Vault, run_id: str, kind: str) -> list[dict[str, Any]]:
     return [entry for entry in entries if entry["state"] == "spent"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("database_url", "kind"),
+    [("postgres", "central_gaussian"), *(("sqlite", kind) for kind in KINDS)],
+    indirect=["database_url"],
+)
 def test_a_killed_private_run_pays_once_and_draws_one_key_a_round(
     kind: str, database_url: str, tmp_path: Path, forking: Zygote
 ) -> None:

@@ -69,7 +69,7 @@ class Racer:
 
 
 # Two quorums make 200 races on each database in the soak, and as many with two servers.
-@pytest.mark.parametrize("num_rounds", [20, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("num_rounds", [10, pytest.param(100, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("quorum", [1, 4])
 def test_ten_clients_race_for_the_last_place_of_a_quorum(
     servers: list[ServerProcess], quorum: int, num_rounds: int
