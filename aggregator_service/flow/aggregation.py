@@ -30,23 +30,21 @@ from aggregator_service.flow.context import Flow
 from aggregator_service.flow.controls import fold_controls
 from aggregator_service.flow.correlation import Correlation
 from aggregator_service.flow.fold import RangeReader, SealedUpdate, aggregate, aggregate_masked
+from aggregator_service.flow.helper_mode.reading import sums_of_round
 from aggregator_service.flow.masked_sums import MaskedRound, MaskedSum
 from aggregator_service.flow.read_ahead import ReadAhead
 from aggregator_service.flow.windows import read_header
 from aggregator_service.storage import (
     ledger,
-    mask_sums,
     models,
     noise_keys,
     noise_states,
     rounds,
     runs,
-    sessions,
     updates,
 )
 from aggregator_service.storage.blobs import BlobUpload
 from aggregator_service.storage.transactions import ReadTx
-from fl_protocol.helper_mode import MaskSumState
 from fl_protocol.masked_vectors import coordinates_of, ring_of
 from fl_protocol.masking.ring import Ring
 from fl_protocol.privacy.accounting import count_stddev, value_noise_multiplier
@@ -61,7 +59,7 @@ from fl_protocol.specs.privacy import (
     num_participations,
 )
 from fl_protocol.specs.rounds import BufferedRoundSpec
-from fl_protocol.specs.secure_aggregation import HelperSecureAggregation, Masking, clipping_norm
+from fl_protocol.specs.secure_aggregation import Masking, clipping_norm
 from fl_protocol.specs.selection import fixed_denominator
 from fl_protocol.specs.strategies import InverseStratumSizeWeighting, MeanStrategy
 from fl_protocol.specs.training import local_learning_rate
@@ -156,18 +154,10 @@ def load_sealed(tx: ReadTx, round_id: str) -> SealedRound | None:
     accepted = updates.of_round(tx, round_id)
     weights, key = effective_weights(tx, run, accepted), noise_keys.get(tx, round_id)
     state_id = noise_states.get(tx, run.run_id)
-    summed = _sums(tx, run, round_id)
+    summed = sums_of_round(tx, run, round_id)
     if summed is None:
         return None
     return SealedRound(run, round_, base, accepted, weights, key, _adapted_norm(tx, run), state_id, summed)
-
-
-def _sums(tx: ReadTx, run: RunRecord, round_id: str) -> Sequence[SessionRecord | MaskSumRecord] | None:
-    """Gives the sums of a masked round, none of a plain one; None while its helpers have not made one."""
-    if not isinstance(run.spec.secure_aggregation, HelperSecureAggregation):
-        return sessions.done_of_round(tx, round_id)
-    mask_sum = mask_sums.get(tx, round_id)
-    return [mask_sum] if mask_sum is not None and mask_sum.state is MaskSumState.DONE else None
 
 
 def _adapted_norm(tx: ReadTx, run: RunRecord) -> float | None:

@@ -71,19 +71,9 @@ def serve(
     from client_sdk.mask_helper.serving import serve as answer
     from client_sdk.masking.trust import load_roster
 
-    if (roster is None) != trust_server_roster:
-        raise UsageError(
-            "give this helper its own list of clients (--roster), or say with --trust-server-roster that it has none: "
-            "then the server decides who is a client, and masks protect nobody from an operator who invents clients"
-        )
+    _check_roster(roster, trust_server_roster=trust_server_roster)
     keys, token = _store(helper_dir).load(), read_token(token_file)
     known = None if roster is None else load_roster(roster)
-    if known is None:
-        typer.echo(
-            "WARNING: --trust-server-roster: this helper believes the server who its clients are. An operator who "
-            "invents all but one of them learns that one's update.",
-            err=True,
-        )
 
     def tell(line: str) -> None:
         if as_json:
@@ -103,6 +93,21 @@ def serve(
             helper.close()
 
     anyio.run(run)
+
+
+def _check_roster(roster: Path | None, *, trust_server_roster: bool) -> None:
+    """Raises UsageError unless it was said whose list of clients counts, and warns if that is the server's."""
+    if (roster is None) != trust_server_roster:
+        raise UsageError(
+            "give this helper its own list of clients (--roster), or say with --trust-server-roster that it has none: "
+            "then the server decides who is a client, and masks protect nobody from an operator who invents clients"
+        )
+    if roster is None:
+        typer.echo(
+            "WARNING: --trust-server-roster: this helper believes the server who its clients are. An operator who "
+            "invents all but one of them learns that one's update.",
+            err=True,
+        )
 
 
 def _store(folder: Path) -> "HelperKeyStore":

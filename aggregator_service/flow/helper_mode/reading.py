@@ -1,13 +1,17 @@
-"""What clients and the operator may look at of a round in helper mode."""
+"""What clients and the operator may look at of a round in helper mode, and the sums of which its model is made."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aggregator_service.domain.helper_mode.records import ContributionRecord, MaskRequestRecord, MaskSumRecord
-from aggregator_service.domain.records import RoundRecord
+from aggregator_service.domain.records import RoundRecord, RunRecord
+from aggregator_service.domain.sessions.records import SessionRecord
 from aggregator_service.flow.context import Flow
-from aggregator_service.storage import contributions, mask_sums, rounds, runs
+from aggregator_service.storage import contributions, mask_sums, rounds, runs, sessions
 from aggregator_service.storage.transactions import ReadTx
+from fl_protocol.helper_mode import MaskSumState
 from fl_protocol.problems import ProblemError, ProblemType
+from fl_protocol.specs.secure_aggregation import HelperSecureAggregation
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +41,11 @@ async def get_mask_sum(flow: Flow, run_id: str, *, number: int) -> SeenMaskSum:
         )
 
     return await flow.transactions.read("get_mask_sum", body)
+
+
+def sums_of_round(tx: ReadTx, run: RunRecord, round_id: str) -> Sequence[SessionRecord | MaskSumRecord] | None:
+    """Gives the sums of a masked round, none of a plain one; None while its helpers have not made one."""
+    if not isinstance(run.spec.secure_aggregation, HelperSecureAggregation):
+        return sessions.done_of_round(tx, round_id)
+    mask_sum = mask_sums.get(tx, round_id)
+    return [mask_sum] if mask_sum is not None and mask_sum.state is MaskSumState.DONE else None
