@@ -20,7 +20,7 @@ from tests.support.participant import MEDIA_TYPE, create_run, enrol, small_model
 from tests.support.refusals import assert_refused
 from tests.support.server import ServerProcess
 from tests.support.stored import Stored
-from tests.support.vestiges import everything_kept
+from tests.support.vestiges import everything_kept, log_end
 
 
 def federation(operator: httpx.Client, num_clients: int, num_helpers: int = 2, **changes: Any) -> HelperFederation:
@@ -290,7 +290,7 @@ def test_central_noise_goes_on_top_of_the_sum(shared_operator: httpx.Client) -> 
 def test_nothing_of_an_update_is_kept_and_what_is_kept_is_uniform(
     server: ServerProcess, operator: httpx.Client
 ) -> None:
-    size, helpers = 20_000, [HelperParty("one"), HelperParty("two")]
+    since, size, helpers = log_end(server), 20_000, [HelperParty("one"), HelperParty("two")]
     run_id = create_run(operator, {"w": np.zeros(size, dtype=np.float32)}, **helper_spec(3, helpers))
     made = HelperFederation.enrol(operator, run_id, 3, helpers)
     secrets: list[bytes] = []
@@ -306,7 +306,7 @@ def test_nothing_of_an_update_is_kept_and_what_is_kept_is_uniform(
     made.contribute()
     made.check()
     made.answer(helpers[:1])
-    assert_nothing_of(server, secrets)
+    assert_nothing_of(server, secrets, since)
     with Stored(server.database_url) as stored:
         vectors = stored.rows("SELECT data FROM blob_chunks JOIN contributions USING (blob_id)")
         answers = stored.rows("SELECT data FROM blob_chunks JOIN mask_requests USING (blob_id)")
@@ -320,9 +320,9 @@ def test_nothing_of_an_update_is_kept_and_what_is_kept_is_uniform(
     assert chi_square(pack(half, made.ring.bits)) < CHI_SQUARE_255
     made.answer(helpers[1:])
     wait_for_run(operator, run_id, version=1)
-    assert_nothing_of(server, secrets)
+    assert_nothing_of(server, secrets, since)
     sums = made.expected().tobytes()[:64]
-    assert [name for name, content in everything_kept(server) if sums in content], "the scan does not look at sums"
+    assert [name for name, content in everything_kept(server, since) if sums in content], "the scan does not look at sums"
     with Stored(server.database_url) as stored:
         left = "SELECT count(*) FROM contributions WHERE sealed IS NOT NULL OR blob_id IS NOT NULL"
         assert stored.rows(left) == [(0,)]

@@ -27,7 +27,7 @@ from tests.support.stored import Stored
 BYTES = {"Content-Type": "application/octet-stream"}
 WAIT = 20
 
-PAIRWISE: dict[str, Any] = {"kind": "pairwise", "min_members": 3, "phase_seconds": 60, "enrol_seconds": 60}
+PAIRWISE: dict[str, Any] = {"kind": "pairwise", "min_members": 3, "phase_seconds": 600, "enrol_seconds": 600}
 
 
 def masked_spec(num_clients: int, **changes: Any) -> dict[str, Any]:
