@@ -322,7 +322,9 @@ def test_nothing_of_an_update_is_kept_and_what_is_kept_is_uniform(
     wait_for_run(operator, run_id, version=1)
     assert_nothing_of(server, secrets, since)
     sums = made.expected().tobytes()[:64]
-    assert [name for name, content in everything_kept(server, since) if sums in content], "the scan does not look at sums"
+    assert [name for name, content in everything_kept(server, since) if sums in content], (
+        "the scan does not look at sums"
+    )
     with Stored(server.database_url) as stored:
         left = "SELECT count(*) FROM contributions WHERE sealed IS NOT NULL OR blob_id IS NOT NULL"
         assert stored.rows(left) == [(0,)]
