@@ -4,7 +4,7 @@ Window by window, and a function of what the session has kept: whoever computes 
 No vector of one member is ever unmasked.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from aggregator_service.domain.sessions.records import MemberRecord, MessageKind
 from aggregator_service.domain.sessions.steps import Abort
 from aggregator_service.flow.aggregation import AggregationStoppedError
 from aggregator_service.flow.context import Flow
+from aggregator_service.flow.sessions.mask_removal import MaskRemoval, mask_removal
 from aggregator_service.flow.sessions.sums import WINDOW_ELEMENTS, SessionSum, write_sum
 from aggregator_service.flow.sessions.vectors import Vector, vector_of
 from aggregator_service.flow.windows import read_header
@@ -78,7 +79,9 @@ def compute(flow: Flow, summing: Summing) -> SessionSum | Abort:
         return Abort(AbortCode.BAD_SHARE, str(error), blamed=(int(str(error.value)),))
     upload = BlobUpload(flow.new_id("blob"))
     try:
-        outcome = _sum(flow, summing, masks, upload)
+        size, width = summing.vector.num_elements, summing.vector.ring.dtype.itemsize
+        with mask_removal(masks, num_elements=size, word_bytes=width) as removal:
+            outcome = _sum(flow, summing, removal, upload)
     except BaseException:
         flow.blobs.discard_blocking(upload)
         raise
@@ -106,13 +109,13 @@ def _masks(summing: Summing) -> tuple[Mask, ...]:
     return unmasking.masks_of_sum(collected, cohort=cohort)
 
 
-def _sum(flow: Flow, summing: Summing, masks: Sequence[Mask], upload: BlobUpload) -> SessionSum | Abort:
+def _sum(flow: Flow, summing: Summing, removal: MaskRemoval, upload: BlobUpload) -> SessionSum | Abort:
     num_members = len(summing.survivors)
     try:
         return write_sum(
             flow,
             upload,
-            _windows(flow, summing, masks),
+            _windows(flow, summing, removal),
             vector=summing.vector,
             spec=summing.run.spec,
             num_members=num_members,
@@ -125,15 +128,17 @@ def _sum(flow: Flow, summing: Summing, masks: Sequence[Mask], upload: BlobUpload
         )
 
 
-def _windows(flow: Flow, summing: Summing, masks: Sequence[Mask]) -> Iterator[tuple[int, Int64Array]]:
+def _windows(flow: Flow, summing: Summing, removal: MaskRemoval) -> Iterator[tuple[int, Int64Array]]:
     vector, width = summing.vector, summing.vector.ring.element_bytes
     blob_ids = [member.input_blob_id for member in summing.survivors if member.input_blob_id is not None]
     for first in range(0, vector.num_elements, WINDOW_ELEMENTS):
         end = min(first + WINDOW_ELEMENTS, vector.num_elements)
+        removal.ask(first, end - first)
         sums = np.zeros(end - first, dtype=vector.ring.dtype)
         for blob_id in blob_ids:
             if flow.wakeups.closed:
                 raise AggregationStoppedError
             data = flow.blobs.read_blocking(blob_id, first * width, end * width)
             np.add(sums, ring.unpack(data, vector.ring.bits), out=sums)
-        yield first, unmasking.unmask_window(sums, masks, first=first, bits=vector.ring.bits)
+        removal.remove(sums, first=first)
+        yield first, ring.signed(sums, vector.ring.bits)
