@@ -23,6 +23,7 @@ from schemathesis.specs.openapi.checks import (
 
 from aggregator_service.api.application import create_application
 from aggregator_service.telemetry import Telemetry
+from tests.support.databases import SHARED_POSTGRES_IN_SOAK
 from tests.support.helper_mode import HelperParty, at_helper_phase
 from tests.support.malformed import MODEL, UPDATE, body_of, compressed, model_body
 from tests.support.masked import MaskedClient, at_phase
@@ -265,6 +266,7 @@ def _token(world: World, label: str, operator_token: str) -> str:
     return world.clients[-1].token if _is_client_operation(label) else operator_token
 
 
+@SHARED_POSTGRES_IN_SOAK
 @pytest.mark.parametrize("label", OPERATIONS)
 def test_generated_requests_get_documented_answers_and_no_5xx(
     shared_server: ServerProcess, shared_operator: httpx.Client, session: requests.Session, label: str

@@ -75,7 +75,6 @@ def compute(flow: Flow, summing: MaskSumming) -> SessionSum | str:
             vector=summing.vector,
             spec=summing.run.spec,
             num_members=num_members,
-            failpoint="helper.sum_halfway",
         )
     except RingError as error:
         flow.blobs.discard_blocking(upload)
@@ -102,3 +101,4 @@ def _windows(flow: Flow, summing: MaskSumming) -> Iterator[tuple[int, Int64Array
             data = flow.blobs.read_blocking(blob_id, first * width, end * width)
             operation(sums, ring.unpack(data, vector.ring.bits), out=sums)
         yield first, ring.signed(sums, vector.ring.bits)
+        failpoints.reach("helper.sum_halfway")

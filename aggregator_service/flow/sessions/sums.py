@@ -7,7 +7,6 @@ from typing import Final
 
 import numpy as np
 
-from aggregator_service import failpoints
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.sessions.vectors import Vector
 from aggregator_service.storage.blobs import BlobUpload
@@ -38,7 +37,6 @@ def write_sum(
     vector: Vector,
     spec: RunSpec,
     num_members: int,
-    failpoint: str,
 ) -> SessionSum:
     """Stores a sum that comes in windows; raises RingError if no honest members could have sent it."""
     hasher, measure, extras = hashlib.sha256(), SumMeasure(), np.empty(0, dtype=np.int64)
@@ -51,7 +49,6 @@ def write_sum(
         upload.append(data)
         if upload.is_due:
             flow.blobs.flush_blocking(upload)
-        failpoints.reach(failpoint)
     ring.check_sum(
         measure,
         extras,

@@ -119,7 +119,6 @@ def _sum(flow: Flow, summing: Summing, removal: MaskRemoval, upload: BlobUpload)
             vector=summing.vector,
             spec=summing.run.spec,
             num_members=num_members,
-            failpoint="session.sum_halfway",
         )
     except RingError as error:
         return Abort(
@@ -142,3 +141,4 @@ def _windows(flow: Flow, summing: Summing, removal: MaskRemoval) -> Iterator[tup
             np.add(sums, ring.unpack(data, vector.ring.bits), out=sums)
         removal.remove(sums, first=first)
         yield first, ring.signed(sums, vector.ring.bits)
+        failpoints.reach("session.sum_halfway")
