@@ -34,6 +34,18 @@ NAMES: Final = (
     "session.settling",
     "session.settled",
     "session.aborting",
+    "helper.contribution_stored",
+    "helper.contribution_taken",
+    "helper.asking",
+    "helper.verdict_taken",
+    "helper.answer_stored",
+    "helper.answer_taken",
+    "helper.sum_started",
+    "helper.sum_halfway",
+    "helper.sum_written",
+    "helper.settling",
+    "helper.settled",
+    "helper.failing",
 )
 
 

@@ -1,14 +1,12 @@
 """Masking ten million elements on one core, against a plain add of the same memory (`python -m benchmarks masks`)."""
 
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
 
+from aggregator_service.flow.sessions.mask_removal import mask_removal
+from aggregator_service.flow.sessions.sums import WINDOW_ELEMENTS
 from benchmarks.measurements import Row, in_turns, row
 from fl_protocol.masking import messages, prg, ring
 from fl_protocol.masking.graph import graph_of
@@ -19,11 +17,11 @@ from fl_protocol.masking.ring import Extra, Words, choose_ring
 NUM_ELEMENTS = 10_000_000
 WINDOW = 1 << 17
 NUM_MASKS = 10
-NUM_PROCESSES = 2
 REPETITIONS = 5
 
 KEYS = [bytes([number]) * 32 for number in range(NUM_MASKS)]
 MASKS = [Mask(key) for key in KEYS]
+MANY = [Mask(number.to_bytes(32)) for number in range(400)]
 RING = choose_ring(max_members=100, max_abs=1.0)
 PLAIN = "plain add"
 
@@ -55,17 +53,23 @@ def _one_core() -> Iterator[Row]:
 
 
 def _processes() -> Iterator[Row]:
-    """Measures how long ten masks take in this process, and in processes that wait for it on shared memory."""
-    num_bytes = 4 * NUM_ELEMENTS
-    with _pool() as pool, _shared(num_bytes) as memory:
-        work: dict[str, Callable[[], object]] = {
-            "in this process": lambda: mask_part(memory.name, 0, NUM_ELEMENTS, MASKS),
-            f"over {NUM_PROCESSES} processes that wait": lambda: _mask_in(pool, memory.name),
-        }
-        seconds = in_turns(work, repetitions=REPETITIONS)
-    alone = float(np.median(seconds["in this process"]))
+    """Measures how long the masks of many vanished members take to come off, in this process and over all cores."""
+    work: dict[str, Callable[[], object]] = {
+        "in one process": lambda: prg.remove_masks(np.zeros(NUM_ELEMENTS, dtype=np.uint32), MANY),
+        "over the cores, start included": _over_cores,
+    }
+    seconds = in_turns(work, repetitions=REPETITIONS)
+    alone = float(np.median(seconds["in one process"]))
     for name, times in seconds.items():
-        yield row(f"{NUM_MASKS} masks {name}", "s", times, of=alone, ratio_of="this process")
+        yield row(f"{len(MANY)} masks off 10M elements {name}", "s", times, of=alone, ratio_of="one process")
+
+
+def _over_cores() -> None:
+    with mask_removal(MANY, num_elements=NUM_ELEMENTS, word_bytes=4) as removal:
+        for first in range(0, NUM_ELEMENTS, WINDOW_ELEMENTS):
+            sums = np.zeros(min(WINDOW_ELEMENTS, NUM_ELEMENTS - first), dtype=np.uint32)
+            removal.ask(first, sums.size)
+            removal.remove(sums, first=first)
 
 
 def _bytes_on_the_wire() -> Iterator[Row]:
@@ -79,37 +83,6 @@ def _bytes_on_the_wire() -> Iterator[Row]:
         weighted = "" if max_weight == 1 else f", weights to {max_weight}"
         name = f"sent by 1 of {num_members} with {num_elements} parameters{weighted}"
         yield row(name, "bytes a parameter", [sent / num_elements], of=4, ratio_of="4 bytes")
-
-
-def _mask_in(pool: ProcessPoolExecutor, name: str) -> None:
-    count = NUM_ELEMENTS // NUM_PROCESSES
-    firsts = range(0, NUM_ELEMENTS, count)
-    list(pool.map(mask_part, [name] * len(firsts), firsts, [count] * len(firsts), [MASKS] * len(firsts)))
-
-
-def mask_part(name: str, first: int, count: int, masks: Sequence[Mask]) -> None:
-    """Masks a part of a vector that lies in shared memory: keys come through the pool's pipe, never by a file."""
-    memory = SharedMemory(name=name)
-    part = np.ndarray((count,), dtype=np.uint32, buffer=memory.buf, offset=4 * first)
-    prg.apply_masks(part, masks, first=first)
-    del part
-    memory.close()
-
-
-@contextmanager
-def _pool() -> Iterator[ProcessPoolExecutor]:
-    with ProcessPoolExecutor(NUM_PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield pool
-
-
-@contextmanager
-def _shared(num_bytes: int) -> Iterator[SharedMemory]:
-    memory = SharedMemory(create=True, size=num_bytes)
-    try:
-        yield memory
-    finally:
-        memory.close()
-        memory.unlink()
 
 
 def _rates(seconds: Sequence[float], *, num_masks: int) -> list[float]:

@@ -34,6 +34,7 @@ from client_sdk.privacy.history import PrivacyHistory
 from client_sdk.session import machine
 from client_sdk.session.progress import Progress
 from client_sdk.session.work import Evaluator, Trainer, TrainingResult, TrainingTask
+from client_sdk.simulated_helpers import SimulatedHelpers
 from fl_protocol.arrays import Tensor
 from fl_protocol.rounds import Round, RoundState
 from fl_protocol.runs import FINISHED_RUN_STATES, Run, RunSpec, RunState
@@ -90,7 +91,8 @@ def simulate(
     dropped after the task: what must outlive it belongs to the caller. At most `concurrency` clients work at once.
     Clients ask in an order drawn from `seed` for each pass and send in that order, so that with trainers that are
     functions of their task and `open` selection the same seed gives the same digest. A masked run's does not: its
-    updates are rounded at random, and its clients send together, as a session needs all of them at once. `measure` is
+    updates are rounded at random, and its clients send together, as a session needs all of them at once. The helpers of
+    a run in helper mode work here too, with keys made for the simulation in place of the spec's. `measure` is
     called with each new model and `on_round` after each round, both in the calling thread; `on_event` with what clients
     tell, in another. `attributes` holds one mapping for each client. Raises a trainer's own error, RunFailedError
     with the server's reason, UsageError, or another FedQuorumError.
@@ -109,6 +111,7 @@ def simulate(
         with federation:
             portal.call(federation.enrol, num_clients, attributes)
             portal.call(federation.start, spec, initial_model)
+            federation.start_helpers()
             measured: dict[int, Mapping[str, float]] = {}
             while (done := portal.call(federation.next_round)) is not None:
                 model = {} if measure is None else portal.call(federation.model, done.result_version)
@@ -153,6 +156,7 @@ class _Federation:
     order: np.random.Generator
     on_event: Callable[[Progress], None]
     operator: Operator = field(init=False)
+    helpers: SimulatedHelpers = field(init=False)
     run: Run = field(init=False)
     address: str = ""
     performers: list[Performer] = field(default_factory=list)
@@ -184,12 +188,21 @@ class _Federation:
             self.enrolled.append(enrolled)
 
     async def start(self, spec: RunSpec, initial_model: Mapping[str, Tensor] | bytes) -> None:
+        self.helpers = SimulatedHelpers.of(spec, self.folder)
+        spec = self.helpers.spec
         self.run = await self.operator.start_run(spec, initial_model)
         self.performers = [self._performer(index, enrolled) for index, enrolled in enumerate(self.enrolled)]
+
+    def start_helpers(self) -> None:
+        """Lets the helpers of a run in helper mode wait for its rounds."""
+        clients = {enrolled.client_id: self._state_dir(index) for index, enrolled in enumerate(self.enrolled)}
+        self.helpers.start(self.portal, self.operator.client, self._client, clients=clients)
+        self.opened.callback(self.helpers.stop)
 
     async def next_round(self) -> Round | None:
         """Lets clients work until one more round has completed; None when the run is over."""
         while True:
+            self.helpers.check()
             run = await self.operator.client.get_run(self.run.run_id)
             following = self.num_completed + 1
             found = await self.operator.client.get_round(run.run_id, min(following, run.current_round))
@@ -257,6 +270,9 @@ class _Federation:
     def _client(self, token: str) -> AggregatorClient:
         return AggregatorClient(self.address, token=token, limits=_LIMITS, seams=Seams(transport=self.transport))
 
+    def _state_dir(self, index: int) -> Path:
+        return self.folder / "states" / str(index)
+
     def _performer(self, index: int, enrolled: EnrolledClient) -> Performer:
         evaluators = self.evaluators
         session = machine.ParticipantSession(
@@ -275,7 +291,7 @@ class _Federation:
                 raise UsageError("the simulation was given no evaluators")
             return evaluators(index)(task)
 
-        state_dir = self.folder / "states" / str(index)
+        state_dir = self._state_dir(index)
         return Performer(
             client=self._client(enrolled.token),
             run_id=self.run.run_id,

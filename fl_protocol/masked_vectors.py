@@ -15,7 +15,7 @@ from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.runs import RunSpec
 from fl_protocol.specs.privacy import DistributedSkellamPrivacy
 from fl_protocol.specs.secure_aggregation import (
-    PairwiseSecureAggregation,
+    Masking,
     clipping_norm,
     is_weighted,
     max_abs_delta,
@@ -149,7 +149,7 @@ def render_manifest(manifest: Manifest) -> bytes:
 
 def check_masked_model(model: Header, spec: RunSpec) -> None:
     """Raises ProblemError (structure-mismatch) for a model that has nothing to mask, or more than its noise covers."""
-    if not isinstance(spec.secure_aggregation, PairwiseSecureAggregation):
+    if not isinstance(spec.secure_aggregation, Masking):
         return
     tensors, privacy = coordinates_of(model, spec).tensors, spec.privacy
     if not tensors:
@@ -165,7 +165,7 @@ def check_masked_model(model: Header, spec: RunSpec) -> None:
         )
 
 
-def _masked(spec: RunSpec) -> PairwiseSecureAggregation:
-    if not isinstance(spec.secure_aggregation, PairwiseSecureAggregation):
+def _masked(spec: RunSpec) -> Masking:
+    if not isinstance(spec.secure_aggregation, Masking):
         raise TypeError("the run has no secure aggregation")
     return spec.secure_aggregation

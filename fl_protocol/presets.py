@@ -23,6 +23,7 @@ from fl_protocol.specs.privacy import (
 from fl_protocol.specs.protection import NoPrivacy, NoSecureAggregation
 from fl_protocol.specs.secure_aggregation import (
     Choices,
+    HelperSecureAggregation,
     IdentityTrust,
     PairwiseSecureAggregation,
     SecureAggregation,
@@ -94,6 +95,9 @@ def preset_of(spec: Choices) -> Preset | None:
             return _without_masks(spec.privacy)
         case PairwiseSecureAggregation(identity_trust=trust):
             return _with_masks(spec.privacy, trust)
+        case HelperSecureAggregation():
+            # The presets' sentences are about sessions; a run with helpers depends on those.
+            return None
         case _:
             assert_never(spec.secure_aggregation)
 
@@ -108,7 +112,7 @@ def promise(spec: Choices) -> Promise:
         preset=preset,
         sentences=list(told),
         min_members=min_members(spec),
-        tolerated_colluders=colluders_of(spec).tolerated,
+        tolerated_colluders=None if isinstance(masked, HelperSecureAggregation) else colluders_of(spec).tolerated,
         identity_trust=masked.identity_trust,
     )
 

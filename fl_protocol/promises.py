@@ -22,7 +22,9 @@ from fl_protocol.specs.privacy import (
 from fl_protocol.specs.protection import NoPrivacy, NoSecureAggregation
 from fl_protocol.specs.secure_aggregation import (
     Choices,
+    HelperSecureAggregation,
     IdentityTrust,
+    Masking,
     PairwiseSecureAggregation,
     SecureAggregation,
     min_members,
@@ -57,8 +59,9 @@ class Promise(ResponseMessage):
     """What a run promises about its clients' data: which preset it is, null for none of them, and honest sentences.
 
     It follows from the run's specification alone. Of a masked run `min_members` is the fewest clients of whom the
-    server learns a sum, `tolerated_colluders` how many members of any of its sessions may help the server, and
-    `identity_trust` who says which client is whose; null for a run without masks.
+    server learns a sum, `tolerated_colluders` how many members of any of its sessions may help the server (null with
+    helpers, on whom it depends instead), and `identity_trust` who says which client is whose; null for a run without
+    masks.
     """
 
     preset: str | None
@@ -109,6 +112,8 @@ def figures_of(spec: Choices) -> Figures:
     budget = _budget(spec.privacy)
     if isinstance(spec.secure_aggregation, NoSecureAggregation):
         return Figures(budget)
+    if isinstance(spec.secure_aggregation, HelperSecureAggregation):
+        return Figures(budget, min_members=str(min_members(spec)))
     colluders, privacy = colluders_of(spec), spec.privacy
     share = privacy.assumed_colluders if isinstance(privacy, DistributedSkellamPrivacy) else 0.0
     return Figures(
@@ -128,6 +133,8 @@ def sentences_of(masked: SecureAggregation, privacy: Privacy, figures: Figures) 
             return _of_single_updates(privacy, figures)
         case PairwiseSecureAggregation():
             return (*_of_sums(masked, figures), *_of_noised_sums(masked, privacy, figures))
+        case HelperSecureAggregation():
+            return (*_of_helpers(masked, figures), *_of_noised_sums(masked, privacy, figures))
         case _:
             assert_never(masked)
 
@@ -184,7 +191,24 @@ def _of_sums(masked: PairwiseSecureAggregation, figures: Figures) -> tuple[str, 
     )
 
 
-def _of_noised_sums(masked: PairwiseSecureAggregation, privacy: Privacy, figures: Figures) -> tuple[str, ...]:
+def _of_helpers(masked: HelperSecureAggregation, figures: Figures) -> tuple[str, ...]:
+    names = ", ".join(helper.name for helper in masked.helpers)
+    rosters = (
+        "Each helper has a list of its own of whose key is whose (identity_trust pinned), so that as far as the list "
+        "of one honest helper is right the operator cannot invent clients."
+    )
+    return (
+        (
+            f"The server learns only the sum over at least {figures.min_members} clients of a round (and who took "
+            f"part), unless it works together with every one of the run's helpers ({names})."
+        ),
+        "Clients that work with it know their own updates, and only the others are hidden among each other.",
+        rosters if masked.identity_trust == "pinned" else _TRUST["server"],
+        "Who the helpers are the server says, unless a client was given a helper's key by another way.",
+    )
+
+
+def _of_noised_sums(masked: Masking, privacy: Privacy, figures: Figures) -> tuple[str, ...]:
     match privacy:
         case NoPrivacy():
             return ("The sum itself may reveal information.", NO_BOUND)

@@ -2,6 +2,7 @@
 
 from alembic import context
 
+from aggregator_service.storage import helper_mode_tables  # noqa: F401 - its tables belong to the metadata, too
 from aggregator_service.storage.tables import metadata
 
 connection = context.config.attributes["connection"]

@@ -36,6 +36,8 @@ PAGES: Final = (
     ("fl_protocol.specs.protection", "`RunSpec.encoding`, no `privacy`, and `secure_aggregation`"),
     ("fl_protocol.tasks", "Tasks, receipts and clients"),
     ("fl_protocol.rounds", "Rounds, contributions and events"),
+    ("fl_protocol.presets", "Five names for what a run may promise"),
+    ("fl_protocol.promises", "What a run promises, in honest sentences"),
     ("fl_protocol.privacy_claims", "What a private run's server tells each client"),
     ("fl_protocol.privacy_reports", "A run's privacy budget and its ledger"),
     ("client_sdk.privacy.policy", "What a client's owner demands of a run"),

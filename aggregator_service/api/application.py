@@ -10,6 +10,7 @@ from fastapi.staticfiles import StaticFiles
 from aggregator_service.api import (
     clients,
     exclusions,
+    helper_mode,
     instruments,
     models,
     operations,
@@ -57,7 +58,7 @@ def create_application(*, version: str, telemetry: Telemetry, lifespan: Lifespan
     app.add_middleware(pacing.Pacing)
     app.add_middleware(instruments.Instruments, telemetry=telemetry)
     protected = [Depends(authenticated)]
-    for module in (runs, privacy, exclusions, clients, tasks, models, sessions):
+    for module in (runs, privacy, exclusions, clients, tasks, models, sessions, helper_mode):
         app.include_router(module.router, dependencies=protected)
     app.include_router(operations.router)
     app.mount(operations.STATIC_PATH, StaticFiles(directory=operations.STATIC_FOLDER), name="static")

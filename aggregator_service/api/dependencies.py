@@ -22,7 +22,7 @@ _MAX_TOKEN_LENGTH: Final = 512
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_INTEGER: Final = 2**53 - 1
 
-_bearer: Final = HTTPBearer(auto_error=False, description="An operator, enrolment or client token.")
+_bearer: Final = HTTPBearer(auto_error=False, description="An operator, enrolment, client or helper token.")
 
 
 async def the_flow(request: Request) -> Flow:
@@ -64,6 +64,16 @@ async def _calling_client(principal: Caller) -> str:
 
 
 CallingClient = Annotated[str, Depends(_calling_client)]
+
+
+async def _calling_helper(principal: Caller) -> bytes:
+    if principal.helper_key is None:
+        raise ProblemError(ProblemType.FORBIDDEN, "this needs a helper token")
+    return principal.helper_key
+
+
+CallingHelper = Annotated[bytes, Depends(_calling_helper)]
+"""The Ed25519 public key whose requests the caller may see and answer."""
 
 Endpoint = Callable[..., Awaitable[Any]]
 

@@ -240,11 +240,12 @@ class TokenKind(StrEnum):
     OPERATOR = "operator"
     ENROLMENT = "enrolment"
     CLIENT = "client"
+    HELPER = "helper"
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRecord:
-    """A bearer token, known only by the SHA-256 of its text."""
+    """A bearer token, known only by the SHA-256 of its text; a helper's is for one signing key's requests."""
 
     token_hash: str
     kind: TokenKind
@@ -254,6 +255,7 @@ class TokenRecord:
     expires_at: datetime | None
     revoked_at: datetime | None
     created_at: datetime
+    helper_key: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,10 @@ WORK: Final = "work"
 """The worker: a round was opened or sealed, an evaluation began or ended, a run moved on."""
 
 
+MASK_REQUESTS: Final = "mask-requests"
+"""Helpers: a round was closed and asks them, or all of them may answer."""
+
+
 def events_of(run_id: str) -> str:
     """Names what changes with every event of a run."""
     return f"events:{run_id}"

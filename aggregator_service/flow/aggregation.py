@@ -10,6 +10,7 @@ import structlog
 from aggregator_service import failpoints
 from aggregator_service.domain import staleness, weighting
 from aggregator_service.domain.fednova import normalised_weights
+from aggregator_service.domain.helper_mode.records import MaskSumRecord
 from aggregator_service.domain.privacy import blt
 from aggregator_service.domain.privacy.blt import Participation
 from aggregator_service.domain.privacy.ledger import ReleasedNoise
@@ -29,10 +30,19 @@ from aggregator_service.flow.context import Flow
 from aggregator_service.flow.controls import fold_controls
 from aggregator_service.flow.correlation import Correlation
 from aggregator_service.flow.fold import RangeReader, SealedUpdate, aggregate, aggregate_masked
+from aggregator_service.flow.helper_mode.reading import sums_of_round
 from aggregator_service.flow.masked_sums import MaskedRound, MaskedSum
 from aggregator_service.flow.read_ahead import ReadAhead
 from aggregator_service.flow.windows import read_header
-from aggregator_service.storage import ledger, models, noise_keys, noise_states, rounds, runs, sessions, updates
+from aggregator_service.storage import (
+    ledger,
+    models,
+    noise_keys,
+    noise_states,
+    rounds,
+    runs,
+    updates,
+)
 from aggregator_service.storage.blobs import BlobUpload
 from aggregator_service.storage.transactions import ReadTx
 from fl_protocol.masked_vectors import coordinates_of, ring_of
@@ -49,7 +59,7 @@ from fl_protocol.specs.privacy import (
     num_participations,
 )
 from fl_protocol.specs.rounds import BufferedRoundSpec
-from fl_protocol.specs.secure_aggregation import PairwiseSecureAggregation, clipping_norm
+from fl_protocol.specs.secure_aggregation import Masking, clipping_norm
 from fl_protocol.specs.selection import fixed_denominator
 from fl_protocol.specs.strategies import InverseStratumSizeWeighting, MeanStrategy
 from fl_protocol.specs.training import local_learning_rate
@@ -71,13 +81,13 @@ class SealedRound:
     noise_key: bytes | None = field(default=None, repr=False)
     clipping_norm: float | None = None
     noise_state_id: str | None = None
-    sessions: Sequence[SessionRecord] = ()
+    sums: Sequence[SessionRecord | MaskSumRecord] = ()
 
     @property
-    def masked(self) -> PairwiseSecureAggregation | None:
+    def masked(self) -> Masking | None:
         """Says how the round's updates were masked; None where they were not."""
         chosen = self.run.spec.secure_aggregation
-        return chosen if isinstance(chosen, PairwiseSecureAggregation) else None
+        return chosen if isinstance(chosen, Masking) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +142,7 @@ class _Files:
 
 
 def load_sealed(tx: ReadTx, round_id: str) -> SealedRound | None:
-    """Reads a sealed round; None if it no longer waits for its aggregate, or a buffer before it still does."""
+    """Reads a sealed round; None if it no longer waits for its aggregate, or still for its helpers or a buffer."""
     round_ = rounds.get(tx, round_id)
     if round_ is None or round_.state is not RoundState.AGGREGATING:
         return None
@@ -144,7 +154,9 @@ def load_sealed(tx: ReadTx, round_id: str) -> SealedRound | None:
     accepted = updates.of_round(tx, round_id)
     weights, key = effective_weights(tx, run, accepted), noise_keys.get(tx, round_id)
     state_id = noise_states.get(tx, run.run_id)
-    summed = sessions.done_of_round(tx, round_id)
+    summed = sums_of_round(tx, run, round_id)
+    if summed is None:
+        return None
     return SealedRound(run, round_, base, accepted, weights, key, _adapted_norm(tx, run), state_id, summed)
 
 
@@ -265,9 +277,9 @@ def _fold_masked(flow: Flow, sealed: SealedRound, files: _Files) -> tuple[Releas
 
 def _masked_round(flow: Flow, sealed: SealedRound, ring: Ring) -> MaskedRound:
     sums = []
-    for one in sealed.sessions:
+    for one in sealed.sums:
         if one.sum_blob_id is None or one.sum_digest is None or one.total_weight is None or one.totals is None:
-            raise LookupError(f"session {one.session_id} is done and lacks its sum")
+            raise LookupError(f"a masked sum of round {one.round_id} is done and is not there")
         extras = dict(zip((extra.name for extra in ring.extras), one.totals, strict=True))
         sums.append(MaskedSum(one.sum_digest, one.total_weight, extras, _reader(flow, one.sum_blob_id)))
     divisor = fixed_denominator(sealed.run.spec.selection) or sum(one.total_weight for one in sums)

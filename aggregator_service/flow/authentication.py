@@ -18,6 +18,7 @@ class Principal:
     token_hash: str
     client_id: str | None
     bearer: str
+    helper_key: bytes | None = None
 
     def __repr__(self) -> str:
         """Leaves the token's text out of every traceback and log."""
@@ -47,7 +48,7 @@ async def authenticate(flow: Flow, bearer: str) -> Principal:
             ProblemType.UNAUTHENTICATED,
             "the bearer token is unknown, revoked or expired; ask the operator for a new one",
         )
-    return Principal(record.kind, token_hash, record.client_id, bearer)
+    return Principal(record.kind, token_hash, record.client_id, bearer, record.helper_key)
 
 
 async def ensure_operator_token(flow: Flow, configured: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""How clients come in and are sent away."""
+"""How clients and helpers come in and are sent away."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,6 +10,7 @@ from aggregator_service.flow.context import Flow
 from aggregator_service.flow.idempotency import IdempotentCreate
 from aggregator_service.storage import clients, tokens
 from aggregator_service.storage.transactions import WriteTx
+from fl_protocol.helper_mode import HelperTokenRequest
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.tasks import ClientRequest, EnrolmentTokenRequest
 
@@ -80,6 +81,42 @@ async def enrol_client(
         return NewClient(client, text)
 
     return await flow.transactions.write("enrol_client", body)
+
+
+async def create_helper_token(
+    flow: Flow, request: HelperTokenRequest, *, principal: Principal, create: IdempotentCreate | None
+) -> str:
+    """Makes a token for the requests of one helper's signing key, and nothing else; gives its text."""
+    text = "fqh_" + idempotency.secret_for(create, bearer=principal.bearer, entropy=flow.entropy(32))
+
+    def body(tx: WriteTx) -> str:
+        if idempotency.recall(tx, create) is None:
+            record = TokenRecord(
+                token_hash=hash_token(text),
+                kind=TokenKind.HELPER,
+                client_id=None,
+                max_uses=None,
+                uses=0,
+                expires_at=None,
+                revoked_at=None,
+                created_at=tx.now(),
+                helper_key=bytes.fromhex(request.signing_key),
+            )
+            tokens.insert(tx, record)
+            idempotency.remember(tx, create, record.token_hash)
+        return text
+
+    return await flow.transactions.write("create_helper_token", body)
+
+
+async def revoke_helper(flow: Flow, signing_key: bytes) -> None:
+    """Makes all tokens for a signing key stop working at once; raises `not-found` if there was never one."""
+
+    def body(tx: WriteTx) -> None:
+        if not tokens.revoke_of_helper(tx, signing_key):
+            raise ProblemError(ProblemType.NOT_FOUND, "there is no token for this signing key")
+
+    await flow.transactions.write("revoke_helper", body)
 
 
 async def revoke_client(flow: Flow, client_id: str) -> None:

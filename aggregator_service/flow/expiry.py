@@ -9,6 +9,7 @@ from aggregator_service.domain.records import EvaluationState
 from aggregator_service.flow import buffers, evaluation
 from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.context import Flow
+from aggregator_service.flow.helper_mode import completion as helper_completion
 from aggregator_service.flow.sessions import deadlines
 from aggregator_service.storage import rounds, runs, tasks
 from aggregator_service.storage.transactions import ReadTx, WriteTx
@@ -38,10 +39,10 @@ async def expire(flow: Flow) -> float | None:
         await flow.transactions.write("expire_round", _expiring(flow, run_id=run_id, round_id=round_id))
     for run_id in found.runs:
         await flow.transactions.write("expire_tasks", _releasing(run_id))
-    until_session = await deadlines.expire(flow)
+    others = (await deadlines.expire(flow), await helper_completion.expire(flow))
     if found.rounds or found.runs:
         return 0.0
-    return min((due for due in (found.seconds_until_next, until_session) if due is not None), default=None)
+    return min((due for due in (found.seconds_until_next, *others) if due is not None), default=None)
 
 
 async def sweep_orphans(flow: Flow, *, begun_before: datetime | None) -> int:

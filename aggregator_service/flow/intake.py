@@ -34,7 +34,7 @@ from fl_protocol.rounds import EventType, RoundKind
 from fl_protocol.runs import RunSpec
 from fl_protocol.specs.protection import NoPrivacy
 from fl_protocol.specs.rounds import BufferedRoundSpec
-from fl_protocol.specs.secure_aggregation import is_masked
+from fl_protocol.specs.secure_aggregation import HelperSecureAggregation, is_masked
 from fl_protocol.streaming import StreamDecoder
 from fl_protocol.tasks import TaskKind
 from fl_protocol.tensors import Header
@@ -97,12 +97,12 @@ async def look_up(flow: Flow, *, task_id: str, client_id: str) -> Ask:
 
 
 def _check_unmasked(run: RunRecord) -> None:
-    if is_masked(run.spec):
-        raise ProblemError(
-            ProblemType.STATE_CONFLICT,
-            "the run takes masked updates only: put your advertised keys to /v1/tasks/.../seat and send the update in "
-            "the session that begins",
-        )
+    if not is_masked(run.spec):
+        return
+    right = "put your advertised keys to /v1/tasks/.../seat and send the update in the session that begins"
+    if isinstance(run.spec.secure_aggregation, HelperSecureAggregation):
+        right = "put the masked vector with its sealed seeds to /v1/tasks/.../contribution"
+    raise ProblemError(ProblemType.STATE_CONFLICT, f"the run takes masked updates only: {right}")
 
 
 def _counting(tx: ReadTx, found: AskRecord) -> tuple[UpdateRecord | None, RoundRecord]:

@@ -13,7 +13,7 @@ from aggregator_service.flow.context import Flow
 from aggregator_service.flow.idempotency import IdempotentCreate
 from aggregator_service.flow.layouts import layout_of
 from aggregator_service.flow.versions import take_over
-from aggregator_service.storage import events, models, rounds, runs, seats, sessions, tasks
+from aggregator_service.storage import events, mask_sums, models, rounds, runs, seats, sessions, tasks
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.masked_vectors import check_masked_model
 from fl_protocol.privacy.accounting import calibrated
@@ -196,6 +196,7 @@ def _postpone_deadlines(tx: WriteTx, run: RunRecord) -> None:
         affected[newest.round_id] = newest
     tasks.postpone(tx, run.run_id, pause)
     sessions.postpone(tx, run.run_id, pause)
+    mask_sums.postpone(tx, run.run_id, pause)
     seats.postpone(tx, run.run_id, pause)
     for round_ in affected.values():
         evaluation_deadline = round_.evaluation_deadline_at

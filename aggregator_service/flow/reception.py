@@ -130,6 +130,42 @@ def _check_number(num_bytes: int, *, expected: int, what: str, is_all: bool) -> 
         raise ProblemError(ProblemType.INVALID_MESSAGE, f"{what}: {num_bytes} bytes instead of {expected}")
 
 
+@dataclass(frozen=True, slots=True)
+class HeadedBytes:
+    """A body whose first bytes are kept apart from the rest, which is stored; `digest` is that of all of it."""
+
+    head: bytes
+    stored: StoredBytes
+    digest: str
+
+
+async def store_behind_head(flow: Flow, body: Body, *, num_head_bytes: int, num_bytes: int, what: str) -> HeadedBytes:
+    """Receives a body of so many bytes, and stores all but its head; on any failure nothing of it stays.
+
+    Raises what `store_exactly` raises.
+    """
+    upload, whole, rest = BlobUpload(flow.new_id("blob")), hashlib.sha256(), hashlib.sha256()
+    head = bytearray()
+    try:
+        async for data in _decoded(_gathered(body.chunks), body.coding):
+            _check_number(len(head) + upload.num_bytes + len(data), expected=num_bytes, what=what, is_all=False)
+            taken = memoryview(data)[: num_head_bytes - len(head)]
+            head += taken
+            behind = memoryview(data)[len(taken) :]
+            await asyncio.to_thread(whole.update, data)
+            await asyncio.to_thread(rest.update, behind)
+            upload.append(behind)
+            if upload.is_due:
+                await flow.blobs.flush(upload)
+        _check_number(len(head) + upload.num_bytes, expected=num_bytes, what=what, is_all=True)
+        digest = f"sha256:{whole.hexdigest()}"
+        _check_digest(digest, body.digest)
+    except BaseException:
+        await asyncio.shield(flow.blobs.discard(upload))
+        raise
+    return HeadedBytes(bytes(head), StoredBytes(upload, f"sha256:{rest.hexdigest()}"), digest)
+
+
 async def gather(body: Body, *, max_num_bytes: int) -> bytes:
     """Reads a small body; raises `too-large` and `digest-mismatch`."""
     data = bytearray()

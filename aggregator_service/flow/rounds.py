@@ -7,6 +7,7 @@ from aggregator_service.domain.quorum import QuorumDecision
 from aggregator_service.domain.records import EvaluationState, RoundRecord, RunRecord
 from aggregator_service.flow import budget, buffers, cohorts
 from aggregator_service.flow.context import Flow
+from aggregator_service.flow.helper_mode import closing
 from aggregator_service.flow.sessions import endings, manifests
 from aggregator_service.storage import events, noise_states, rounds, runs
 from aggregator_service.storage.transactions import WriteTx
@@ -46,6 +47,14 @@ def close_if_due(flow: Flow, tx: WriteTx, *, run: RunRecord, round_: RoundRecord
             flow.telemetry.round_ended("abandoned")
             if run.state is RunState.RUNNING:
                 advance(flow, tx, run)
+
+
+def abandon_sealed(flow: Flow, tx: WriteTx, *, run: RunRecord, round_: RoundRecord, reason: str) -> None:
+    """Abandons a round that was sealed and can have no result, and tries it again."""
+    _abandon(tx, run, round_, reason=reason)
+    flow.telemetry.round_ended("abandoned")
+    if run.state is RunState.RUNNING:
+        advance(flow, tx, run)
 
 
 def end_if_exhausted(flow: Flow, tx: WriteTx, *, run: RunRecord, round_: RoundRecord) -> bool:
@@ -146,6 +155,7 @@ def _seal(flow: Flow, tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
     rounds.close(tx, round_, RoundState.AGGREGATING)
     budget.draw_key(flow, tx, run, round_)
     endings.end_all(tx, run, round_)
+    closing.begin(flow, tx, run, round_)
     events.append(
         tx,
         round_.run_id,
@@ -154,17 +164,16 @@ def _seal(flow: Flow, tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
     )
 
 
-def _abandon(tx: WriteTx, run: RunRecord, round_: RoundRecord) -> None:
+def _abandon(tx: WriteTx, run: RunRecord, round_: RoundRecord, *, reason: str | None = None) -> None:
     rounds.close(tx, round_, RoundState.ABANDONED)
     # What its sessions have let go of is charged before the rest is given back.
     endings.end_all(tx, run, round_)
+    closing.end(tx, run, round_, reason)
     budget.give_back(tx, run, round_)
-    events.append(
-        tx,
-        round_.run_id,
-        EventType.ROUND_ABANDONED,
-        _named(round_) | {"num_updates": round_.num_updates, "min_updates": round_.min_updates},
-    )
+    told = _named(round_) | {"num_updates": round_.num_updates, "min_updates": round_.min_updates}
+    if reason is not None:
+        told["reason"] = reason
+    events.append(tx, round_.run_id, EventType.ROUND_ABANDONED, told)
 
 
 def _try_again(flow: Flow, tx: WriteTx, run: RunRecord, abandoned: RoundRecord) -> None:
@@ -175,10 +184,11 @@ def _try_again(flow: Flow, tx: WriteTx, run: RunRecord, abandoned: RoundRecord) 
     if isinstance(spec, BufferedRoundSpec) or num_attempts < spec.max_attempts:
         _open(flow, tx, run, number=abandoned.number, attempt=abandoned.attempt + 1)
         return
-    reason = (
-        f"round {abandoned.number} was abandoned {num_attempts} times: {abandoned.num_updates} of at least "
-        f"{abandoned.min_updates} updates arrived within {spec.deadline_seconds:g} s"
+    why = closing.reason_of(tx, abandoned) or (
+        f"{abandoned.num_updates} of at least {abandoned.min_updates} updates arrived within "
+        f"{spec.deadline_seconds:g} s"
     )
+    reason = f"round {abandoned.number} was abandoned {num_attempts} times: {why}"
     num_admitted = cohorts.count_admitted(tx, run, abandoned)
     if num_admitted < abandoned.min_updates:
         reason += f"; of the enrolled clients selection admits {num_admitted} to that round"

@@ -223,6 +223,16 @@ def count_updates(tx: WriteTx, round_id: str, *, num_updates: int, num_examples:
     return counted
 
 
+def drop_updates(tx: WriteTx, round_id: str, number: int) -> None:
+    """Counts off what cannot be added up of an attempt; raises StaleRowError unless it is sealed."""
+    change_one(
+        tx,
+        sa.update(rounds)
+        .where(rounds.c.round_id == round_id, rounds.c.state == RoundState.AGGREGATING.value)
+        .values(num_updates=rounds.c.num_updates - number, num_examples=rounds.c.num_examples - number),
+    )
+
+
 def close(tx: WriteTx, round_: RoundRecord, state: RoundState) -> None:
     """Ends the collecting: the round is sealed for aggregation or abandoned; raises StaleRowError."""
     change_one(

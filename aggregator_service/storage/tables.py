@@ -1,45 +1,15 @@
-"""Every table, with named constraints; Alembic compares its migrations with this file."""
+"""Every table but those of helper mode, with named constraints; Alembic compares its migrations with both."""
 
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
 
-metadata: Final = sa.MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-class Instant(sa.types.TypeDecorator[datetime]):
-    """An instant as microseconds since 1970 in UTC: exact and alike on both databases."""
-
-    impl = sa.BigInteger
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Any) -> int | None:  # noqa: ARG002 - given by SQLAlchemy
-        """Turns an aware datetime into microseconds."""
-        return None if value is None else (value - _EPOCH) // timedelta(microseconds=1)
-
-    def process_result_value(self, value: Any, dialect: Any) -> datetime | None:  # noqa: ARG002 - given by SQLAlchemy
-        """Turns microseconds into an aware datetime."""
-        return None if value is None else _EPOCH + timedelta(microseconds=value)
-
-
-def _identifier(name: str, *arguments: Any, **options: Any) -> sa.Column[str]:
-    return sa.Column(name, sa.String(64), *arguments, **options)
-
+from aggregator_service.storage.columns import Instant, identifier, metadata
 
 runs: Final = sa.Table(
     "runs",
     metadata,
-    _identifier("run_id", primary_key=True),
+    identifier("run_id", primary_key=True),
     sa.Column("name", sa.String(64), nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("reason", sa.Text),
@@ -57,7 +27,7 @@ runs: Final = sa.Table(
 blobs: Final = sa.Table(
     "blobs",
     metadata,
-    _identifier("blob_id", primary_key=True),
+    identifier("blob_id", primary_key=True),
     sa.Column("num_bytes", sa.BigInteger, nullable=False),
     sa.Column("chunk_num_bytes", sa.BigInteger, nullable=False),
     sa.Column("sealed", sa.Boolean(name="sealed"), nullable=False),
@@ -67,7 +37,7 @@ blobs: Final = sa.Table(
 blob_chunks: Final = sa.Table(
     "blob_chunks",
     metadata,
-    _identifier("blob_id", sa.ForeignKey("blobs.blob_id", ondelete="CASCADE"), primary_key=True),
+    identifier("blob_id", sa.ForeignKey("blobs.blob_id", ondelete="CASCADE"), primary_key=True),
     sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("checksum", sa.BigInteger, nullable=False),
     sa.Column("data", sa.LargeBinary, nullable=False),
@@ -76,19 +46,19 @@ blob_chunks: Final = sa.Table(
 models: Final = sa.Table(
     "models",
     metadata,
-    _identifier("run_id", sa.ForeignKey("runs.run_id"), primary_key=True),
+    identifier("run_id", sa.ForeignKey("runs.run_id"), primary_key=True),
     sa.Column("version", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("round", sa.BigInteger, nullable=False),
     sa.Column("digest", sa.String(71), nullable=False),
     sa.Column("num_bytes", sa.BigInteger, nullable=False),
     sa.Column("num_parameters", sa.BigInteger, nullable=False),
-    _identifier("blob_id", sa.ForeignKey("blobs.blob_id"), nullable=False),
-    _identifier("optimizer_blob_id", sa.ForeignKey("blobs.blob_id")),
+    identifier("blob_id", sa.ForeignKey("blobs.blob_id"), nullable=False),
+    identifier("optimizer_blob_id", sa.ForeignKey("blobs.blob_id")),
     sa.Column("parent_version", sa.BigInteger),
     sa.Column("restored_from", sa.BigInteger),
     sa.Column("quarantined", sa.Boolean(name="quarantined"), nullable=False, server_default=sa.false()),
     sa.Column("created_at", Instant, nullable=False),
-    _identifier("control_blob_id", sa.ForeignKey("blobs.blob_id")),
+    identifier("control_blob_id", sa.ForeignKey("blobs.blob_id")),
     sa.Column("control_digest", sa.String(71)),
     sa.Column("control_num_bytes", sa.BigInteger),
 )
@@ -96,8 +66,8 @@ models: Final = sa.Table(
 rounds: Final = sa.Table(
     "rounds",
     metadata,
-    _identifier("round_id", primary_key=True),
-    _identifier("run_id", sa.ForeignKey("runs.run_id"), nullable=False),
+    identifier("round_id", primary_key=True),
+    identifier("run_id", sa.ForeignKey("runs.run_id"), nullable=False),
     sa.Column("kind", sa.String(16), nullable=False, server_default="synchronous"),
     sa.Column("number", sa.BigInteger, nullable=False),
     sa.Column("attempt", sa.BigInteger, nullable=False),
@@ -128,7 +98,7 @@ rounds: Final = sa.Table(
 clients: Final = sa.Table(
     "clients",
     metadata,
-    _identifier("client_id", primary_key=True),
+    identifier("client_id", primary_key=True),
     sa.Column("name", sa.String(64), nullable=False),
     sa.Column("attributes", sa.JSON, nullable=False),
     sa.Column("created_at", Instant, nullable=False),
@@ -139,8 +109,8 @@ clients: Final = sa.Table(
 run_clients: Final = sa.Table(
     "run_clients",
     metadata,
-    _identifier("run_id", sa.ForeignKey("runs.run_id"), primary_key=True),
-    _identifier("client_id", sa.ForeignKey("clients.client_id"), primary_key=True),
+    identifier("run_id", sa.ForeignKey("runs.run_id"), primary_key=True),
+    identifier("client_id", sa.ForeignKey("clients.client_id"), primary_key=True),
     sa.Column("seen_at", Instant),
     sa.Column("excluded_at", Instant),
     sa.Column("exclusion_reason", sa.Text),
@@ -150,7 +120,7 @@ run_clients: Final = sa.Table(
 draws: Final = sa.Table(
     "draws",
     metadata,
-    _identifier("round_id", sa.ForeignKey("rounds.round_id"), primary_key=True),
+    identifier("round_id", sa.ForeignKey("rounds.round_id"), primary_key=True),
     sa.Column("key", sa.LargeBinary, nullable=False),
     sa.Column("places", sa.JSON(none_as_null=True)),
 )
@@ -158,8 +128,8 @@ draws: Final = sa.Table(
 invitations: Final = sa.Table(
     "invitations",
     metadata,
-    _identifier("round_id", sa.ForeignKey("draws.round_id"), primary_key=True),
-    _identifier("client_id", sa.ForeignKey("clients.client_id"), primary_key=True),
+    identifier("round_id", sa.ForeignKey("draws.round_id"), primary_key=True),
+    identifier("client_id", sa.ForeignKey("clients.client_id"), primary_key=True),
     sa.Column("stratum", sa.String(256), nullable=False),
     sa.Column("withdrawn", sa.Boolean(name="withdrawn"), nullable=False),
 )
@@ -167,10 +137,10 @@ invitations: Final = sa.Table(
 tasks: Final = sa.Table(
     "tasks",
     metadata,
-    _identifier("task_id", primary_key=True),
-    _identifier("run_id", sa.ForeignKey("runs.run_id"), nullable=False),
-    _identifier("round_id", sa.ForeignKey("rounds.round_id"), nullable=False),
-    _identifier("client_id", sa.ForeignKey("clients.client_id"), nullable=False, index=True),
+    identifier("task_id", primary_key=True),
+    identifier("run_id", sa.ForeignKey("runs.run_id"), nullable=False),
+    identifier("round_id", sa.ForeignKey("rounds.round_id"), nullable=False),
+    identifier("client_id", sa.ForeignKey("clients.client_id"), nullable=False, index=True),
     sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("base_version", sa.BigInteger, nullable=False),
@@ -184,11 +154,11 @@ tasks: Final = sa.Table(
 updates: Final = sa.Table(
     "updates",
     metadata,
-    _identifier("update_id", primary_key=True),
-    _identifier("task_id", sa.ForeignKey("tasks.task_id"), nullable=False, unique=True),
-    _identifier("run_id", sa.ForeignKey("runs.run_id"), nullable=False),
-    _identifier("round_id", sa.ForeignKey("rounds.round_id"), nullable=False),
-    _identifier("client_id", sa.ForeignKey("clients.client_id"), nullable=False),
+    identifier("update_id", primary_key=True),
+    identifier("task_id", sa.ForeignKey("tasks.task_id"), nullable=False, unique=True),
+    identifier("run_id", sa.ForeignKey("runs.run_id"), nullable=False),
+    identifier("round_id", sa.ForeignKey("rounds.round_id"), nullable=False),
+    identifier("client_id", sa.ForeignKey("clients.client_id"), nullable=False),
     sa.Column("digest", sa.String(71), nullable=False),
     sa.Column("num_bytes", sa.BigInteger, nullable=False),
     sa.Column("num_examples", sa.BigInteger, nullable=False),
@@ -196,7 +166,7 @@ updates: Final = sa.Table(
     sa.Column("staleness", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("metrics", sa.JSON, nullable=False),
     sa.Column("max_abs", sa.JSON, nullable=False),
-    _identifier("blob_id", sa.ForeignKey("blobs.blob_id"), nullable=False),
+    identifier("blob_id", sa.ForeignKey("blobs.blob_id"), nullable=False),
     sa.Column("accepted_at", Instant, nullable=False),
     sa.Column("local_steps", sa.BigInteger),
     sa.Column("counts_once", sa.Boolean, nullable=False, server_default=sa.true()),
@@ -215,10 +185,10 @@ updates: Final = sa.Table(
 evaluations: Final = sa.Table(
     "evaluations",
     metadata,
-    _identifier("update_id", primary_key=True),
-    _identifier("task_id", sa.ForeignKey("tasks.task_id"), nullable=False, unique=True),
-    _identifier("round_id", sa.ForeignKey("rounds.round_id"), nullable=False),
-    _identifier("client_id", sa.ForeignKey("clients.client_id"), nullable=False),
+    identifier("update_id", primary_key=True),
+    identifier("task_id", sa.ForeignKey("tasks.task_id"), nullable=False, unique=True),
+    identifier("round_id", sa.ForeignKey("rounds.round_id"), nullable=False),
+    identifier("client_id", sa.ForeignKey("clients.client_id"), nullable=False),
     sa.Column("digest", sa.String(71), nullable=False),
     sa.Column("num_bytes", sa.BigInteger, nullable=False),
     sa.Column("num_examples", sa.BigInteger, nullable=False),
@@ -232,20 +202,21 @@ tokens: Final = sa.Table(
     metadata,
     sa.Column("token_hash", sa.String(64), primary_key=True),
     sa.Column("kind", sa.String(16), nullable=False),
-    _identifier("client_id", sa.ForeignKey("clients.client_id"), index=True),
+    identifier("client_id", sa.ForeignKey("clients.client_id"), index=True),
     sa.Column("max_uses", sa.BigInteger),
     sa.Column("uses", sa.BigInteger, nullable=False),
     sa.Column("expires_at", Instant),
     sa.Column("revoked_at", Instant),
     sa.Column("created_at", Instant, nullable=False),
+    sa.Column("helper_key", sa.LargeBinary),
 )
 
 privacy_ledger: Final = sa.Table(
     "privacy_ledger",
     metadata,
-    _identifier("run_id", sa.ForeignKey("runs.run_id"), primary_key=True),
+    identifier("run_id", sa.ForeignKey("runs.run_id"), primary_key=True),
     sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
-    _identifier("round_id", sa.ForeignKey("rounds.round_id"), nullable=False, index=True),
+    identifier("round_id", sa.ForeignKey("rounds.round_id"), nullable=False, index=True),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("entry", sa.Text, nullable=False),
     sa.Column("entry_hash", sa.String(64), nullable=False),
@@ -254,21 +225,21 @@ privacy_ledger: Final = sa.Table(
 noise_keys: Final = sa.Table(
     "noise_keys",
     metadata,
-    _identifier("round_id", sa.ForeignKey("rounds.round_id"), primary_key=True),
+    identifier("round_id", sa.ForeignKey("rounds.round_id"), primary_key=True),
     sa.Column("key", sa.LargeBinary, nullable=False),
 )
 
 noise_states: Final = sa.Table(
     "noise_states",
     metadata,
-    _identifier("run_id", sa.ForeignKey("runs.run_id"), primary_key=True),
-    _identifier("blob_id", sa.ForeignKey("blobs.blob_id"), nullable=False),
+    identifier("run_id", sa.ForeignKey("runs.run_id"), primary_key=True),
+    identifier("blob_id", sa.ForeignKey("blobs.blob_id"), nullable=False),
 )
 
 identity_keys: Final = sa.Table(
     "identity_keys",
     metadata,
-    _identifier("client_id", sa.ForeignKey("clients.client_id"), primary_key=True),
+    identifier("client_id", sa.ForeignKey("clients.client_id"), primary_key=True),
     sa.Column("public_key", sa.LargeBinary, nullable=False),
     sa.Column("certificate", sa.LargeBinary),
     sa.Column("created_at", Instant, nullable=False),
@@ -285,9 +256,9 @@ signing_keys: Final = sa.Table(
 manifests: Final = sa.Table(
     "manifests",
     metadata,
-    _identifier("run_id", sa.ForeignKey("runs.run_id"), primary_key=True),
+    identifier("run_id", sa.ForeignKey("runs.run_id"), primary_key=True),
     sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
-    _identifier("round_id", sa.ForeignKey("rounds.round_id"), nullable=False, unique=True),
+    identifier("round_id", sa.ForeignKey("rounds.round_id"), nullable=False, unique=True),
     sa.Column("round", sa.BigInteger, nullable=False),
     sa.Column("attempt", sa.BigInteger, nullable=False),
     sa.Column("digest", sa.String(71), nullable=False),
@@ -300,9 +271,9 @@ manifests: Final = sa.Table(
 sessions: Final = sa.Table(
     "sessions",
     metadata,
-    _identifier("session_id", primary_key=True),
-    _identifier("run_id", sa.ForeignKey("runs.run_id"), nullable=False, index=True),
-    _identifier("round_id", sa.ForeignKey("rounds.round_id"), nullable=False, index=True),
+    identifier("session_id", primary_key=True),
+    identifier("run_id", sa.ForeignKey("runs.run_id"), nullable=False, index=True),
+    identifier("round_id", sa.ForeignKey("rounds.round_id"), nullable=False, index=True),
     sa.Column("manifest_digest", sa.String(71), nullable=False),
     sa.Column("state", sa.String(16), nullable=False, index=True),
     sa.Column("revision", sa.BigInteger, nullable=False),
@@ -320,20 +291,20 @@ sessions: Final = sa.Table(
     sa.Column("total_weight", sa.BigInteger),
     sa.Column("totals", sa.JSON(none_as_null=True)),
     sa.Column("sum_digest", sa.String(71)),
-    _identifier("sum_blob_id", sa.ForeignKey("blobs.blob_id")),
+    identifier("sum_blob_id", sa.ForeignKey("blobs.blob_id")),
 )
 
 session_members: Final = sa.Table(
     "session_members",
     metadata,
-    _identifier("session_id", sa.ForeignKey("sessions.session_id"), primary_key=True),
+    identifier("session_id", sa.ForeignKey("sessions.session_id"), primary_key=True),
     sa.Column("place", sa.BigInteger, primary_key=True, autoincrement=False),
-    _identifier("client_id", sa.ForeignKey("clients.client_id"), nullable=False),
-    _identifier("task_id", sa.ForeignKey("tasks.task_id"), nullable=False),
+    identifier("client_id", sa.ForeignKey("clients.client_id"), nullable=False),
+    identifier("task_id", sa.ForeignKey("tasks.task_id"), nullable=False),
     sa.Column("advertise", sa.LargeBinary, nullable=False),
     sa.Column("shares_digest", sa.String(71)),
     sa.Column("input_digest", sa.String(71)),
-    _identifier("input_blob_id", sa.ForeignKey("blobs.blob_id")),
+    identifier("input_blob_id", sa.ForeignKey("blobs.blob_id")),
     sa.Column("signature", sa.LargeBinary),
     sa.Column("unmask_digest", sa.String(71)),
     sa.Column("right_shares", sa.LargeBinary),
@@ -344,7 +315,7 @@ session_members: Final = sa.Table(
 session_messages: Final = sa.Table(
     "session_messages",
     metadata,
-    _identifier("session_id", primary_key=True),
+    identifier("session_id", primary_key=True),
     sa.Column("place", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("kind", sa.String(16), primary_key=True),
     sa.Column("body", sa.LargeBinary, nullable=False),
@@ -354,13 +325,13 @@ session_messages: Final = sa.Table(
 seats: Final = sa.Table(
     "seats",
     metadata,
-    _identifier("task_id", sa.ForeignKey("tasks.task_id"), primary_key=True),
-    _identifier("run_id", sa.ForeignKey("runs.run_id"), nullable=False),
-    _identifier("round_id", sa.ForeignKey("rounds.round_id"), nullable=False),
-    _identifier("client_id", sa.ForeignKey("clients.client_id"), nullable=False),
+    identifier("task_id", sa.ForeignKey("tasks.task_id"), primary_key=True),
+    identifier("run_id", sa.ForeignKey("runs.run_id"), nullable=False),
+    identifier("round_id", sa.ForeignKey("rounds.round_id"), nullable=False),
+    identifier("client_id", sa.ForeignKey("clients.client_id"), nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("advertise", sa.LargeBinary, nullable=False),
-    _identifier("session_id", sa.ForeignKey("sessions.session_id")),
+    identifier("session_id", sa.ForeignKey("sessions.session_id")),
     sa.Column("place", sa.BigInteger),
     sa.Column("waiting_since", Instant, nullable=False),
     sa.Index(None, "round_id", "state"),
@@ -369,14 +340,14 @@ seats: Final = sa.Table(
 advertised_keys: Final = sa.Table(
     "advertised_keys",
     metadata,
-    _identifier("round_id", sa.ForeignKey("rounds.round_id"), primary_key=True),
+    identifier("round_id", sa.ForeignKey("rounds.round_id"), primary_key=True),
     sa.Column("public_key", sa.LargeBinary, primary_key=True),
 )
 
 events: Final = sa.Table(
     "events",
     metadata,
-    _identifier("run_id", sa.ForeignKey("runs.run_id"), primary_key=True),
+    identifier("run_id", sa.ForeignKey("runs.run_id"), primary_key=True),
     sa.Column("event_id", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("type", sa.String(64), nullable=False),
     sa.Column("data", sa.JSON, nullable=False),
@@ -389,6 +360,6 @@ idempotency_keys: Final = sa.Table(
     sa.Column("scope", sa.String(160), primary_key=True),
     sa.Column("key", sa.String(255), primary_key=True),
     sa.Column("request_digest", sa.String(71), nullable=False),
-    _identifier("resource_id", nullable=False),
+    identifier("resource_id", nullable=False),
     sa.Column("created_at", Instant, nullable=False),
 )

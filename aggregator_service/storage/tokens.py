@@ -34,6 +34,7 @@ def insert(tx: WriteTx, token: TokenRecord) -> None:
             uses=token.uses,
             expires_at=token.expires_at,
             created_at=token.created_at,
+            helper_key=token.helper_key,
         )
     )
 
@@ -66,6 +67,15 @@ def spend_use(tx: WriteTx, token_hash: str) -> bool:
 def revoke_of_client(tx: WriteTx, client_id: str) -> None:
     """Makes a client's tokens stop working."""
     tx.connection.execute(sa.update(tokens).where(tokens.c.client_id == client_id).values(revoked_at=tx.now()))
+
+
+def revoke_of_helper(tx: WriteTx, signing_key: bytes) -> bool:
+    """Makes the tokens for a helper's signing key stop working; False if there was never one."""
+    of_key = tokens.c.helper_key == signing_key
+    if tx.connection.execute(sa.select(tokens.c.token_hash).where(of_key).limit(1)).first() is None:
+        return False
+    tx.connection.execute(sa.update(tokens).where(of_key, tokens.c.revoked_at.is_(None)).values(revoked_at=tx.now()))
+    return True
 
 
 def recall(tx: ReadTx, scope: str, key: str) -> IdempotencyRecord | None:

@@ -11,6 +11,7 @@ from typing import Final
 import structlog
 
 from aggregator_service.domain import topics
+from aggregator_service.domain.helper_mode.records import MaskSumRecord
 from aggregator_service.domain.records import RoundRecord
 from aggregator_service.domain.sessions.records import SessionRecord
 from aggregator_service.domain.sessions.steps import Abort
@@ -18,12 +19,17 @@ from aggregator_service.flow import aggregation, expiry, lifecycle, publication
 from aggregator_service.flow.aggregation import AggregationStoppedError, Candidate, SealedRound
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.fold import ModelOverflowError
+from aggregator_service.flow.helper_mode import completion as helper_completion
+from aggregator_service.flow.helper_mode import summing as mask_summing
+from aggregator_service.flow.helper_mode.summing import MaskSumming
 from aggregator_service.flow.optimizer_state import OptimizerStateError
 from aggregator_service.flow.sessions import completion, unmasking
-from aggregator_service.flow.sessions.unmasking import SessionSum, Summing
-from aggregator_service.storage import rounds, sessions
+from aggregator_service.flow.sessions.sums import SessionSum
+from aggregator_service.flow.sessions.unmasking import Summing
+from aggregator_service.storage import mask_sums, rounds, sessions
 from aggregator_service.storage.blobs import BlobCorruptError
 from aggregator_service.storage.leases import exclusive
+from fl_protocol.helper_mode import MaskSumState
 from fl_protocol.sessions import SessionState
 
 _IDLE_SECONDS: Final = 5.0
@@ -82,6 +88,8 @@ class EmbeddedWorker:
     async def _unmask_all(self) -> float:
         for session in await self._flow.transactions.read_one("find_summing", sessions.summing):
             await self._unmask(session)
+        for mask_sum in await self._flow.transactions.read_one("find_mask_summing", mask_sums.summing):
+            await self._take_masks_off(mask_sum)
         return _IDLE_SECONDS
 
     async def _unmask(self, session: SessionRecord) -> None:
@@ -114,6 +122,34 @@ class EmbeddedWorker:
                 "load_summing", lambda tx: unmasking.load(self._flow, tx, session.session_id)
             )
             return None if summing is None else (summing, unmasking.compute(self._flow, summing))
+
+    async def _take_masks_off(self, mask_sum: MaskSumRecord) -> None:
+        try:
+            outcome = await asyncio.get_running_loop().run_in_executor(self._thread, self._sum_round, mask_sum)
+        except AggregationStoppedError:
+            return
+        except BlobCorruptError as error:
+            found = await self._flow.transactions.read_one(
+                "get_mask_sum", lambda tx: mask_sums.get(tx, mask_sum.round_id)
+            )
+            if found is not None and found.state is MaskSumState.SUMMING:
+                reason = f"the sum of round {mask_sum.round_id} cannot be computed: {error}"
+                _log.error("run_failed", run_id=mask_sum.run_id, reason=reason)
+                await lifecycle.fail_run(self._flow, mask_sum.run_id, reason)
+            return
+        if outcome is not None:
+            await helper_completion.settle(self._flow, *outcome)
+
+    def _sum_round(self, mask_sum: MaskSumRecord) -> tuple[MaskSumming, SessionSum | str] | None:
+        """Computes the sum of a round in helper mode unless another process is at it or has done it."""
+        transactions = self._flow.transactions
+        with exclusive(transactions.database, mask_sum.round_id) as held:
+            if not held:
+                return None
+            found = transactions.read_blocking(
+                "load_mask_summing", lambda tx: mask_summing.load(self._flow, tx, mask_sum.round_id)
+            )
+            return None if found is None else (found, mask_summing.compute(self._flow, found))
 
     async def _expire(self) -> float:
         due = await expiry.expire(self._flow)

@@ -17,7 +17,7 @@ from client_sdk.cli.promises import print_sentences
 from client_sdk.errors import UsageError
 
 if TYPE_CHECKING:
-    from client_sdk.session.progress import Progress, SessionJoined
+    from client_sdk.session.progress import HelpersTrusted, Progress, SessionJoined
 
 MASKED: Final = "Masked runs"
 
@@ -57,6 +57,12 @@ def participate(
         int,
         typer.Option(min=0, help="So many others of a session must be on the roster.", rich_help_panel=MASKED),
     ] = 0,
+    helper_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A helper's sealing key that you know; one of the run's must be among them.", rich_help_panel=MASKED
+        ),
+    ] = None,
     server: Server = DEFAULT_SERVER,
     token_file: TokenFile = None,
     allow_insecure_http: Insecure = False,
@@ -83,6 +89,7 @@ def participate(
         authority=None if authority is None else parse_key(authority, what="--authority"),
         server_key=None if server_key is None else parse_key(server_key, what="--server-key"),
         min_known_peers=min_known_peers,
+        helper_keys=frozenset(parse_key(key, what="--helper-key") for key in helper_key or ()),
     )
     train = _load(trainer)
     evaluate = None if evaluator is None else _load(evaluator)
@@ -186,6 +193,8 @@ def _print_masked_line(event: "Progress") -> None:
         case progress.SessionFailed(task=task, reason=reason, retry_seconds=seconds):
             then = "" if seconds is None else f"; asking for another in {seconds:.1f} s"
             typer.echo(f"round {task.round}: {cell(reason)}{then}", err=True)
+        case progress.HelpersTrusted():
+            typer.echo(f"round {event.task.round}: {_relied_on(event)}")
         case progress.UpdateCounted(task=task, num_survivors=count, num_bytes=size):
             typer.echo(f"round {task.round}: masked update counted among {count}, {size:,} bytes")
 
@@ -194,6 +203,15 @@ def _joined(event: "SessionJoined") -> str:
     return (
         f"in a masked session of {event.num_members}; the server learns their sum alone, unless more than "
         f"{event.tolerated_colluders} of them help it (identity trust: {event.identity_trust})"
+    )
+
+
+def _relied_on(event: "HelpersTrusted") -> str:
+    names = ", ".join(event.helpers)
+    known = f"you know {', '.join(event.known)}" if event.known else "you have their keys from the server alone"
+    return (
+        f"masked for the helpers {names}: nobody learns this update unless the server and ALL of them work together "
+        f"({known}; identity trust: {event.identity_trust})"
     )
 
 

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from fl_protocol.runs import RunSpec
 
 _WIDTH: Final = 100
+_LEGEND: Final = (
+    "In a run the sentences have its own numbers (`run show RUN`). n_min: the fewest clients of whom the server learns "
+    "a sum, secure_aggregation.min_members. A: the members of a session that may collude. H: those hidden among each "
+    "other then. epsilon, delta: privacy.target_epsilon and privacy.delta, for the whole run."
+)
 
 COLUMNS: Final = ("preset", "secure_aggregation", "privacy", "a single update", "ledger", "identity_trust")
 
@@ -93,6 +98,7 @@ def print_presets(*, as_json: bool) -> None:
         typer.echo(f"\n{row.preset}")
         for sentence in row.sentences:
             typer.echo(textwrap.fill(f"- {sentence}", _WIDTH, subsequent_indent="  "))
+    typer.echo(f"\n{textwrap.fill(_LEGEND, _WIDTH)}")
 
 
 def cells_of(row: "Row") -> tuple[str, ...]:

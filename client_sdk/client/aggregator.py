@@ -8,6 +8,7 @@ from typing import Final, Self
 
 from client_sdk import endpoints
 from client_sdk.client.connection import Connection, NothingThereError, Seams, server_url
+from client_sdk.client.helper_mode import HelperModeRoutes
 from client_sdk.client.masked import MaskedRoutes
 from client_sdk.config import DEFAULT_LIMITS, Limits
 from client_sdk.endpoints import NothingToDo
@@ -34,8 +35,8 @@ from fl_protocol.tasks import (
 )
 
 
-class AggregatorClient(MaskedRoutes):
-    """Speaks to one aggregation server as the bearer of one token (operator, enrolment or client).
+class AggregatorClient(MaskedRoutes, HelperModeRoutes):
+    """Speaks to one aggregation server as the bearer of one token (operator, enrolment, client or helper).
 
     ```python
     async with AggregatorClient("https://fl.example.org", token=token) as client:

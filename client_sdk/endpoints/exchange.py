@@ -18,7 +18,7 @@ Message = TypeVar("Message", bound=BaseModel)
 Item = TypeVar("Item", bound=BaseModel)
 
 _PATH_SAFE: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,127}", re.ASCII)
-_IDENTIFIERS: Final = ("run_id", "task_id", "client_id", "session_id")
+_IDENTIFIERS: Final = ("run_id", "task_id", "client_id", "session_id", "request_id")
 _MAX_COMMAS: Final = 100_000
 """Bounds how many values a JSON text has, and so the memory that it takes once read: 4 MiB of `0,` take gigabytes."""
 

@@ -8,17 +8,19 @@ from typing import Final
 
 from client_sdk.client import AggregatorClient
 from client_sdk.errors import NotFoundError, SessionRefusedError
+from client_sdk.masked_round.contributing import Contributing, check_helpers
 from client_sdk.masked_round.review import Reviewer
 from client_sdk.masked_round.seating import OnInput, OnSum, Seating
 from client_sdk.masked_round.threads import in_thread
 from client_sdk.masking.answered import AnsweredRounds
 from client_sdk.masking.identity import Identity
-from client_sdk.masking.terms import Counted, Failed, MaskedRound
+from client_sdk.masking.terms import Contributed, Counted, Failed, MaskedRound
 from client_sdk.masking.trust import PeerTrust
 from client_sdk.masking.update import MaskedUpdate
 from client_sdk.session.progress import Progress, SessionFailed
 from fl_protocol.runs import RunSpec
 from fl_protocol.sessions import SeatState
+from fl_protocol.specs.secure_aggregation import HelperSecureAggregation
 from fl_protocol.tasks import Task
 
 MAX_FRESH_SESSIONS: Final = 3
@@ -47,7 +49,10 @@ class MaskedRounds:
         reviewer = Reviewer(self.client, self.run_id, self.state_dir, self.trust)
         identity = await reviewer.identity(self.client_id)
         round_ = await reviewer.manifest(task, spec)
-        reviewer.check_certified(identity, round_)
+        if isinstance(spec.secure_aggregation, HelperSecureAggregation):
+            self.tell(check_helpers(task, round_, self.trust))
+        else:
+            reviewer.check_certified(identity, round_)
         if self.identity is None:
             await reviewer.register(identity)
             self.identity = identity
@@ -67,13 +72,17 @@ class MaskedRounds:
 
     async def aggregate(
         self, task: Task, round_: MaskedRound, *, update: MaskedUpdate, on_input: OnInput, on_sum: OnSum
-    ) -> Counted | Failed:
+    ) -> Counted | Contributed | Failed:
         """Takes an update through a session, and through a fresh one where that failed before this client answered.
+
+        In helper mode it is sent once and for all.
 
         `on_input` is told the input's digest before it is sent, `on_sum` of how many clients the sum is once that is
         known. Raises SessionRefusedError for what the server may not
         ask for, TranscriptError where the sum is not of what was sent.
         """
+        if isinstance(round_.spec.secure_aggregation, HelperSecureAggregation):
+            return await self._contribute(task, round_, update=update, on_input=on_input)
         left = MAX_FRESH_SESSIONS
         while True:
             if await self.is_spent(task):
@@ -87,6 +96,21 @@ class MaskedRounds:
                 return ended
             await self.client.sleep(pause)
             left -= 1
+
+    async def _contribute(
+        self, task: Task, round_: MaskedRound, *, update: MaskedUpdate, on_input: OnInput
+    ) -> Contributed:
+        if self.identity is None:
+            raise RuntimeError("a masked round is reviewed before it is aggregated")
+        contributing = Contributing(
+            client=self.client,
+            folder=self.folder,
+            identity=self.identity,
+            tell=self.tell,
+            task=task,
+            round_=round_,
+        )
+        return await contributing.run(update, on_input=on_input)
 
     async def _once(
         self, task: Task, round_: MaskedRound, *, update: MaskedUpdate, on_input: OnInput, on_sum: OnSum, is_last: bool

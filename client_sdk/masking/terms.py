@@ -9,6 +9,7 @@ from fl_protocol.manifests import Manifest, ManifestTensor
 from fl_protocol.masking.ring import Ring
 from fl_protocol.runs import RunSpec
 from fl_protocol.specs.secure_aggregation import IdentityTrust, PairwiseSecureAggregation
+from fl_protocol.tasks import Receipt
 
 MANIFESTS_FOLDER: Final = "manifests"
 """Where, below a run's folder, a client keeps the manifests that it has seen."""
@@ -43,6 +44,13 @@ class Counted:
 
     session_id: str
     num_survivors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contributed:
+    """The one message of helper mode was acknowledged."""
+
+    receipt: Receipt
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,8 @@ class PeerTrust:
     `roster` is a pinned list: nobody else may be in a session of this client's, whatever the run says; with
     `min_known_peers` so many of the other members must be on it, and the rest need not be unless the run says so.
     `authority` is the Ed25519 key of whoever certifies identities, and `server_key` that of the server's manifests;
-    where it is not given, the first one that is seen is remembered.
+    where it is not given, the first one that is seen is remembered. `helper_keys` are sealing keys of helpers that this
+    client knows: a run in helper mode must have one of them.
     """
 
     roster: Keys | None = None
@@ -35,12 +36,16 @@ class PeerTrust:
     server_key: bytes | None = None
     min_known_peers: int = 0
     require_complete_graph: bool = False
+    helper_keys: frozenset[bytes] = frozenset()
 
     def __post_init__(self) -> None:
         for name in ("authority", "server_key"):
             key = getattr(self, name)
             if key is not None and len(key) != KEY_BYTES:
                 raise UsageError(f"{name} has {len(key)} bytes; an Ed25519 public key has {KEY_BYTES}")
+        for key in self.helper_keys:
+            if len(key) != KEY_BYTES:
+                raise UsageError(f"helper_keys has one of {len(key)} bytes; an X25519 public key has {KEY_BYTES}")
 
 
 def client_id_bytes(client_id: str) -> bytes:

@@ -30,6 +30,7 @@ from fl_protocol.specs.protection import NoPrivacy
 from fl_protocol.specs.secure_aggregation import (
     MAX_SESSION_MEMBERS,
     IdentityTrust,
+    Masking,
     PairwiseSecureAggregation,
     target_members,
 )
@@ -68,9 +69,10 @@ class PrivacyPolicy(RequestMessage):
     refuses `none`. `min_cohort` is the fewest updates that a published model may mix (`round.min_updates`). `unit` is
     whose data must be hidden, `trusted` on whose honesty that may depend.
 
-    With `secure_aggregation` "required" the server must not see single updates. A masked run's sessions must have at
-    least `min_session_members` (by its `min_members`), an `identity_trust` among `allowed_identity_trust`, and with
-    `require_complete_graph` so few members that everybody masks with everybody.
+    With `secure_aggregation` "required" the server must not see single updates, by pairwise masks or by helpers. A
+    masked run's sums must have at least `min_session_members` (by its `min_members`), an `identity_trust` among
+    `allowed_identity_trust`, and with `require_complete_graph` pairwise sessions have so few members that everybody
+    masks with everybody.
     """
 
     max_epsilon: Annotated[float, Field(gt=0)] | None = None
@@ -162,7 +164,7 @@ def _check_promise(policy: PrivacyPolicy, spec: RunSpec) -> None:
 
 def _check_secure_aggregation(policy: PrivacyPolicy, spec: RunSpec) -> None:
     masked = spec.secure_aggregation
-    if not isinstance(masked, PairwiseSecureAggregation):
+    if not isinstance(masked, Masking):
         if policy.secure_aggregation == "required":
             raise PolicyError(
                 f"policy.secure_aggregation 'required' is not what the run's secure_aggregation.kind {masked.kind!r} "
@@ -188,7 +190,7 @@ def _check_secure_aggregation(policy: PrivacyPolicy, spec: RunSpec) -> None:
             value=masked.identity_trust,
             bound=policy.allowed_identity_trust,
         )
-    most = target_members(spec)
+    most = target_members(spec) if isinstance(masked, PairwiseSecureAggregation) else 0
     if policy.require_complete_graph and most > MAX_COMPLETE:
         raise PolicyError(
             f"policy.require_complete_graph is not met: the run's sessions have up to {most} members, and above "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fl_protocol.privacy_claims import PrivacyUnit
 from fl_protocol.promises import Promise
 from fl_protocol.sessions import SessionState
-from fl_protocol.specs.secure_aggregation import IdentityTrust
+from fl_protocol.specs.secure_aggregation import HelperTrust, IdentityTrust
 from fl_protocol.tasks import EvaluationReport, Receipt, Task
 
 
@@ -140,6 +140,21 @@ class UpdateCounted:
 
 
 @dataclass(frozen=True, slots=True)
+class HelpersTrusted:
+    """In a run of helper mode: nobody learns this client's update unless the server and all `helpers` work together.
+
+    `known` are those whose sealing key this client was given by somebody else than the server. With `identity_trust`
+    "pinned" each helper holds clients against a list of its own; with "server" it may believe the server, who then
+    could invent all the others.
+    """
+
+    task: Task
+    helpers: tuple[str, ...]
+    known: tuple[str, ...]
+    identity_trust: HelperTrust
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationAccepted:
     """The evaluation is durable and will be counted exactly once."""
 
@@ -185,6 +200,7 @@ Progress = (
     | SessionAdvanced
     | SessionFailed
     | UpdateCounted
+    | HelpersTrusted
     | EvaluationAccepted
     | WorkRefused
     | TaskGivenUp

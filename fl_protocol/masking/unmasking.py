@@ -12,8 +12,7 @@ from fl_protocol.masking.cohort import Cohort, is_mask_subtracted
 from fl_protocol.masking.errors import MessageError, ShareError
 from fl_protocol.masking.keys import Secret
 from fl_protocol.masking.messages import Kind, ShareRecord, UnmaskShare
-from fl_protocol.masking.prg import Mask, remove_masks
-from fl_protocol.masking.ring import Int64Array, Words, signed
+from fl_protocol.masking.prg import Mask
 
 ShareDigests = Mapping[tuple[int, int], tuple[bytes, bytes]]
 """(dealer, receiver) -> the digests of the seed's share and of the key's share, as the dealer announced them."""
@@ -139,12 +138,6 @@ def masks_of_sum(collected: Collected, *, cohort: Cohort) -> tuple[Mask, ...]:
         for mask in _pair_masks(member, shares, cohort=cohort, survivors=collected.seeds)
     ]
     return (*own, *pairs)
-
-
-def unmask_window(sums: Words, masks: Sequence[Mask], *, first: int, bits: int) -> Int64Array:
-    """Removes all masks from a window of the survivors' sum, in place, and gives it as signed integers."""
-    remove_masks(sums, masks, first=first)
-    return signed(sums, bits)
 
 
 def _is_announced(given: UnmaskShare, *, responder: int, digests: ShareDigests, cohort: Cohort) -> bool:

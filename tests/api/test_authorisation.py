@@ -19,6 +19,7 @@ from aggregator_service.api.dependencies import allow, authenticated
 from aggregator_service.domain.records import TokenKind, TokenRecord
 from aggregator_service.telemetry import Telemetry
 from tests.support.databases import SHARED_ON_SQLITE
+from tests.support.helper_mode import HELPER_PHASES, HelperParty, at_helper_phase
 from tests.support.masked import BYTES, PHASES, MaskedClient, at_phase
 from tests.support.participant import (
     MEDIA_TYPE,
@@ -35,8 +36,9 @@ from tests.support.refusals import assert_refused
 from tests.support.server import ServerProcess
 from tests.support.stored import Stored
 
-IDENTITIES = ("none", "unknown", "revoked", "expired", "spent", "enrolment", "other", "client", "operator")
-"""`client` holds the task that an operation names, `other` is a client like it; `spent` has enrolled all it may."""
+IDENTITIES = ("none", "unknown", "revoked", "expired", "spent", "enrolment", "other", "client", "helper", "operator")
+"""`client` holds the task that an operation names, `other` is a client like it; `spent` has enrolled all it may;
+`helper` is the one that is asked."""
 
 NOBODY = ("none", "unknown", "revoked", "expired")
 
@@ -56,6 +58,9 @@ SECRET_TABLES = (
     "sessions",
     "session_members",
     "session_messages",
+    "contributions",
+    "mask_sums",
+    "mask_requests",
 )
 
 
@@ -86,6 +91,7 @@ EVERYONE = _may(200, *IDENTITIES)
 MEMBERS = _may(200, "operator", "client")
 OWN = _may(200, "client")
 SENT = _may(201, "client")
+HELPER = _may(200, "helper")
 
 
 def _session_row(path: str, allowed: Mapping[str, int], phase: str) -> Row:
@@ -167,6 +173,24 @@ TABLE: dict[tuple[str, str], Row] = {
     ("PUT", "/v1/sessions/{session_id}/consistency/{index}"): _session_row("/consistency/{index}", SENT, "consistency"),
     ("GET", "/v1/sessions/{session_id}/consistency"): _session_row("/consistency", MEMBERS, "unmask"),
     ("PUT", "/v1/sessions/{session_id}/unmask/{index}"): _session_row("/unmask/{index}", SENT, "unmask"),
+    ("PUT", "/v1/tasks/{task_id}/contribution"): Row(
+        "/v1/tasks/{task_id}/contribution", _may(201, "client"), phase="contribution"
+    ),
+    ("GET", "/v1/runs/{run_id}/rounds/{number}/mask-sum"): Row(
+        "/v1/runs/{run_id}/rounds/1/mask-sum", READERS, phase="asked"
+    ),
+    ("POST", "/v1/helper-tokens"): Row("/v1/helper-tokens", _may(201, "operator"), json={"signing_key": "ab" * 32}),
+    ("DELETE", "/v1/helper-tokens/{signing_key}"): Row(
+        "/v1/helper-tokens/{signing_key}", _may(204, "operator"), phase="contribution"
+    ),
+    ("GET", "/v1/helper-requests"): Row("/v1/helper-requests", HELPER),
+    ("GET", "/v1/helper-requests/{request_id}"): Row("/v1/helper-requests/{request_id}", HELPER, phase="asked"),
+    ("PUT", "/v1/helper-requests/{request_id}/verdict"): Row(
+        "/v1/helper-requests/{request_id}/verdict", _may(204, "helper"), phase="asked", json={}
+    ),
+    ("PUT", "/v1/helper-requests/{request_id}/mask-sum"): Row(
+        "/v1/helper-requests/{request_id}/mask-sum", _may(201, "helper"), phase="releasing"
+    ),
     ("GET", "/healthz"): Row("/healthz", EVERYONE, is_open=True),
     ("GET", "/readyz"): Row("/readyz", EVERYONE, is_open=True),
     ("GET", "/metrics"): Row("/metrics", EVERYONE, is_open=True),
@@ -215,7 +239,7 @@ class World:
             names |= masked
             if row.path.endswith("/identity-key"):
                 body = {"public_key": masked["public_key"]} if method == "PUT" else None
-            elif method == "PUT":
+            elif method == "PUT" and body is None:
                 content, headers = message, headers | BYTES
         with (
             self.server.http(None) as http,
@@ -240,7 +264,7 @@ def _claimed(operator: httpx.Client, token: str, run_id: str) -> str:
 
 
 def _fresh_world(
-    server: ServerProcess, stored: Stored, operator: httpx.Client, phases: Sequence[str] = PHASES
+    server: ServerProcess, stored: Stored, operator: httpx.Client, phases: Sequence[str] = (*PHASES, *HELPER_PHASES)
 ) -> World:
     world = World(server, stored, operator)
     clients = {name: enrol(operator, name) for name in ("client", "other", "revoked", "named")}
@@ -271,7 +295,14 @@ def _fresh_world(
         "scaffold": scaffold_run(operator, enrol(operator, "corrects")),
     }
     own_client = MaskedClient(clients["client"])
-    world.masked = {phase: at_phase(operator, own_client, phase) for phase in phases}
+    party = HelperParty("helper")
+    world.tokens["helper"] = str(party.connect(operator).headers["authorization"]).removeprefix("Bearer ")
+    world.masked = {
+        phase: at_phase(operator, own_client, phase)
+        if phase in PHASES
+        else at_helper_phase(operator, own_client, party, phase)
+        for phase in phases
+    }
     for is_evaluating, run_id in ((False, training), (True, evaluating)):
         task_id = _claimed(operator, own, run_id) if is_evaluating else train_task
         world.names[is_evaluating] = {"run_id": run_id, "task_id": task_id, "client_id": clients["named"].client_id}
@@ -446,7 +477,7 @@ HOSTS = [
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_host_header_opens_no_route(shared_server: ServerProcess, quiet_world: World, host: bytes) -> None:
-    names = quiet_world.names[False] | quiet_world.masked["unmask"][0]
+    names = quiet_world.names[False] | quiet_world.masked["unmask"][0] | quiet_world.masked["asked"][0]
     names |= {"number": "1", "version": "0", "sequence": "1"}
     for (method, template), row in TABLE.items():
         if not row.is_open:

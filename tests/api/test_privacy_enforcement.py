@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from fl_protocol.privacy import lattice
+from tests.support.databases import SHARED_ON_SQLITE
 from tests.support.participant import (
     MEDIA_TYPE,
     Participant,
@@ -54,6 +55,7 @@ def vault(shared_server: ServerProcess) -> Vault:
     return Vault(shared_server.database_url)
 
 
+@SHARED_ON_SQLITE
 @pytest.mark.parametrize(("num_asked", "num_answers"), [(3, 3), (10, 7)], ids=["all-answer", "three-of-ten-drop"])
 def test_released_noise_has_the_declared_width_however_many_answer(
     shared_operator: httpx.Client, num_asked: int, num_answers: int

@@ -23,6 +23,8 @@ from schemathesis.specs.openapi.checks import (
 
 from aggregator_service.api.application import create_application
 from aggregator_service.telemetry import Telemetry
+from tests.support.databases import SHARED_POSTGRES_IN_SOAK
+from tests.support.helper_mode import HelperParty, at_helper_phase
 from tests.support.malformed import MODEL, UPDATE, body_of, compressed, model_body
 from tests.support.masked import MaskedClient, at_phase
 from tests.support.participant import MEDIA_TYPE, Participant, enrol, evaluated_run, scaffold_run
@@ -83,6 +85,7 @@ class World:
     number: int = 0
     clients: list[Participant] = field(default_factory=list)
     message: bytes | None = None
+    helper: HelperParty = field(default_factory=lambda: HelperParty("helper"))
 
     def run(self, *, model: bool = True, start: bool = False, **spec: Any) -> str:
         run_id: str = self.operator.post("/v1/runs", json=spec).json()["run_id"]
@@ -170,6 +173,18 @@ def _masked(phase: str) -> Callable[[World], Names]:
     return names_of
 
 
+def _helping(phase: str) -> Callable[[World], Names]:
+    def names_of(world: World) -> Names:
+        world.clients.append(enrol(world.operator, "contributes"))
+        if world.helper.http is None:
+            world.helper.connect(world.operator)
+        own = MaskedClient(world.clients[-1])
+        names, world.message = at_helper_phase(world.operator, own, world.helper, phase)
+        return {**names, "number": 1}
+
+    return names_of
+
+
 def _nothing(_world: World) -> Names:
     return {}
 
@@ -209,6 +224,13 @@ NAMED: dict[str, Callable[[World], Names]] = {
     "PUT /v1/sessions/{session_id}/consistency/{index}": _masked("consistency"),
     "GET /v1/sessions/{session_id}/consistency": _masked("unmask"),
     "PUT /v1/sessions/{session_id}/unmask/{index}": _masked("unmask"),
+    "PUT /v1/tasks/{task_id}/contribution": _helping("contribution"),
+    "GET /v1/runs/{run_id}/rounds/{number}/mask-sum": _helping("asked"),
+    "DELETE /v1/helper-tokens/{signing_key}": _helping("contribution"),
+    "GET /v1/helper-requests": _helping("contribution"),
+    "GET /v1/helper-requests/{request_id}": _helping("asked"),
+    "PUT /v1/helper-requests/{request_id}/verdict": _helping("asked"),
+    "PUT /v1/helper-requests/{request_id}/mask-sum": _helping("releasing"),
 }
 USED_UP = {"PUT /v1/runs/{run_id}/models/0", "PUT /v1/tasks/{task_id}/update"}
 """Operations that take new bytes once: whenever they have, the next request names something fresh."""
@@ -238,6 +260,13 @@ def _is_client_operation(label: str) -> bool:
     return "/tasks" in label or is_masked
 
 
+def _token(world: World, label: str, operator_token: str) -> str:
+    if "/helper-requests" in label:
+        return str(world.helper.web.headers["authorization"]).removeprefix("Bearer ")
+    return world.clients[-1].token if _is_client_operation(label) else operator_token
+
+
+@SHARED_POSTGRES_IN_SOAK
 @pytest.mark.parametrize("label", OPERATIONS)
 def test_generated_requests_get_documented_answers_and_no_5xx(
     shared_server: ServerProcess, shared_operator: httpx.Client, session: requests.Session, label: str
@@ -262,7 +291,7 @@ def test_generated_requests_get_documented_answers_and_no_5xx(
             # No generator knows a message that is signed, or masked; then this one is right.
             case.body = world.message
         _shorten_waits(case)
-        token = world.clients[-1].token if _is_client_operation(label) else str(shared_server.operator_token)
+        token = _token(world, label, str(shared_server.operator_token))
         answer = case.call(base_url=shared_server.url, session=session, headers={"Authorization": f"Bearer {token}"})
         statuses[answer.status_code] += 1
         # The document says of a stream that it is text; Schemathesis would compare each event with that.

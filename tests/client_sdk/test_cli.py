@@ -412,6 +412,7 @@ def test_the_presets_are_shown_with_their_sentences(run: Run) -> None:
     code, out, _ = run("privacy", "presets")
     assert code == 0
     assert "anyone with its database sees every update" in out
+    assert "n_min: the fewest clients" in out
     shown = json.loads(run("privacy", "presets", "--json")[1])
     assert [(row["preset"], row["identity_trust"]) for row in shown] == [
         ("open", None), ("shielded", "server"), ("private", "server"), ("strict", "pinned"), ("local", None),

@@ -439,6 +439,16 @@ async def test_a_manifest_of_another_digest_than_the_tasks_is_refused_before_tra
     assert (trainer.num_trained, evil.messages_sent) == (0, {})
 
 
+@pytest.mark.parametrize("field", ["manifest_digest", "round", "attempt"])
+async def test_a_session_of_another_manifest_than_was_trained_for_is_left(field: str, tmp_path: Path) -> None:
+    """S25, after the seat: nothing but the seat's fresh keys has left then."""
+    other = {"manifest_digest": "sha256:" + "0" * 64, "round": 2, "attempt": 2}[field]
+    evil = an_evil_server({"session": lambda session: session.model_copy(update={field: other})})
+    with pytest.raises(UntrustedAnswerError, match="of another manifest, round or run"):
+        await take_part(evil, tmp_path)
+    assert evil.messages_sent.keys() <= {"seat", "shares"}
+
+
 async def test_coordinates_that_are_not_the_models_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
     def without(manifest: Any) -> Any:
         model = manifest.model.model_copy(update={"tensors": manifest.model.tensors[:1]})

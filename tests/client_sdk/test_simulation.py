@@ -8,12 +8,12 @@ import pytest
 
 from client_sdk import EvaluationReport, RoundSpec, RunFailedError, RunSpec, TrainedModel, TrainingTask, simulate
 from client_sdk.errors import UsageError
-from client_sdk.session.progress import Progress, UpdateAccepted, UpdateCounted
+from client_sdk.session.progress import HelpersTrusted, Progress, UpdateAccepted, UpdateCounted
 from client_sdk.session.work import Trainer
 from client_sdk.simulation import SimulatedRound, Simulation
 from fl_protocol.masked_vectors import ring_of
 from fl_protocol.specs.evaluation import EvaluationSpec
-from fl_protocol.specs.secure_aggregation import PairwiseSecureAggregation
+from fl_protocol.specs.secure_aggregation import HelperSecureAggregation, MaskHelper, PairwiseSecureAggregation
 
 MODEL = {"w": np.zeros(4, dtype=np.float32)}
 SPEC = RunSpec(name="small", num_rounds=3, round=RoundSpec(quorum=5, cohort_size=7))
@@ -129,3 +129,23 @@ def test_masked_rounds_give_the_weighted_mean_of_clients_who_send_together() -> 
         expected += sum((index + 1) * step.astype(np.float64) for index, step in enumerate(steps)) / 15
     np.testing.assert_allclose(done.model["w"], expected, atol=2 * ring_of(spec).step + 1e-6)
     assert sum(isinstance(event, UpdateCounted) for event in told) == 10
+
+
+def test_a_round_in_helper_mode_gives_the_weighted_mean_too() -> None:
+    helpers = [MaskHelper(name=name, sealing_key=name[0] * 64, signing_key=name[0] * 64) for name in ("a-1", "b-2")]
+    masked = HelperSecureAggregation(
+        kind="helper", min_members=3, helpers=helpers, examples_per_unit=1, clipping_norm=20.0
+    )
+    spec = RunSpec(name="masked", num_rounds=2, round=RoundSpec(quorum=4, cohort_size=4), secure_aggregation=masked)
+    told: list[Progress] = []
+    done = simulate(spec, MODEL, walker, num_clients=4, concurrency=2, on_event=told.append)
+    assert [one.round.num_updates for one in done.rounds] == [4, 4]
+    expected = np.zeros(4)
+    for number in (1, 2):
+        steps = [np.random.default_rng([index, number]).normal(size=4).astype(np.float32) for index in range(4)]
+        expected += sum((index + 1) * step.astype(np.float64) for index, step in enumerate(steps)) / 10
+    np.testing.assert_allclose(done.model["w"], expected, atol=2 * ring_of(spec).step + 1e-6)
+    relied_on = [event for event in told if isinstance(event, HelpersTrusted)]
+    assert len(relied_on) == 8
+    assert relied_on[0].helpers == ("a-1", "b-2")
+    assert done.run.spec.secure_aggregation != masked, "the simulation has made keys of its own"

@@ -48,9 +48,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return _demo(tmp_path_factory.mktemp("small") / "demo", *SMALL, "--seed", "7")
 
 
-def test_the_same_seed_gives_the_same_model_and_another_seed_another(small: Any, tmp_path: Path) -> None:
-    again, other = (_demo(tmp_path / seed, *SMALL, "--seed", seed) for seed in ("7", "8"))
-    assert small["digest"] == again["digest"] != other["digest"]
+@pytest.mark.parametrize(("seed", "is_same"), [("7", True), pytest.param("8", False, marks=pytest.mark.soak)])
+def test_the_same_seed_gives_the_same_model_and_another_seed_another(
+    small: Any, tmp_path: Path, seed: str, is_same: bool
+) -> None:
+    again = _demo(tmp_path / "again", *SMALL, "--seed", seed)
+    assert (again["digest"] == small["digest"]) is is_same
 
 
 def test_masked_clients_learn_as_much_and_the_server_sees_none_of_them(small: Any, tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def test_the_features_look_at_edges_and_only_the_head_is_trained(example: Module
     np.testing.assert_array_equal(tensors_of(example.Edges())["head.weight"], 0)
 
 
+@pytest.mark.soak
 def test_the_example_prints_a_table_and_saves_a_plot(
     example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """Sessions of a masked round as shards: a strategy combines their means, and one that is poisoned is outvoted."""
 
 import hashlib
+import itertools
 from functools import cache
 
 import numpy as np
@@ -149,6 +150,16 @@ def test_a_session_counts_the_same_however_many_members_it_has():
     base = as_float64(31)
     sums = [session_sum(np.full(31, value * weight), weight) for value, weight in ((1, 3), (2, 3), (100, 400))]
     assert decode(fold(base, sums, spec_of({"kind": "median"})))["a"][0] == 2 * STEP
+
+
+def test_of_sessions_that_are_as_good_the_one_with_the_smaller_digest_is_taken_whenever_it_ended():
+    base, spec = as_float64(31), spec_of(STRATEGIES["krum"])
+    # Their two nearest others are 1 and 4 away from both -2 and 2.
+    sums = [session_sum(np.full(31, value), 3) for value in (-3, -2, 10, 2, 3)]
+    first = min((sums[1], sums[3]), key=lambda one: one.digest)
+    for order in itertools.permutations(sums):
+        expected = -2 if first is sums[1] else 2
+        assert decode(fold(base, order, spec))["a"][0] == pytest.approx(expected * STEP / 3, rel=1e-15)
 
 
 # ---- X4: a learning task on real images, five shards of four clients, one of which is poisoned

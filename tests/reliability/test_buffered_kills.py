@@ -20,6 +20,7 @@ from tests.support.chaos import (
     check_nothing_is_left_over,
     taking_part,
 )
+from tests.support.databases import POSTGRES_IN_SOAK
 from tests.support.insistent import Insistent
 from tests.support.ledger import WEIGHTS, Ledger, digest_of
 from tests.support.participant import (
@@ -142,6 +143,7 @@ def live(driver: Insistent, operator: httpx.Client) -> Course:
     return course
 
 
+@POSTGRES_IN_SOAK
 def test_kills_change_no_bit_of_a_run_with_stale_updates(database_url: str, tmp_path: Path, forking: Zygote) -> None:
     server = ServerProcess(database_url, tmp_path, port=free_port(), zygote=forking)
     driver = Insistent(server, list(PLAN))
@@ -158,6 +160,7 @@ def test_kills_change_no_bit_of_a_run_with_stale_updates(database_url: str, tmp_
         server.kill()
 
 
+@POSTGRES_IN_SOAK
 def test_kills_amid_large_uploads_lose_nothing(database_url: str, tmp_path: Path, forking: Zygote) -> None:
     server = ServerProcess(database_url, tmp_path, port=free_port(), zygote=forking)
     faults = ["intake.chunks_stored:1", "intake.chunks_stored:2", "aggregation.halfway:1", "intake.chunks_stored:2"]
@@ -275,6 +278,7 @@ def crowded_plan(num_kills: int) -> list[Fault]:
     return [KillAfter(source.uniform(0.0, 0.4)) if source.random() < 0.4 else point for point in points]
 
 
+@POSTGRES_IN_SOAK
 def test_kills_amid_a_crowd_lose_nothing(database_url: str, tmp_path: Path, forking: Zygote) -> None:
     survive(database_url, tmp_path, plan=crowded_plan(5), forking=forking)
 

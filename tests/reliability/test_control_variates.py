@@ -11,6 +11,7 @@ from aggregator_service.flow.fold import RangeReader, SealedUpdate, aggregate
 from fl_protocol.runs import RunSpec
 from fl_protocol.tensors import parse_header
 from fl_protocol.updates import update_layout
+from tests.support.databases import POSTGRES_IN_SOAK
 from tests.support.ledger import digest_of
 from tests.support.participant import Participant, create_run, enrol, pack, unpack, update_body, wait_for_run
 from tests.support.server import ServerProcess
@@ -70,6 +71,7 @@ def sealed(content: bytes, *, weight: int) -> SealedUpdate:
     return SealedUpdate("u", digest_of(content), weight, max_abs, reader(content))
 
 
+@POSTGRES_IN_SOAK
 def test_kills_change_no_bit_of_a_control_variate(database_url: str, tmp_path: Path, forking: Zygote) -> None:
     server = ServerProcess(database_url, tmp_path, zygote=forking).start()
     try:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.support.chaos import KillAt, carry_out, taking_part
+from tests.support.databases import POSTGRES_IN_SOAK
 from tests.support.ledger import NUM_CLIENTS, Ledger, check_run, initial_model
 from tests.support.participant import create_run, unpack
 from tests.support.server import ServerProcess, free_port
@@ -18,6 +19,7 @@ FROZEN = {
 PLAN = [KillAt("aggregation.model_written", 1), KillAt("publication.in_transaction", 1)]
 
 
+@POSTGRES_IN_SOAK
 def test_a_killed_run_adds_each_adapter_once_and_leaves_the_frozen_tensors_bytes(
     database_url: str, tmp_path: Path, forking: Zygote
 ) -> None:

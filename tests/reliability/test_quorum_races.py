@@ -16,7 +16,7 @@ from tests.support.racing import at_once, held_back, spread
 from tests.support.server import ServerProcess
 
 NUM_RACERS = 10
-NUM_TWINS = 20
+NUM_TWINS = 10
 LONG = 3600
 
 

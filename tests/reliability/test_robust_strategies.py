@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from aggregator_service.flow.fold import SealedUpdate, aggregate
 from fl_protocol.runs import RunSpec
 from tests.support.chaos import PATIENCE_SECONDS, KillAt, carry_out
+from tests.support.databases import POSTGRES_IN_SOAK
 from tests.support.participant import Participant, create_run, enrol, pack, unpack, update_body, wait_for_run
 from tests.support.server import ServerProcess, free_port
 from tests.support.zygote import Zygote
@@ -105,6 +106,7 @@ def until_answered(put: Callable[[], httpx.Response]) -> int:
             time.sleep(0.01)
 
 
+@POSTGRES_IN_SOAK
 def test_a_round_of_each_robust_strategy_survives_kills_in_the_middle_of_it(
     database_url: str, tmp_path: Path, forking: Zygote
 ) -> None:

@@ -283,7 +283,9 @@ PHASES = ("seat", "shares", "inputs", "consistency", "unmask")
 
 def at_phase(operator: httpx.Client, own: MaskedClient, phase: str) -> tuple[dict[str, str], bytes]:
     """Takes a client with two others to a phase of a session; gives names, and the message that it has not sent yet."""
-    run_id = create_run(operator, small_model(), **masked_spec(3, num_rounds=2))
+    # Whoever is taken here may look around for as long as a loaded machine needs.
+    unhurried = {"phase_seconds": 3600}
+    run_id = create_run(operator, small_model(), **masked_spec(3, num_rounds=2, secure_aggregation=unhurried))
     others = MaskedCohort.enrol(operator, run_id, 2)
     cohort = MaskedCohort([own, *others.clients], run_id, others.spec)
     cohort.claim()

@@ -11,7 +11,7 @@ from fl_protocol.masking.cohort import Cohort
 from fl_protocol.masking.graph import can_proceed, graph_of
 from fl_protocol.masking.messages import Roster
 from fl_protocol.masking.participant import ADVERTISE_ENTROPY_BYTES, Participant
-from fl_protocol.masking.ring import Ring, pack, to_words, unpack
+from fl_protocol.masking.ring import Ring, pack, signed, to_words, unpack
 from fl_protocol.masking.terms import Terms
 
 CONTEXT = hashlib.sha256(b"ctx").digest()
@@ -118,7 +118,8 @@ class Server:
             total = np.zeros(min(window, size - first), dtype=self.ring.dtype)
             for body in self.inputs.values():
                 total += unpack(body[first * width : (first + window) * width], bits)
-            parts.append(unmasking.unmask_window(total, masks, first=first, bits=bits))
+            prg.remove_masks(total, masks, first=first)
+            parts.append(signed(total, bits))
         return np.concatenate(parts)
 
 

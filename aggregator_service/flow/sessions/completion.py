@@ -12,7 +12,8 @@ from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.sessions import phases
 from aggregator_service.flow.sessions.forming import form_if_due
-from aggregator_service.flow.sessions.unmasking import SessionSum, Summing
+from aggregator_service.flow.sessions.sums import SessionSum
+from aggregator_service.flow.sessions.unmasking import Summing
 from aggregator_service.storage import events, rounds, runs, seats, sessions, tasks, updates
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.rounds import EventType, RoundState

@@ -26,7 +26,7 @@ from fl_protocol.masking import keys
 from fl_protocol.masking.messages import Advertise
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.sessions import SeatState
-from fl_protocol.specs.secure_aggregation import PairwiseSecureAggregation
+from fl_protocol.specs.secure_aggregation import PairwiseSecureAggregation, is_masked
 from fl_protocol.tasks import TaskKind
 
 
@@ -103,8 +103,9 @@ def _masked(run: RunRecord | None) -> RunRecord:
     if run is None:
         raise LookupError("a task lacks its run")
     if not isinstance(run.spec.secure_aggregation, PairwiseSecureAggregation):
+        what = "contribution" if is_masked(run.spec) else "update"
         raise ProblemError(
-            ProblemType.STATE_CONFLICT, "the run has no secure aggregation; put the update to /v1/tasks/.../update"
+            ProblemType.STATE_CONFLICT, f"the run has no masked sessions; put the {what} to /v1/tasks/.../{what}"
         )
     return run
 

@@ -4,10 +4,8 @@ Window by window, and a function of what the session has kept: whoever computes 
 No vector of one member is ever unmasked.
 """
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
 
 import numpy as np
 
@@ -17,6 +15,8 @@ from aggregator_service.domain.sessions.records import MemberRecord, MessageKind
 from aggregator_service.domain.sessions.steps import Abort
 from aggregator_service.flow.aggregation import AggregationStoppedError
 from aggregator_service.flow.context import Flow
+from aggregator_service.flow.sessions.mask_removal import MaskRemoval, mask_removal
+from aggregator_service.flow.sessions.sums import WINDOW_ELEMENTS, SessionSum, write_sum
 from aggregator_service.flow.sessions.vectors import Vector, vector_of
 from aggregator_service.flow.windows import read_header
 from aggregator_service.storage import models, runs, sessions
@@ -27,13 +27,8 @@ from fl_protocol.masking.cohort import Cohort
 from fl_protocol.masking.errors import RingError, ShareError
 from fl_protocol.masking.messages import Roster
 from fl_protocol.masking.prg import Mask
-from fl_protocol.masking.ring import Int64Array, SumMeasure
-from fl_protocol.runs import RunSpec
+from fl_protocol.masking.ring import Int64Array
 from fl_protocol.sessions import AbortCode, SessionState
-from fl_protocol.specs.privacy import DistributedSkellamPrivacy
-from fl_protocol.specs.secure_aggregation import clipping_norm
-
-WINDOW_ELEMENTS: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +45,6 @@ class Summing:
     @property
     def survivors(self) -> list[MemberRecord]:
         return [member for member in self.members if member.survived]
-
-
-@dataclass(frozen=True, slots=True)
-class SessionSum:
-    """A sum that was computed and stored but is not named yet: the model's coordinates and the extras as int64."""
-
-    upload: BlobUpload
-    digest: str
-    total_weight: int
-    totals: list[int]
 
 
 def load(flow: Flow, tx: ReadTx, session_id: str) -> Summing | None:
@@ -94,7 +79,9 @@ def compute(flow: Flow, summing: Summing) -> SessionSum | Abort:
         return Abort(AbortCode.BAD_SHARE, str(error), blamed=(int(str(error.value)),))
     upload = BlobUpload(flow.new_id("blob"))
     try:
-        outcome = _sum(flow, summing, masks, upload)
+        size, width = summing.vector.num_elements, summing.vector.ring.dtype.itemsize
+        with mask_removal(masks, num_elements=size, word_bytes=width) as removal:
+            outcome = _sum(flow, summing, removal, upload)
     except BaseException:
         flow.blobs.discard_blocking(upload)
         raise
@@ -122,54 +109,36 @@ def _masks(summing: Summing) -> tuple[Mask, ...]:
     return unmasking.masks_of_sum(collected, cohort=cohort)
 
 
-def _sum(flow: Flow, summing: Summing, masks: Sequence[Mask], upload: BlobUpload) -> SessionSum | Abort:
-    vector, spec = summing.vector, summing.run.spec
-    hasher, measure, extras = hashlib.sha256(), SumMeasure(), np.empty(0, dtype=np.int64)
-    for first, totals in _windows(flow, summing, masks):
-        coordinates = totals[: max(vector.num_coordinates - first, 0)]
-        measure += ring.measure_sum(coordinates)
-        extras = np.concatenate([extras, totals[coordinates.size :]])
-        data = totals.astype("<i8").tobytes()
-        hasher.update(data)
-        upload.append(data)
-        if upload.is_due:
-            flow.blobs.flush_blocking(upload)
-        failpoints.reach("session.sum_halfway")
-    refused = _out_of_range(summing, measure, extras, spec=spec)
-    if refused is not None:
-        return refused
-    weight = vector.total_weight(extras.tolist(), num_members=len(summing.survivors))
-    return SessionSum(upload, f"sha256:{hasher.hexdigest()}", weight, extras.tolist())
+def _sum(flow: Flow, summing: Summing, removal: MaskRemoval, upload: BlobUpload) -> SessionSum | Abort:
+    num_members = len(summing.survivors)
+    try:
+        return write_sum(
+            flow,
+            upload,
+            _windows(flow, summing, removal),
+            vector=summing.vector,
+            spec=summing.run.spec,
+            num_members=num_members,
+        )
+    except RingError as error:
+        return Abort(
+            AbortCode.RANGE_CHECK_FAILED,
+            f"{error}: one of {num_members} members sent what no honest one could have",
+        )
 
 
-def _windows(flow: Flow, summing: Summing, masks: Sequence[Mask]) -> Iterator[tuple[int, Int64Array]]:
+def _windows(flow: Flow, summing: Summing, removal: MaskRemoval) -> Iterator[tuple[int, Int64Array]]:
     vector, width = summing.vector, summing.vector.ring.element_bytes
     blob_ids = [member.input_blob_id for member in summing.survivors if member.input_blob_id is not None]
     for first in range(0, vector.num_elements, WINDOW_ELEMENTS):
         end = min(first + WINDOW_ELEMENTS, vector.num_elements)
+        removal.ask(first, end - first)
         sums = np.zeros(end - first, dtype=vector.ring.dtype)
         for blob_id in blob_ids:
             if flow.wakeups.closed:
                 raise AggregationStoppedError
             data = flow.blobs.read_blocking(blob_id, first * width, end * width)
             np.add(sums, ring.unpack(data, vector.ring.bits), out=sums)
-        yield first, unmasking.unmask_window(sums, masks, first=first, bits=vector.ring.bits)
-
-
-def _out_of_range(summing: Summing, measure: SumMeasure, extras: Int64Array, *, spec: RunSpec) -> Abort | None:
-    try:
-        ring.check_sum(
-            measure,
-            extras,
-            ring=summing.vector.ring,
-            num_members=len(summing.survivors),
-            num_coordinates=summing.vector.num_coordinates,
-            # Noise that the clients share makes a sum longer than their updates are.
-            clipping_norm=None if isinstance(spec.privacy, DistributedSkellamPrivacy) else clipping_norm(spec),
-        )
-    except RingError as error:
-        return Abort(
-            AbortCode.RANGE_CHECK_FAILED,
-            f"{error}: one of {len(summing.survivors)} members sent what no honest one could have",
-        )
-    return None
+        removal.remove(sums, first=first)
+        yield first, ring.signed(sums, vector.ring.bits)
+        failpoints.reach("session.sum_halfway")
