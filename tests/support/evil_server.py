@@ -26,7 +26,7 @@ from client_sdk.testing.state import FakeRun, new_id, new_run
 from fl_protocol.arrays import Tensor, encode
 from fl_protocol.manifests import Manifest, ManifestReference
 from fl_protocol.masked_vectors import manifest_of, render_manifest, ring_of
-from fl_protocol.masking import keys, messages, unmasking
+from fl_protocol.masking import keys, messages, prg, unmasking
 from fl_protocol.masking.cohort import Cohort
 from fl_protocol.masking.graph import graph_of
 from fl_protocol.masking.messages import Advertise, Roster, ShareRecord
@@ -362,7 +362,7 @@ class EvilServer(FakeAggregator):
         sums = np.zeros(len(next(iter(session.inputs.values()))) // ring.element_bytes, dtype=ring.dtype)
         for vector in session.inputs.values():
             np.add(sums, unpack(vector, ring.bits), out=sums)
-        unmasking.remove_masks(sums, unmasking.masks_of_sum(collected, cohort=session.cohort))
+        prg.remove_masks(sums, unmasking.masks_of_sum(collected, cohort=session.cohort))
         session.total = signed(sums, ring.bits)
         session.state = SessionState.DONE
         self.finish()
