@@ -80,6 +80,7 @@ class Session(ResponseMessage):
     """Where a session stands; `revision` grows with every change of its state.
 
     `num_messages` counts the messages of the present phase. `blamed` are the clients whose messages were wrong.
+    `suspected` are all whose inputs are in a sum out of range: one of them at least sent what no honest one could.
     """
 
     session_id: str
@@ -100,6 +101,7 @@ class Session(ResponseMessage):
     abort_code: AbortCode | None = None
     reason: str | None = None
     blamed: Annotated[list[str], Field(default_factory=list)]
+    suspected: Annotated[list[str], Field(default_factory=list)]
 
 
 class TranscriptMember(ResponseMessage):

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 from tests.support.participant import close_connections
 from tests.support.postgres import fresh_database, private_postgres
 from tests.support.server import ServerProcess
+from tests.support.store import copy_private, give_schema
 from tests.support.zygote import Zygote, zygote
 
 
@@ -26,13 +28,48 @@ def postgres_server_url() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database file with its schema and nothing else: copying it is faster than migrating each test's own."""
+    path = tmp_path_factory.mktemp("template") / "fedquorum.db"
+    give_schema(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server_url: str) -> Iterator[str]:
+    """The name of such a database on Postgres."""
+    name = f"s{uuid.uuid4().hex}"
+    with fresh_database(postgres_server_url, name) as url:
+        give_schema(url)
+        yield name
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database of each kind."""
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database of each kind without a schema."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/fedquorum.db"
         return
-    with fresh_database(request.getfixturevalue("postgres_server_url"), f"t{uuid.uuid4().hex}") as url:
+    with fresh_database(request.getfixturevalue("postgres_server_url"), f"e{uuid.uuid4().hex}") as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database of each kind with its schema and nothing else."""
+    with _fresh(request, tmp_path) as url:
+        yield url
+
+
+@contextmanager
+def _fresh(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        copy_private(request.getfixturevalue("sqlite_template"), folder / "fedquorum.db")
+        yield f"sqlite:///{folder}/fedquorum.db"
+        return
+    server_url, template = request.getfixturevalue("postgres_server_url"), request.getfixturevalue("postgres_template")
+    with fresh_database(server_url, f"t{uuid.uuid4().hex}", template=template) as url:
         yield url
 
 
@@ -57,12 +94,7 @@ def shared_server(
 ) -> Iterator[ServerProcess]:
     """A server process that the tests of a module share, on each database; tests must not depend on its being empty."""
     folder = tmp_path_factory.mktemp("server")
-    if request.param == "sqlite":
-        process = ServerProcess(f"sqlite:///{folder}/fedquorum.db", folder, zygote=forking).start()
-        yield process
-        process.kill()
-        return
-    with fresh_database(request.getfixturevalue("postgres_server_url"), f"m{uuid.uuid4().hex}") as url:
+    with _fresh(request, folder) as url:
         process = ServerProcess(url, folder, zygote=forking).start()
         yield process
         process.kill()

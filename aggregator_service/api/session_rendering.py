@@ -74,6 +74,7 @@ def render_session(seen: SeenSession) -> Session:
         abort_code=session.abort_code,
         reason=session.reason,
         blamed=seen.blamed,
+        suspected=seen.suspected,
     )
 
 

@@ -59,6 +59,11 @@ _BLAMED: Final = (
     .where(session_members.c.session_id == sa.bindparam("session_id"), session_members.c.blamed)
     .order_by(session_members.c.place)
 )
+_SENDERS: Final = (
+    sa.select(session_members.c.client_id)
+    .where(session_members.c.session_id == sa.bindparam("session_id"), session_members.c.input_digest.is_not(None))
+    .order_by(session_members.c.place)
+)
 _MESSAGES: Final = (
     sa.select(session_messages.c.place, session_messages.c.body)
     .where(session_messages.c.session_id == sa.bindparam("session_id"), session_messages.c.kind == sa.bindparam("kind"))
@@ -137,6 +142,11 @@ def member(tx: ReadTx, session_id: str, client_id: str) -> MemberRecord | None:
 def blamed(tx: ReadTx, session_id: str) -> list[str]:
     """Lists the clients that a session blames, in the order of its members."""
     return list(tx.connection.execute(_BLAMED, {"session_id": session_id}).scalars())
+
+
+def senders(tx: ReadTx, session_id: str) -> list[str]:
+    """Lists the clients that have sent a masked input, in the order of a session's members."""
+    return list(tx.connection.execute(_SENDERS, {"session_id": session_id}).scalars())
 
 
 def change_member(tx: WriteTx, member: MemberRecord, **values: object) -> None:
@@ -266,6 +276,24 @@ def count_strikes(tx: ReadTx, run_id: str, client_id: str) -> int:
     )
     total: int = tx.connection.execute(query).scalar_one()
     return total
+
+
+def last_codes(tx: ReadTx, run_id: str, client_id: str, limit: int) -> list[AbortCode | None]:
+    """Gives how the last sessions ended whose sum held a client's input, the newest first; None: with a sum."""
+    query = (
+        sa.select(sessions.c.abort_code)
+        .select_from(sessions.join(session_members, session_members.c.session_id == sessions.c.session_id))
+        .where(
+            sessions.c.run_id == run_id,
+            sessions.c.ended_at.is_not(None),
+            sa.or_(sessions.c.abort_code.is_(None), sessions.c.abort_code == AbortCode.RANGE_CHECK_FAILED.value),
+            session_members.c.client_id == client_id,
+            session_members.c.input_digest.is_not(None),
+        )
+        .order_by(sessions.c.ended_at.desc())
+        .limit(limit)
+    )
+    return [None if code is None else AbortCode(code) for code in tx.connection.execute(query).scalars()]
 
 
 def postpone(tx: WriteTx, run_id: str, by: timedelta) -> None:

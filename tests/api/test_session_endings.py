@@ -9,7 +9,7 @@ import pytest
 
 from tests.api.test_sessions import assert_sum_of, masked_run
 from tests.support.masked import MaskedClient, MaskedCohort, let_time_pass
-from tests.support.participant import wait_for_run
+from tests.support.participant import enrol, wait_for_run
 from tests.support.refusals import assert_refused
 from tests.support.server import ServerProcess
 from tests.support.stored import Stored
@@ -120,6 +120,30 @@ def test_three_sessions_that_fail_by_wrong_shares_exclude_a_client(shared_operat
             back = shared_operator.post(f"/v1/runs/{cohort.run_id}/rollback", json={"version": 0})
             assert back.status_code == 201, back.text
     assert_refused(liar.enrolled.claim(cohort.run_id), "forbidden", "3 sessions failed")
+
+
+def test_sums_out_of_range_exclude_who_was_in_three_in_a_row_and_not_those_beside_them(
+    shared_operator: httpx.Client,
+) -> None:
+    cohort = masked_run(shared_operator, 3, num_rounds=2)
+    poison, first, second = cohort.clients
+    third = MaskedClient(enrol(shared_operator, "masked-3"))
+    for strike, honest in enumerate([(first, second), (first, third), (second, third)], start=1):
+        members = MaskedCohort([poison, *honest], cohort.run_id, cohort.spec)
+        members.claim()
+        poison.vector[-1] = 1 + 3 * cohort.ring.max_weight
+        members.seat()
+        inputs_of(members)
+        answers_of(members)
+        failed = ended(poison, "summing")
+        assert (failed["abort_code"], failed["blamed"]) == ("range_check_failed", [])
+        assert sorted(failed["suspected"]) == sorted(client.client_id for client in members.clients)
+        excluded = shared_operator.get(f"/v1/runs/{cohort.run_id}/exclusions").json()["items"]
+        assert [one["client_id"] for one in excluded] == ([poison.client_id] if strike == 3 else [])
+        if strike < 3:
+            back = shared_operator.post(f"/v1/runs/{cohort.run_id}/rollback", json={"version": 0})
+            assert back.status_code == 201, back.text
+    assert_refused(poison.enrolled.claim(cohort.run_id), "forbidden", "does not tell which")
 
 
 def test_a_session_begins_late_with_fewer_but_never_with_too_few(

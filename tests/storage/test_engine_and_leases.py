@@ -59,8 +59,8 @@ def test_postgres_answers_a_commit_when_it_is_durable(postgres_server_url: str) 
         database.dispose()
 
 
-def test_a_migrated_schema_has_every_table_and_is_current(database_url: str) -> None:
-    database = open_database(database_url)
+def test_a_migrated_schema_has_every_table_and_is_current(empty_database_url: str) -> None:
+    database = open_database(empty_database_url)
     try:
         assert not schema.is_current(database)
         for _ in range(2):
@@ -73,10 +73,10 @@ def test_a_migrated_schema_has_every_table_and_is_current(database_url: str) -> 
         database.dispose()
 
 
-def test_many_may_migrate_at_once(database_url: str) -> None:
-    if database_url.startswith("sqlite"):
+def test_many_may_migrate_at_once(empty_database_url: str) -> None:
+    if empty_database_url.startswith("sqlite"):
         return  # a second process is refused by the file's lock
-    databases = [open_database(database_url) for _ in range(6)]
+    databases = [open_database(empty_database_url) for _ in range(6)]
     try:
         with ThreadPoolExecutor(6) as pool:
             for job in [pool.submit(schema.migrate, database) for database in databases]:

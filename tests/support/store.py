@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -54,6 +56,21 @@ def open_store(database_url: str) -> Iterator[Store]:
     transactions = Transactions(database, _noon, on_commit=announced.append, telemetry=telemetry)
     yield Store(transactions, telemetry, announced)
     transactions.close()
+
+
+def give_schema(database_url: str) -> None:
+    """Gives an empty database its schema."""
+    database = open_database(database_url)
+    try:
+        migrate(database)
+    finally:
+        database.dispose()
+
+
+def copy_private(source: Path, target: Path) -> None:
+    """Copies a database file that nobody has open, for its owner alone, as the server makes one."""
+    target.touch(mode=0o600)
+    shutil.copyfile(source, target)
 
 
 def flow_on(store: Store) -> Flow:

@@ -33,8 +33,7 @@ def abort(
         leaving = [one.task_id for one in members if steps.seat_after(one, session) is state]
         if leaving:
             seats.move(tx, leaving, state, before=SeatState.SEATED)
-    for member in at_fault:
-        _count_strike(tx, run, session, member)
+    _exclude_by_policy(tx, run, session, at_fault=at_fault, members=members, code=step.code)
     for member in members:
         if step.code is not AbortCode.ROUND_ENDED and steps.seat_after(member, session) is SeatState.SPENT:
             _release(tx, member)
@@ -71,13 +70,46 @@ def withdraw(tx: WriteTx, task_id: str) -> None:
         seats.move(tx, [task_id], SeatState.FREE, before=SeatState.WAITING)
 
 
+def _exclude_by_policy(
+    tx: WriteTx,
+    run: RunRecord,
+    session: SessionRecord,
+    *,
+    at_fault: Sequence[MemberRecord],
+    members: Sequence[MemberRecord],
+    code: AbortCode,
+) -> None:
+    for member in at_fault:
+        _count_strike(tx, run, session, member)
+    if code is AbortCode.RANGE_CHECK_FAILED:
+        for member in members:
+            if member.survived:
+                _suspect(tx, run, session, member)
+
+
 def _count_strike(tx: WriteTx, run: RunRecord, session: SessionRecord, member: MemberRecord) -> None:
     """Excludes a client that too many aborted sessions blame; what it has had counted stays."""
     num_strikes = sessions.count_strikes(tx, run.run_id, member.client_id)
+    if num_strikes >= steps.MAX_STRIKES:
+        reason = f"{num_strikes} sessions failed by wrong messages of this client, the last one {session.session_id}"
+        _exclude(tx, run, member, reason=reason)
+
+
+def _suspect(tx: WriteTx, run: RunRecord, session: SessionRecord, member: MemberRecord) -> None:
+    """Excludes a client whose last sums all were out of range: an honest one is soon in a sum that is right."""
+    codes = sessions.last_codes(tx, run.run_id, member.client_id, limit=steps.MAX_STRIKES)
+    if codes.count(AbortCode.RANGE_CHECK_FAILED) == steps.MAX_STRIKES:
+        reason = (
+            f"the last {steps.MAX_STRIKES} sums with this client's input were out of range, the last one that of "
+            f"{session.session_id}; a sum does not tell which of its members it was"
+        )
+        _exclude(tx, run, member, reason=reason)
+
+
+def _exclude(tx: WriteTx, run: RunRecord, member: MemberRecord, *, reason: str) -> None:
     before = attendance.get(tx, run.run_id, member.client_id)
-    if num_strikes < steps.MAX_STRIKES or (before is not None and before.excluded_at is not None):
+    if before is not None and before.excluded_at is not None:
         return
-    reason = f"{num_strikes} sessions failed by wrong messages of this client, the last one {session.session_id}"
     seen_at = None if before is None else before.seen_at
     attendance.exclude(tx, AttendanceRecord(run.run_id, member.client_id, seen_at, tx.now(), reason))
     for task in tasks.open_of_client(tx, run.run_id, member.client_id):

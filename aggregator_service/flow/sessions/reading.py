@@ -18,17 +18,18 @@ from fl_protocol.masking import messages
 from fl_protocol.masking.keys import SIGNATURE_BYTES
 from fl_protocol.masking.messages import Roster
 from fl_protocol.problems import ProblemError, ProblemType
-from fl_protocol.sessions import SessionState
+from fl_protocol.sessions import AbortCode, SessionState
 
 
 @dataclass(frozen=True, slots=True)
 class SeenSession:
-    """A session with the attempt it belongs to and those whom it blames."""
+    """A session with the attempt it belongs to, those whom it blames, and those of whom one must be to blame."""
 
     session: SessionRecord
     round: int
     attempt: int
     blamed: list[str]
+    suspected: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,4 +166,7 @@ def _seen(tx: ReadTx, session: SessionRecord) -> SeenSession:
     round_ = rounds.get(tx, session.round_id)
     if round_ is None:
         raise LookupError(f"session {session.session_id} lacks its round")
-    return SeenSession(session, round_.number, round_.attempt, sessions.blamed(tx, session.session_id))
+    blamed = sessions.blamed(tx, session.session_id)
+    is_out_of_range = session.abort_code is AbortCode.RANGE_CHECK_FAILED
+    suspected = sessions.senders(tx, session.session_id) if is_out_of_range else []
+    return SeenSession(session, round_.number, round_.attempt, blamed, suspected)
