@@ -14,7 +14,7 @@ from aggregator_service.domain.strategies.decision import CoordinateWise, Decisi
 from aggregator_service.domain.strategies.median import integer_median
 from aggregator_service.flow.contributions import Block, Contribution, blocks
 from aggregator_service.flow.windows import WINDOW_ELEMENTS, Segment, read_window, windows
-from fl_protocol.dtypes import Float64Array, Values, as_native_float
+from fl_protocol.dtypes import Float64Array, Values
 from fl_protocol.tensors import Header
 
 _CACHED_TILE_ELEMENTS: Final = 1 << 13
@@ -122,10 +122,10 @@ def _noised_sums(
 
 
 def _summed(plan: "_Plan", model: Header) -> Iterator[tuple[Sequence[Segment], "_Sums"]]:
-    floats, scratch = np.empty(WINDOW_ELEMENTS, dtype=np.int64), np.empty(exact_sum.SCRATCH_ELEMENTS)
+    floats = np.empty(WINDOW_ELEMENTS, dtype=np.int64)
     for window in windows(model):
         sums = _Sums(plan, floats[: window[-1].offset + window[-1].num_elements])
-        sums.fold(window, scratch=scratch)
+        sums.fold(window)
         yield window, sums
 
 
@@ -143,19 +143,16 @@ class _Sums:
     integer_totals: dict[int, IntegerArray] = field(default_factory=dict)
     integer_weights: dict[int, int] = field(default_factory=dict)
 
-    def fold(self, window: Sequence[Segment], *, scratch: Float64Array) -> None:
+    def fold(self, window: Sequence[Segment]) -> None:
         """Adds up the whole window, update after update."""
         self.totals.fill(0)
         for one, weight in self.plan.weighted:
             for segment, values in read_window(one.update.read, window, layout=one.layout):
                 if segment.spec.is_float:
-                    native = as_native_float(values, segment.spec.dtype)
                     shift, by = self.plan.shifts[segment.tensor], _delta_weight(one, weight)
-                    exact_sum.fold(self._of(segment), native, weight=by, shift=shift, scratch=scratch)
+                    exact_sum.fold(self._of(segment), values, weight=by, shift=shift)
                 elif self.plan.moves_integers:
                     self._fold_integers(segment, values, weight=weight)
-        # Every update holds every floating-point tensor that travels; what other segments have is never asked for.
-        exact_sum.settle(self.totals, len(self.plan.weighted))
 
     def floats(self, segment: Segment, tile: slice) -> Float64Array:
         total = self._of(segment)[tile]
