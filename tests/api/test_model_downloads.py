@@ -12,6 +12,7 @@ import pytest
 
 from fl_protocol import model_deltas
 from fl_protocol.model_deltas import DeltaHead
+from tests.support.databases import SHARED_POSTGRES_IN_SOAK
 from tests.support.participant import Tensors, create_run, enrol, pack, update_body, wait_for_run
 from tests.support.refusals import assert_refused
 from tests.support.server import ServerProcess
@@ -22,6 +23,8 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+pytestmark = SHARED_POSTGRES_IN_SOAK
+
 NUM_VERSIONS = 10
 DELTA = "application/vnd.fedquorum.delta"
 PLAIN = {"Accept-Encoding": "identity"}
@@ -31,7 +34,7 @@ FOR_EVER = "public, max-age=31536000, s-maxage=0, immutable"
 
 def _model() -> Tensors:
     """Makes weights as a trained network has them, zstd saves a twentieth of them, and a counter."""
-    values = np.random.default_rng(3).normal(scale=0.02, size=(300, 1000)).astype(np.float32)
+    values = np.random.default_rng(3).normal(scale=0.02, size=(50, 1000)).astype(np.float32)
     return {"w": values, "steps": np.array([7], dtype=np.int64)}
 
 
@@ -68,7 +71,7 @@ def history(shared_operator: httpx.Client) -> History:
     generator = np.random.default_rng(5)
     for number in range(1, NUM_VERSIONS + 1):
         task = client.claim(run_id, wait=20).json()
-        step = {"w": generator.normal(scale=1e-6, size=(300, 1000)).astype(np.float32)}
+        step = {"w": generator.normal(scale=1e-6, size=(50, 1000)).astype(np.float32)}
         assert client.put(task["task_id"], update_body(step, num_examples=1)).status_code == 201
         wait_for_run(shared_operator, run_id, version=number)
     answers = [
