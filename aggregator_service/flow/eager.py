@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 import structlog
 
@@ -24,7 +23,6 @@ from aggregator_service.flow.context import Flow
 from aggregator_service.flow.contributions import Contribution, SealedUpdate
 from aggregator_service.flow.sealed_rounds import (
     AggregationStoppedError,
-    SealedRound,
     factored,
     load_collecting,
     noised_bound,
@@ -40,10 +38,9 @@ from aggregator_service.storage.leases import exclusive
 from aggregator_service.storage.transactions import ReadTx
 from fl_protocol.privacy import lattice
 from fl_protocol.problems import ProblemError
+from fl_protocol.runs import RunSpec
 from fl_protocol.tensors import Header
 from fl_protocol.updates import floats_of, travelling_part, update_layout
-
-_NOT_IN_PARTS: Final = 0
 
 _log = structlog.get_logger()
 
@@ -68,7 +65,8 @@ class EagerFolding:
         self._flow = flow
         self._lock = threading.Lock()
         self._held: dict[str, _Held] = {}
-        self._update_bytes: dict[str, int] = {}
+        self._update_bytes: dict[str, int | None] = {}
+        """What a dense update of a round has about; None where it is not folded in parts."""
 
     def fold_due(self) -> bool:
         """Folds at most one batch of each collecting round; tells whether there was any."""
@@ -108,12 +106,10 @@ class EagerFolding:
             self._update_bytes[round_.round_id] = self._flow.transactions.read_blocking(
                 "look_up_model", lambda tx: _update_bytes(tx, round_.run_id)
             )
-        awaited = round_.quorum if round_.num_awaited is None else round_.num_awaited
-        return batches.is_due(
-            num_waiting,
-            num_awaited=awaited - round_.num_updates,
-            num_bytes=self._update_bytes[round_.round_id],
-        )
+        num_bytes, num_awaited = self._update_bytes[round_.round_id], round_.num_awaited or round_.quorum
+        if num_bytes is None:
+            return False
+        return batches.is_due(num_waiting, num_awaited=num_awaited - round_.num_updates, num_bytes=num_bytes)
 
     def _fold(self, round_: RoundRecord) -> bool:
         """Folds what waits; whatever goes wrong with it, the sealed round is folded from the stored bytes."""
@@ -128,7 +124,7 @@ class EagerFolding:
             return False
         except (OSError, EOFError, BlobCorruptError, ProblemError) as error:
             self._drop(round_.round_id)
-            self._update_bytes[round_.round_id] = _NOT_IN_PARTS
+            self._update_bytes[round_.round_id] = None
             _log.warning("eager_folding_given_up", round_id=round_.round_id, reason=str(error))
             return False
         except BaseException:
@@ -147,8 +143,9 @@ class EagerFolding:
             begun.bound = noised_bound(sealed)
         if not begun.fits(members, bound=noised_bound(sealed)):
             return False
-        model = read_header(reader(self._flow, sealed.base.blob_id))
-        add_batch(begun, members, model=model, sealed=sealed)
+        model, num_before = read_header(reader(self._flow, sealed.base.blob_id)), len(begun.members)
+        add_batch(begun, members, model=model, spec=sealed.run.spec)
+        self._flow.telemetry.folded_early(len(begun.members) - num_before)
         failpoints.reach("eager.folded")
         return True
 
@@ -182,14 +179,13 @@ class EagerFolding:
             self._drop(round_id)
 
 
-def add_batch(begun: BegunSum, members: Sequence[SealedUpdate], *, model: Header, sealed: SealedRound) -> None:
+def add_batch(begun: BegunSum, members: Sequence[SealedUpdate], *, model: Header, spec: RunSpec) -> None:
     """Adds the next updates of a round to its begun sum; a tensor whose grid they change is added up anew.
 
     `members` are all that it has. When it raises, the begun sum is of no use any more.
     """
     known = [one for one in members if one.update_id in begun.members]
     batch = [one for one in members if one.update_id not in begun.members][: batches.MAX_UPDATES]
-    spec = sealed.run.spec
     contributions = open_clipped(
         [*known, *batch],
         model,
@@ -214,13 +210,13 @@ def _plan(begun: BegunSum, contributions: Sequence[Contribution], *, model: Head
     return plan_mean(decision, contributions, model=model, moving=moving, begun=begun)
 
 
-def _update_bytes(tx: ReadTx, run_id: str) -> int:
-    """Gives what a dense update of a run has about, 0 if its rounds cannot be folded in parts."""
+def _update_bytes(tx: ReadTx, run_id: str) -> int | None:
+    """Gives what a dense update of a run has about; None if its rounds cannot be folded in parts."""
     run = runs.get(tx, run_id)
     if run is None or run.latest_version is None or not batches.adds_up_in_parts(run.spec):
-        return _NOT_IN_PARTS
+        return None
     model = models.get(tx, run_id, run.latest_version)
-    return _NOT_IN_PARTS if model is None else model.num_bytes
+    return None if model is None else model.num_bytes
 
 
 def _folder(dialect: str, database: str | None) -> Path | None:
