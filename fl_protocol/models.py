@@ -8,6 +8,7 @@ from pydantic import Field
 from fl_protocol.messages import MAX_EXACT_INTEGER, RequestMessage, ResponseMessage, Timestamp
 
 TENSOR_MEDIA_TYPE = "application/vnd.safetensors"
+DELTA_MEDIA_TYPE = "application/vnd.fedquorum.delta"
 TENSOR_MEDIA_TYPES = frozenset({TENSOR_MEDIA_TYPE, "application/octet-stream"})
 
 MODEL_VERSION_HEADER = "Model-Version"

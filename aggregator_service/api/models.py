@@ -1,9 +1,9 @@
 """Model versions: the initial model in, every version out."""
 
-from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from aggregator_service.api.bodies import TENSOR_BODY, tensor_body
@@ -20,35 +20,39 @@ from aggregator_service.api.dependencies import (
     decode_cursor,
     encode_cursor,
 )
+from aggregator_service.api.downloads import (
+    DOWNLOADED,
+    DOWNLOADED_OR_DELTA,
+    FOR_EVER,
+    MAY_CHANGE,
+    Conditions,
+    ConditionsDependency,
+    answer,
+)
 from aggregator_service.api.problems import describe
-from aggregator_service.api.ranges import ByteRange, entity_tag, matches, requested_range
 from aggregator_service.api.rendering import Page, render_model
-from aggregator_service.domain.records import TokenKind
-from aggregator_service.flow import downloads, export, initial_model, reading
+from aggregator_service.domain.records import ModelRecord, TokenKind
+from aggregator_service.flow import export, initial_model, reading, renditions
 from aggregator_service.flow.context import Flow
-from aggregator_service.flow.downloads import Content, content_of
+from aggregator_service.flow.downloads import content_of
 from fl_protocol import routes
-from fl_protocol.models import MODEL_VERSION_HEADER, TENSOR_MEDIA_TYPE, Model
+from fl_protocol.models import Model
 from fl_protocol.problems import ProblemError, ProblemType
 
 router = APIRouter(tags=["models"])
 
-_TENSORS = {TENSOR_MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
-_DOWNLOADED: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The safetensors bytes; ETag is their digest", "content": _TENSORS},
-    206: {"description": "The part that Range asked for", "content": _TENSORS},
-    304: {"description": "If-None-Match names this very version"},
-    **describe(ProblemType.NOT_FOUND, ProblemType.RANGE_NOT_SATISFIABLE),
-}
 _STORED: dict[int | str, dict[str, Any]] = {200: {"model": Model, "description": "The same bytes were stored before"}}
 _NOTHING_NEWER: dict[int | str, dict[str, Any]] = {204: {"description": "No version newer than `after` yet"}}
 
-_FOR_EVER = "private, max-age=31536000, immutable"
-_MAY_CHANGE = "private, no-cache"
-
-IfNoneMatch = Annotated[str | None, Header(alias="If-None-Match", max_length=8192)]
-IfRange = Annotated[str | None, Header(alias="If-Range", max_length=256)]
-Range = Annotated[str | None, Header(alias="Range", max_length=256)]
+Base = Annotated[
+    int | None,
+    Query(
+        ge=0,
+        le=2**53 - 1,
+        description="A version that the caller has: the answer may then be a delta, which turns it into this one. "
+        "It is the whole model where that version is unknown or more than 8 behind, or the delta would save little.",
+    ),
+]
 
 
 @router.put(
@@ -98,19 +102,17 @@ async def list_models(
     routes.LATEST_MODEL,
     summary="Download the newest model",
     response_class=StreamingResponse,
-    responses=_DOWNLOADED | _NOTHING_NEWER,
+    responses=DOWNLOADED_OR_DELTA | _NOTHING_NEWER,
 )
 @allow(TokenKind.OPERATOR, TokenKind.CLIENT)
 async def download_latest(
-    request: Request,
     flow: FlowDependency,
     _caller: Caller,
     run_id: Identifier,
+    conditions: ConditionsDependency,
     after: Annotated[int | None, Query(ge=-1, le=2**53 - 1, description="Answer only with a newer version.")] = None,
     wait: Wait = 0,
-    if_none_match: IfNoneMatch = None,
-    if_range: IfRange = None,
-    byte_range: Range = None,
+    base: Base = None,
 ) -> Response:
     """Gives the newest version; with `after` and `wait` the request is held until there is a newer one."""
     with flow.telemetry.waiting():
@@ -120,166 +122,85 @@ async def download_latest(
         raise ProblemError(ProblemType.NOT_FOUND, "the run has no model yet; its operator puts version 0")
     if model is None:
         return Response(status_code=204, headers={"Retry-After": "1"})
-    answer = _download(
-        request,
-        flow,
-        content_of(model.file, version=model.version),
-        if_none_match=if_none_match,
-        if_range=if_range,
-        byte_range=byte_range,
-    )
-    answer.headers["Cache-Control"] = _MAY_CHANGE
-    return answer
+    return await _answer(flow, model, conditions, base=base, cache_control=MAY_CHANGE)
 
 
 @router.get(
-    routes.BEST_MODEL,
-    summary="Download the best model",
-    response_class=StreamingResponse,
-    responses=_DOWNLOADED,
+    routes.BEST_MODEL, summary="Download the best model", response_class=StreamingResponse, responses=DOWNLOADED
 )
 @allow(TokenKind.OPERATOR, TokenKind.CLIENT)
 async def download_best(
-    request: Request,
-    flow: FlowDependency,
-    _caller: Caller,
-    run_id: Identifier,
-    if_none_match: IfNoneMatch = None,
-    if_range: IfRange = None,
-    byte_range: Range = None,
+    flow: FlowDependency, _caller: Caller, run_id: Identifier, conditions: ConditionsDependency
 ) -> Response:
     """Gives the version that is best by the metric that the run's evaluation watches."""
     model = await reading.get_best_model(flow, run_id)
-    content = content_of(model.file, version=model.version)
-    answer = _download(request, flow, content, if_none_match=if_none_match, if_range=if_range, byte_range=byte_range)
-    answer.headers["Cache-Control"] = _MAY_CHANGE
-    return answer
+    return await _answer(flow, model, conditions, base=None, cache_control=MAY_CHANGE)
 
 
 @router.get(
     routes.MODEL_EXPORT,
     summary="Download a model version with its lineage",
     response_class=StreamingResponse,
-    responses=_DOWNLOADED,
+    responses=DOWNLOADED,
 )
 @allow(TokenKind.OPERATOR)
 async def export_model(
-    request: Request,
-    flow: FlowDependency,
-    _caller: Caller,
-    run_id: Identifier,
-    version: PathInteger,
-    if_none_match: IfNoneMatch = None,
-    if_range: IfRange = None,
-    byte_range: Range = None,
+    flow: FlowDependency, _caller: Caller, run_id: Identifier, version: PathInteger, conditions: ConditionsDependency
 ) -> Response:
     """Gives one version with a lineage in the file's metadata: the same tensors, other bytes, a digest of its own."""
     content = await export.exported(flow, run_id, version)
-    return _download(request, flow, content, if_none_match=if_none_match, if_range=if_range, byte_range=byte_range)
+    return await answer(flow, content, conditions, cache_control=MAY_CHANGE)
 
 
 @router.get(
     routes.RUN_MODEL,
     summary="Download a model version",
     response_class=StreamingResponse,
-    responses=_DOWNLOADED,
+    responses=DOWNLOADED_OR_DELTA,
 )
 @allow(TokenKind.OPERATOR, TokenKind.CLIENT)
 async def download_model(
-    request: Request,
     flow: FlowDependency,
     _caller: Caller,
     run_id: Identifier,
     version: PathInteger,
-    if_none_match: IfNoneMatch = None,
-    if_range: IfRange = None,
-    byte_range: Range = None,
+    conditions: ConditionsDependency,
+    base: Base = None,
 ) -> Response:
     """Gives one version; it never changes, so it may be cached for ever."""
     model = await reading.get_model(flow, run_id, version)
-    answer = _download(
-        request,
-        flow,
-        content_of(model.file, version=model.version),
-        if_none_match=if_none_match,
-        if_range=if_range,
-        byte_range=byte_range,
-    )
-    answer.headers["Cache-Control"] = _FOR_EVER
-    return answer
+    return await _answer(flow, model, conditions, base=base, cache_control=FOR_EVER)
 
 
 @router.get(
     routes.CONTROL_VARIATE,
     summary="Download a version's control variate",
     response_class=StreamingResponse,
-    responses=_DOWNLOADED,
+    responses=DOWNLOADED,
 )
 @allow(TokenKind.OPERATOR, TokenKind.CLIENT)
 async def download_control_variate(
-    request: Request,
-    flow: FlowDependency,
-    _caller: Caller,
-    run_id: Identifier,
-    version: PathInteger,
-    if_none_match: IfNoneMatch = None,
-    if_range: IfRange = None,
-    byte_range: Range = None,
+    flow: FlowDependency, _caller: Caller, run_id: Identifier, version: PathInteger, conditions: ConditionsDependency
 ) -> Response:
     """Gives SCAFFOLD's server control variate that belongs to a version; it never changes."""
-    control = await reading.get_control(flow, run_id, version)
-    answer = _download(
-        request,
+    model, control = await reading.get_control(flow, run_id, version)
+    return await answer(
         flow,
         content_of(control, version=version),
-        if_none_match=if_none_match,
-        if_range=if_range,
-        byte_range=byte_range,
+        conditions,
+        cache_control=FOR_EVER,
+        coded=partial(renditions.control_in_zstd, flow, model, control),
     )
-    answer.headers["Cache-Control"] = _FOR_EVER
-    return answer
 
 
-def _download(
-    request: Request,
-    flow: Flow,
-    content: Content,
-    *,
-    if_none_match: str | None,
-    if_range: str | None,
-    byte_range: str | None,
+async def _answer(
+    flow: Flow, model: ModelRecord, conditions: Conditions, *, base: int | None, cache_control: str
 ) -> Response:
-    etag = entity_tag(content.digest)
-    headers = {
-        "ETag": etag,
-        MODEL_VERSION_HEADER: str(content.version),
-        "Accept-Ranges": "bytes",
-        "Vary": "Accept-Encoding",
-    }
-    if matches(if_none_match, etag):
-        return Response(status_code=304, headers=headers)
-    part = requested_range(byte_range, if_range=if_range, etag=etag, num_bytes=content.num_bytes)
-    if part is not None:
-        headers["Content-Range"] = f"bytes {part.begin}-{part.end - 1}/{content.num_bytes}"
-        return _stream(downloads.plain(flow, content, begin=part.begin, end=part.end), 206, headers, length=part)
-    if _accepts_zstd(request.headers.get("accept-encoding", "")):
-        headers["Content-Encoding"] = "zstd"
-        return _stream(downloads.compressed(flow, content), 200, headers, length=None)
-    whole = ByteRange(0, content.num_bytes)
-    return _stream(downloads.plain(flow, content, begin=0, end=content.num_bytes), 200, headers, length=whole)
-
-
-def _stream(
-    content: AsyncIterator[bytes], status: int, headers: dict[str, str], *, length: ByteRange | None
-) -> Response:
-    if length is not None:
-        headers = headers | {"Content-Length": str(length.end - length.begin)}
-    return StreamingResponse(content, status_code=status, headers=headers, media_type=TENSOR_MEDIA_TYPE)
-
-
-def _accepts_zstd(header: str) -> bool:
-    for offer in header.lower().split(",")[:32]:
-        name, _, parameters = offer.partition(";")
-        if name.strip() == "zstd":
-            return parameters.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
-    return False
+    return await answer(
+        flow,
+        content_of(model.file, version=model.version),
+        conditions,
+        cache_control=cache_control,
+        coded=partial(renditions.in_zstd, flow, model),
+        delta=None if base is None else partial(renditions.delta, flow, model, base_version=base),
+    )

@@ -197,7 +197,9 @@ def _table(summands: Sequence[Quantised], factors: Sequence[float], *, num_eleme
     num_rows = (summands[0].first_in_row + num_elements - 1) // summands[0].row_elements + 1
     table: Float64Array = np.empty((len(summands), num_rows))
     for row, one, factor in zip(table, summands, factors, strict=True):
-        np.multiply(_checked(one.scales, num_elements=num_rows, dtype=np.dtype("<f4")), factor, out=row)
+        np.multiply(
+            _checked(one.scales, num_elements=num_rows, dtype=np.dtype("<f4")), factor, out=row, dtype=np.float64
+        )
     return table
 
 

@@ -31,7 +31,7 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class TensorFile:
-    """Stored safetensors bytes, by whose digest whoever gets them can check them."""
+    """Stored bytes of tensors, by whose digest whoever gets them can check them."""
 
     blob_id: str
     digest: str
@@ -71,6 +71,33 @@ class ModelRecord:
         if self.control_blob_id is None or self.control_digest is None or self.control_num_bytes is None:
             return None
         return TensorFile(self.control_blob_id, self.control_digest, self.control_num_bytes)
+
+
+class RenditionKind(StrEnum):
+    """What was made of a version: its model or its control variate in zstd, or a delta from an earlier version."""
+
+    ZSTD = "zstd"
+    CONTROL_ZSTD = "control_zstd"
+    DELTA = "delta"
+
+
+@dataclass(frozen=True, slots=True)
+class RenditionKey:
+    """Which rendition of which version; `base_version` is what a delta starts from, else -1."""
+
+    run_id: str
+    version: int
+    kind: RenditionKind
+    base_version: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class RenditionRecord:
+    """A rendition that was looked for; `file` is None where it would not have been worth its bytes."""
+
+    key: RenditionKey
+    file: TensorFile | None
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

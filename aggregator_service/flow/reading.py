@@ -16,9 +16,9 @@ from aggregator_service.domain.records import (
     TensorFile,
     UpdateRecord,
 )
-from aggregator_service.flow.aggregation import effective_weights
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.lifecycle import no_such_run
+from aggregator_service.flow.sealed_rounds import effective_weights
 from aggregator_service.flow.selection import POLL_SECONDS
 from aggregator_service.storage import clients, events, models, rounds, runs, updates
 from aggregator_service.storage.transactions import ReadTx
@@ -109,15 +109,15 @@ async def get_model(flow: Flow, run_id: str, version: int) -> ModelRecord:
     return await flow.transactions.read("get_model", body)
 
 
-async def get_control(flow: Flow, run_id: str, version: int) -> TensorFile:
-    """Gives the server control variate of a model version; raises `not-found` where there is none."""
+async def get_control(flow: Flow, run_id: str, version: int) -> tuple[ModelRecord, TensorFile]:
+    """Gives a model version and its server control variate; raises `not-found` where there is none."""
     model = await get_model(flow, run_id, version)
     if model.control is None:
         raise ProblemError(
             ProblemType.NOT_FOUND,
             f"model version {version} has no control variate; those that a round of a SCAFFOLD run made have one",
         )
-    return model.control
+    return model, model.control
 
 
 async def get_best_model(flow: Flow, run_id: str) -> ModelRecord:

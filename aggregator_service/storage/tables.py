@@ -63,6 +63,20 @@ models: Final = sa.Table(
     sa.Column("control_num_bytes", sa.BigInteger),
 )
 
+renditions: Final = sa.Table(
+    "renditions",
+    metadata,
+    identifier("run_id", primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("kind", sa.String(16), primary_key=True),
+    sa.Column("base_version", sa.BigInteger, primary_key=True, autoincrement=False),
+    identifier("blob_id", sa.ForeignKey("blobs.blob_id")),
+    sa.Column("digest", sa.String(71)),
+    sa.Column("num_bytes", sa.BigInteger),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.ForeignKeyConstraint(["run_id", "version"], ["models.run_id", "models.version"]),
+)
+
 rounds: Final = sa.Table(
     "rounds",
     metadata,

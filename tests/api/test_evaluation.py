@@ -176,7 +176,7 @@ def test_there_is_no_best_version_before_an_evaluation(shared_operator: httpx.Cl
     course.train(1.0)
     course.evaluate(accuracy=0.1)
     answer = shared_operator.get(f"/v1/runs/{course.run_id}/models/best")
-    assert (answer.headers["model-version"], answer.headers["cache-control"]) == ("1", "private, no-cache")
+    assert (answer.headers["model-version"], answer.headers["cache-control"]) == ("1", "public, no-cache")
 
 
 def test_a_late_answer_for_a_version_left_behind_is_refused(shared_operator: httpx.Client) -> None:

@@ -2,8 +2,12 @@
 
 import hashlib
 import json
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -11,11 +15,13 @@ import numpy as np
 import pytest
 
 from aggregator_service.api.problems import STATUS
+from fl_protocol import model_deltas
 from fl_protocol.arrays import decode
+from fl_protocol.model_deltas import DeltaHead
 from fl_protocol.problems import RETRYABLE, ProblemType, problem_uri
 from tests.docs.pages import CHECKOUT, blocks
 from tests.docs.test_readme import small_server
-from tests.support.participant import MEDIA_TYPE, Participant, create_run, enrol, unpack, wait_for_run
+from tests.support.participant import MEDIA_TYPE, Participant, create_run, enrol, unpack, update_body, wait_for_run
 from tests.support.server import ServerProcess
 
 __all__ = ["small_server"]
@@ -102,3 +108,27 @@ def test_every_error_that_a_participant_can_meet_is_told(problem_type: ProblemTy
         assert "again" in row
     else:
         assert not re.search(r"send (it|them) again", row)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None or shutil.which("bash") is None, reason="no curl or no bash")
+def test_the_commands_for_fewer_bytes_do_what_their_comments_say(small_server: ServerProcess, tmp_path: Path) -> None:
+    model = {"w": np.random.default_rng(1).normal(scale=0.02, size=20_000).astype(np.float32)}
+    with small_server.http() as http:
+        run_id = create_run(http, model, num_rounds=3, round={"quorum": 1})
+        participant = enrol(http)
+        for version in (1, 2):
+            step = update_body({"w": model["w"] * np.float32(1e-4)}, num_examples=1)
+            assert participant.put(claimed(participant, run_id), step).status_code == 201
+            newest = wait_for_run(http, run_id, version=version).content
+        base = http.get(f"/v1/runs/{run_id}/models/1").content
+    text = next(each.text for each in blocks(PAGE) if each.language == "sh")
+    given = {"SERVER": small_server.url, "RUN_ID": run_id, "TOKEN": participant.token}
+    typed = subprocess.run(
+        ["bash", "-euc", text], cwd=tmp_path, env=os.environ | given, capture_output=True, text=True, check=True
+    )
+    assert typed.stdout.split() == ["304", "application/vnd.fedquorum.delta"]
+    found = {name: (tmp_path / name).read_bytes() for name in ("base.safetensors", "same.safetensors", "rest")}
+    assert found == {"base.safetensors": base, "same.safetensors": base, "rest": base[100:]}
+    delta, head = (tmp_path / "newest.delta").read_bytes(), [hashlib.sha256(each) for each in (base, newest)]
+    expected = DeltaHead(*(f"sha256:{each.hexdigest()}" for each in head), len(newest))
+    assert b"".join(model_deltas.apply([delta], base=lambda begin, end: base[begin:end], expected=expected)) == newest
