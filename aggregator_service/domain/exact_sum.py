@@ -117,6 +117,11 @@ def fold_all(accumulator: Int64Array, summands: Sequence[Summand], *, weights: S
         _fold_dense(accumulator, summands, kind=kind, factors=factors)
 
 
+def prepare() -> None:
+    """Compiles what adds up float32, which is otherwise done by the first fold in 0.1 s."""
+    compiled.function("F32")
+
+
 def mean(accumulator: Int64Array, *, total_weight: float, shift: int) -> Float64Array:
     """Turns a sum into the weighted mean; its relative error of at most 2^-52 is far below the grid's."""
     result = accumulator.astype(np.float64)

@@ -19,6 +19,8 @@ _functions: dict[str, Function] = {}
 _engines: list[Any] = []
 """What holds the compiled code."""
 
+_LIBRARY: Final = "libllvmlite"
+
 SPARSE: Final = "sparse"
 
 
@@ -36,6 +38,7 @@ def function(kind: str) -> Function:
 def _compile(kind: str) -> Function:
     import llvmlite.binding as llvm  # noqa: PLC0415 - 40 MiB and 0.1 s, of which only an aggregate has use
 
+    allocator.give_back_pages_of(_LIBRARY)
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     features = llvm.get_host_cpu_features()
@@ -52,5 +55,5 @@ def _compile(kind: str) -> Function:
     _engines.append(engine)
     prototype = _SPARSE if kind == SPARSE else _DENSE
     compiled: Function = prototype(engine.get_function_address("fold"))
-    allocator.give_back_pages_of("libllvmlite")
+    allocator.give_back_pages_of(_LIBRARY)
     return compiled
