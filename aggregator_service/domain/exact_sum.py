@@ -35,6 +35,10 @@ MAX_SHIFT: Final = 992
 
 _FLOATS: Final = {np.dtype("<f8"): "F64", np.dtype("<f4"): "F32", np.dtype("<f2"): "F16", np.dtype("<u2"): "BF16"}
 _PACKED: Final = "I4"
+_TOGETHER: Final = 8
+"""Updates that are added in one pass: more streams than that slow each other down."""
+_TILE_ELEMENTS: Final = 1 << 17
+"""512 KiB of sums stay in a core's second-level cache while update after update is added to them."""
 _CODES: Final = {np.dtype("i1"): "I8", np.dtype("u1"): _PACKED}
 
 
@@ -102,7 +106,7 @@ def fold(accumulator: Int64Array, summand: Summand, *, weight: float, shift: int
 
 
 def fold_all(accumulator: Int64Array, summands: Sequence[Summand], *, weights: Sequence[float], shift: int) -> None:
-    """Does the same for several updates of one kind in one pass over the accumulator; eight at a time are fastest."""
+    """Does the same for several updates of one kind in few passes over the accumulator; eight at a time are fastest."""
     if accumulator.dtype != np.int64 or not accumulator.flags.c_contiguous or not accumulator.flags.writeable:
         raise ValueError("an accumulator is a contiguous array of int64")
     kinds = {_kind(one) for one in summands}
@@ -175,17 +179,35 @@ def _fold_dense(accumulator: Int64Array, summands: Sequence[Summand], *, kind: s
     for one in values:
         _checked(one, num_elements=-(-end // 2) if kind == _PACKED else end, dtype=values[0].dtype)
     addresses = np.array([one.ctypes.data for one in values], dtype=np.uint64)
-    compiled.function(kind)(
-        accumulator.ctypes.data,
-        addresses.ctypes.data,
-        table.ctypes.data,
-        len(values),
-        table.shape[1],
-        rows.row_elements,
-        rows.first_in_row,
-        rows.first_in_byte,
-        end,
-    )
+    _call_by_tiles(compiled.function(kind), accumulator, rows, addresses=addresses, table=table)
+
+
+def _call_by_tiles(
+    function: compiled.Function,
+    accumulator: Int64Array,
+    rows: _Rows,
+    *,
+    addresses: NDArray[np.uint64],
+    table: Float64Array,
+) -> None:
+    """Calls the loop for each tile with some updates after the others, so that the tile stays in a core's cache."""
+    sums, updates, factors, num_rows = accumulator.ctypes.data, addresses.ctypes.data, table.ctypes.data, table.shape[1]
+    for tile in range(0, accumulator.size, _TILE_ELEMENTS):
+        number, first_in_row = divmod(rows.first_in_row + tile, rows.row_elements)
+        begin = rows.first_in_byte + tile
+        end = rows.first_in_byte + min(tile + _TILE_ELEMENTS, accumulator.size)
+        for update in range(0, addresses.size, _TOGETHER):
+            function(
+                sums + tile * accumulator.itemsize,
+                updates + update * addresses.itemsize,
+                factors + (update * num_rows + number) * table.itemsize,
+                min(_TOGETHER, addresses.size - update),
+                num_rows,
+                rows.row_elements,
+                first_in_row,
+                begin,
+                end,
+            )
 
 
 def _rows_of(summands: Sequence[Quantised]) -> _Rows:

@@ -123,8 +123,8 @@ def _loop(loop: _Loop, before: str, place: str, after: str) -> str:
     return f"""{loop.name}.test:
   {name}.at = phi i64 [ {place}, %{before} ], [ {name}.next, %{loop.name}.store ]
   {name}.next = add i64 {name}.at, {loop.lanes * loop.vectors}
-  {name}.fits = icmp ule i64 {name}.next, %row.end{_condition(loop)}
-  br i1 {name}.goes_on, label %{loop.name}.load, label %{after}
+  {name}.fits = icmp ule i64 {name}.next, %row.end{_before_a_byte(loop)}
+  br i1 {name}.{"goes_on" if loop.ends_at_a_byte else "fits"}, label %{loop.name}.load, label %{after}
 {loop.name}.load:
   {name}.bias = add i64 %bias, 0
 {loop.splat("i64", "bias")}
@@ -155,10 +155,10 @@ def _loop(loop: _Loop, before: str, place: str, after: str) -> str:
 """
 
 
-def _condition(loop: _Loop) -> str:
+def _before_a_byte(loop: _Loop) -> str:
     name = f"%{loop.name}"
     if not loop.ends_at_a_byte:
-        return f"\n  {name}.goes_on = and i1 {name}.fits, true"
+        return ""
     return f"""
   {name}.half = trunc i64 {name}.at to i1
   {name}.goes_on = and i1 {name}.fits, {name}.half"""
