@@ -188,6 +188,9 @@ def compute(flow: Flow, sealed: SealedRound) -> Candidate:
     files = _Files(*(_HashedUpload(flow) for _ in range(4)))
     try:
         released, metrics = (_fold if sealed.masked is None else _fold_masked)(flow, sealed, files)
+        for file in (files.model, files.optimizer, files.control, files.noise):
+            if file.upload.num_bytes:
+                flow.blobs.finish_blocking(file.upload)
     except BaseException:
         for file in (files.model, files.optimizer, files.control, files.noise):
             flow.blobs.discard_blocking(file.upload)

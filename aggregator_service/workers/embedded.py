@@ -55,6 +55,7 @@ class EmbeddedWorker:
             ("unmask", self._unmask_all),
             ("expire", self._expire),
             ("sweep", self._sweep),
+            ("remove_bytes", self._remove_bytes),
         )
         self._tasks = [asyncio.create_task(self._repeat(name, step), name=name) for name, step in loops]
 
@@ -162,6 +163,10 @@ class EmbeddedWorker:
             _log.info("orphans_swept", count=removed)
         await asyncio.sleep(_SWEEP_SECONDS)
         return 0.001
+
+    async def _remove_bytes(self) -> float:
+        await self._flow.blobs.remove_bytes()
+        return _IDLE_SECONDS
 
     async def _aggregate(self, round_: RoundRecord) -> None:
         started = time.perf_counter()
