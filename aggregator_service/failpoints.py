@@ -17,6 +17,8 @@ NAMES: Final = (
     "intake.received",
     "intake.before_commit",
     "intake.after_commit",
+    "eager.folding",
+    "eager.folded",
     "aggregation.started",
     "aggregation.halfway",
     "aggregation.model_written",
