@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from aggregator_service.domain.encoded_runs import present
 from aggregator_service.domain.inner_products import InnerProducts, centre_of
 from aggregator_service.domain.update_norm import UpdateNorm, clip_factor
 from aggregator_service.flow.contributions import Contribution, blocks, row_type
-from aggregator_service.flow.windows import read_window, windows
+from aggregator_service.flow.windows import windows
 from fl_protocol.dtypes import Float64Array
 from fl_protocol.specs.strategies import Strategy
 from fl_protocol.tensors import Header
@@ -44,8 +45,9 @@ def _norm(contribution: Contribution, model: Header) -> float:
     norm = UpdateNorm()
     for window in windows(model):
         floats = [segment for segment in window if segment.spec.is_float]
-        for segment, values in read_window(contribution.update.read, floats, layout=contribution.layout):
-            norm.add(segment.spec.name, values, dtype=segment.spec.dtype)
+        for segment, run in contribution.runs(floats):
+            values, dtype = present(run)
+            norm.add(segment.spec.name, values, dtype=dtype)
     return norm.result()
 
 

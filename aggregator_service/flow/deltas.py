@@ -1,5 +1,6 @@
 """The combined deltas of one window after the other: as exact sums, or coordinate by coordinate."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -7,14 +8,15 @@ from typing import Final, Protocol
 import numpy as np
 
 from aggregator_service.domain import exact_sum, integer_mean
+from aggregator_service.domain.encoded_runs import DenseRun, fold_run
 from aggregator_service.domain.exact_sum import Int64Array
 from aggregator_service.domain.integer_mean import IntegerArray
 from aggregator_service.domain.privacy.noised_sum import NoisedSum
 from aggregator_service.domain.strategies.decision import CoordinateWise, Decision, WeightedMean
 from aggregator_service.domain.strategies.median import integer_median
 from aggregator_service.flow.contributions import Block, Contribution, blocks
-from aggregator_service.flow.windows import WINDOW_ELEMENTS, Segment, read_window, windows
-from fl_protocol.dtypes import Float64Array, Values, as_native_float
+from aggregator_service.flow.windows import WINDOW_ELEMENTS, Segment, windows
+from fl_protocol.dtypes import Float64Array, Values
 from fl_protocol.tensors import Header
 
 _CACHED_TILE_ELEMENTS: Final = 1 << 13
@@ -146,16 +148,17 @@ class _Sums:
     def fold(self, window: Sequence[Segment], *, scratch: Float64Array) -> None:
         """Adds up the whole window, update after update."""
         self.totals.fill(0)
+        num_biased: Counter[int] = Counter()
         for one, weight in self.plan.weighted:
-            for segment, values in read_window(one.update.read, window, layout=one.layout):
+            for segment, run in one.runs(window):
                 if segment.spec.is_float:
-                    native = as_native_float(values, segment.spec.dtype)
                     shift, by = self.plan.shifts[segment.tensor], _delta_weight(one, weight)
-                    exact_sum.fold(self._of(segment), native, weight=by, shift=shift, scratch=scratch)
-                elif self.plan.moves_integers:
-                    self._fold_integers(segment, values, weight=weight)
-        # Every update holds every floating-point tensor that travels; what other segments have is never asked for.
-        exact_sum.settle(self.totals, len(self.plan.weighted))
+                    fold_run(self._of(segment), run, weight=by, shift=shift, scratch=scratch)
+                    num_biased[segment.offset] += isinstance(run, DenseRun)
+                elif self.plan.moves_integers and isinstance(run, DenseRun):
+                    self._fold_integers(segment, run.values, weight=weight)
+        for segment in window:
+            exact_sum.settle(self._of(segment), num_biased[segment.offset])
 
     def floats(self, segment: Segment, tile: slice) -> Float64Array:
         total = self._of(segment)[tile]

@@ -84,7 +84,7 @@ def aggregate(
         raise ValueError("an aggregate needs at least one update")
     model = read_header(base)
     moving = travelling_part(model, spec)
-    opened = open_contributions(updates, model, holds=holds or moving)
+    opened = open_contributions(updates, model, holds=holds or moving, encoding=spec.encoding)
     if noised is None:
         contributions = clipped(opened, model, strategy=spec.strategy)
     else:
