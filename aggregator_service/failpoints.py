@@ -14,6 +14,8 @@ NAMES: Final = (
     "intake.received",
     "intake.before_commit",
     "intake.after_commit",
+    "eager.folding",
+    "eager.folded",
     "aggregation.started",
     "aggregation.halfway",
     "aggregation.model_written",

@@ -27,6 +27,9 @@ class Telemetry:
         self._update_bytes = Counter(
             "fedquorum_update_bytes_accepted", "Bytes of acknowledged updates.", registry=self.registry
         )
+        self._folded_early = Counter(
+            "fedquorum_updates_folded_early", "Updates folded while their round collected.", registry=self.registry
+        )
         self._refusals = Counter("fedquorum_refusals", "Requests refused.", ["problem"], registry=self.registry)
         self._rounds = Counter("fedquorum_rounds_ended", "Rounds by outcome.", ["outcome"], registry=self.registry)
         self._aggregation = Histogram(
@@ -53,6 +56,10 @@ class Telemetry:
         """Counts one acknowledged update."""
         self._updates.inc()
         self._update_bytes.inc(num_bytes)
+
+    def folded_early(self, num_updates: int) -> None:
+        """Counts updates of a round that still collects."""
+        self._folded_early.inc(num_updates)
 
     def refused(self, problem: str) -> None:
         """Counts one refusal by its problem type."""

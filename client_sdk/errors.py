@@ -9,6 +9,7 @@ FedQuorumError
 ├── PrivacyBudgetError              the update would cost more than the run promised its clients; nothing was sent
 ├── TransportError                  the network lost the request or the answer
 ├── UntrustedAnswerError            the server sent something that cannot be true, or more than it may
+│   ├── DeltaRefusedError           a delta does not make the model that was expected; the whole one is asked for
 │   ├── PrivacyClaimError           what it says of the run's privacy is not what this client has counted and computed
 │   ├── ManifestError               a masked round's manifest is not the one that its run and task say
 │   │   └── ManifestForkError       it signed two manifests of which the log can hold only one; both are kept
@@ -95,6 +96,10 @@ class TransportError(FedQuorumError):
 
 class UntrustedAnswerError(FedQuorumError):
     """The server sent something that cannot be true or more than it may: a wrong digest, shape, type or length."""
+
+
+class DeltaRefusedError(UntrustedAnswerError):
+    """A delta does not make the expected model of the file that it was applied to; the whole model is asked for."""
 
 
 class PrivacyClaimError(_Bounded, UntrustedAnswerError):

@@ -31,6 +31,7 @@ from client_sdk.residuals import Left, ResidualStore
 from client_sdk.session import machine
 from client_sdk.session.deltas import Update
 from client_sdk.session.encoding import encoded_update
+from client_sdk.session.link import Link
 from client_sdk.session.progress import (
     EvaluationAccepted,
     ModelPulled,
@@ -46,7 +47,7 @@ from client_sdk.session.progress import (
     WorkRefused,
 )
 from client_sdk.session.work import Evaluator, TrainedDelta, TrainedModel, Trainer
-from client_sdk.transfer import Body, Content, body_of_tensors, compressed_body, read_model
+from client_sdk.transfer import Body, Content, StoredModel, body_of_tensors, compressed_body, read_model
 from fl_protocol.arrays import Tensor
 from fl_protocol.presets import promise
 from fl_protocol.promises import Promise
@@ -97,6 +98,8 @@ class Performer:
     masked: "MaskedRounds | None" = None
     done: Participation = field(default_factory=Participation)
     cached: dict[str, Path] = field(default_factory=dict)
+    base: StoredModel | None = None
+    link: Link = field(default_factory=Link)
     spending: Spending | None = None
     promise: Promise | None = None
 
@@ -199,10 +202,20 @@ class Performer:
 
     async def _pull(self, task: Task) -> dict[str, Tensor]:
         expected = Content(task.model_digest, task.model_num_bytes)
-        download = functools.partial(self.client.download_model, self.run_id, self.folder, version=task.base_version)
-        model, from_cache = await self._fetch("model", expected, download)
+        model, from_cache = await self._fetch("model", expected, functools.partial(self._download, task))
+        self.base = StoredModel(
+            self.folder / expected.file_name, expected.digest, expected.num_bytes, task.base_version
+        )
         self.tell(ModelPulled(task, from_cache))
         return model
+
+    async def _download(self, task: Task, *, expected: Content) -> None:
+        """Downloads a task's model; over a thin line from what is at hand."""
+        base, begun = (self.base if self.link.is_thin else None), anyio.current_time()
+        stored = await self.client.download_model(
+            self.run_id, self.folder, version=task.base_version, expected=expected, base=base
+        )
+        self.link.measured(stored.num_received, anyio.current_time() - begun)
 
     async def _pull_controls(self, action: machine.PullControls) -> machine.Action:
         task, named, server = action.task, action.task.control_variate, None

@@ -10,6 +10,9 @@ from typing import Final, TypeVar
 from client_sdk.config import Limits
 from client_sdk.errors import FedQuorumError, ServerError, TransportError
 
+PROGRESS_BYTES: Final = 64 << 10
+"""How far an attempt must carry a transfer on so that it does not count as a failure in a row."""
+
 RETRYABLE_STATUSES: Final = frozenset({408, 429, 502, 503, 504, 507})
 
 Result = TypeVar("Result")
@@ -41,13 +44,20 @@ async def retrying(
     *,
     sleep: Callable[[float], Awaitable[None]],
     fraction: Callable[[], float],
+    num_bytes: Callable[[], int] = lambda: 0,
 ) -> Result:
-    """Repeats `attempt` until it succeeds or its error says that this is useless; raises its last error."""
-    failures = 0
+    """Repeats `attempt` until it succeeds or its error says that this is useless; raises its last error.
+
+    `num_bytes` tells how far a transfer has come: while every attempt carries it on by 64 KiB, a line may be cut as
+    often as it likes.
+    """
+    failures, reached = 0, num_bytes()
     while True:
         try:
             return await attempt()
         except FedQuorumError as error:
+            if num_bytes() >= reached + PROGRESS_BYTES:
+                failures, reached = 0, num_bytes()
             failures += 1
             pause = pause_seconds(error, failures, limits=limits, fraction=fraction())
             if pause is None:

@@ -8,6 +8,8 @@ from fl_protocol.rounds import EventType
 WORK: Final = "work"
 """The worker: a round was opened or sealed, an evaluation began or ended, a run moved on."""
 
+FOLDING: Final = "folding"
+"""The worker's eager folding: an update was counted."""
 
 MASK_REQUESTS: Final = "mask-requests"
 """Helpers: a round was closed and asks them, or all of them may answer."""
@@ -37,9 +39,13 @@ def _work(_run_id: str) -> str:
     return WORK
 
 
+def _folding(_run_id: str) -> str:
+    return FOLDING
+
+
 _TOPICS: Final[Mapping[EventType, tuple[Callable[[str], str], ...]]] = {
     EventType.ROUND_OPENED: (events_of, tasks_of, _work),
-    EventType.UPDATE_ACCEPTED: (events_of,),
+    EventType.UPDATE_ACCEPTED: (events_of, _folding),
     EventType.ROUND_CLOSED: (events_of, _work),
     EventType.ROUND_ABANDONED: (events_of,),
     EventType.MODEL_PUBLISHED: (events_of, tasks_of, models_of, _work),

@@ -1,16 +1,13 @@
 """Turns a sealed round into a candidate model: a function of the sealed set alone, run on a worker thread."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import assert_never
 
 import structlog
 
 from aggregator_service import failpoints
-from aggregator_service.domain import staleness, weighting
-from aggregator_service.domain.fednova import normalised_weights
-from aggregator_service.domain.helper_mode.records import MaskSumRecord
 from aggregator_service.domain.privacy import blt
 from aggregator_service.domain.privacy.blt import Participation
 from aggregator_service.domain.privacy.ledger import ReleasedNoise
@@ -22,35 +19,22 @@ from aggregator_service.domain.privacy.noised_sum import (
     gaussian_sum,
     masked_grid,
 )
-from aggregator_service.domain.records import ModelRecord, RoundRecord, RunRecord, UpdateRecord
-from aggregator_service.domain.sessions.records import SessionRecord
 from aggregator_service.domain.strategies.mean import weighted_metrics
-from aggregator_service.domain.weighting import Weighed
+from aggregator_service.flow.begun_sums import BegunSum
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.controls import fold_controls
 from aggregator_service.flow.correlation import Correlation
-from aggregator_service.flow.fold import RangeReader, SealedUpdate, aggregate, aggregate_masked
-from aggregator_service.flow.helper_mode.reading import sums_of_round
+from aggregator_service.flow.fold import aggregate, aggregate_masked
 from aggregator_service.flow.masked_sums import MaskedRound, MaskedSum
 from aggregator_service.flow.read_ahead import ReadAhead
+from aggregator_service.flow.sealed_rounds import SealedRound, factored, reader, sealed_updates
 from aggregator_service.flow.windows import read_header
-from aggregator_service.storage import (
-    ledger,
-    models,
-    noise_keys,
-    noise_states,
-    rounds,
-    runs,
-    updates,
-)
 from aggregator_service.storage.blobs import BlobUpload
-from aggregator_service.storage.transactions import ReadTx
 from fl_protocol.masked_vectors import coordinates_of, ring_of
 from fl_protocol.masking.ring import Ring
 from fl_protocol.privacy.accounting import count_stddev, value_noise_multiplier
-from fl_protocol.rounds import RoundState
 from fl_protocol.runs import RunSpec
-from fl_protocol.specs.algorithms import FedNovaAlgorithm, ScaffoldAlgorithm
+from fl_protocol.specs.algorithms import ScaffoldAlgorithm
 from fl_protocol.specs.privacy import (
     CentralBltPrivacy,
     CentralGaussianAdaptivePrivacy,
@@ -58,36 +42,12 @@ from fl_protocol.specs.privacy import (
     CentralPrivacy,
     num_participations,
 )
-from fl_protocol.specs.rounds import BufferedRoundSpec
-from fl_protocol.specs.secure_aggregation import Masking, clipping_norm
+from fl_protocol.specs.secure_aggregation import clipping_norm
 from fl_protocol.specs.selection import fixed_denominator
-from fl_protocol.specs.strategies import InverseStratumSizeWeighting, MeanStrategy
-from fl_protocol.specs.training import local_learning_rate
 from fl_protocol.tensors import Header
 from fl_protocol.updates import update_layout
 
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class SealedRound:
-    """Everything that decides a round's result."""
-
-    run: RunRecord
-    round: RoundRecord
-    base: ModelRecord
-    updates: list[UpdateRecord]
-    weights: list[int]
-    noise_key: bytes | None = field(default=None, repr=False)
-    clipping_norm: float | None = None
-    noise_state_id: str | None = None
-    sums: Sequence[SessionRecord | MaskSumRecord] = ()
-
-    @property
-    def masked(self) -> Masking | None:
-        """Says how the round's updates were masked; None where they were not."""
-        chosen = self.run.spec.secure_aggregation
-        return chosen if isinstance(chosen, Masking) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +66,6 @@ class Candidate:
     @property
     def uploads(self) -> tuple[BlobUpload, ...]:
         return self.model, self.optimizer, self.control, self.noise_state
-
-
-class AggregationStoppedError(Exception):
-    """The server stops; the round is aggregated again after the next start."""
 
 
 class _HashedUpload:
@@ -141,53 +97,18 @@ class _Files:
     noise: _HashedUpload
 
 
-def load_sealed(tx: ReadTx, round_id: str) -> SealedRound | None:
-    """Reads a sealed round; None if it no longer waits for its aggregate, or still for its helpers or a buffer."""
-    round_ = rounds.get(tx, round_id)
-    if round_ is None or round_.state is not RoundState.AGGREGATING:
-        return None
-    run, base = runs.get(tx, round_.run_id), models.get(tx, round_.run_id, round_.base_version)
-    if run is not None and (run.latest_version or 0) < round_.base_version:
-        return None
-    if run is None or base is None:
-        raise LookupError(f"round {round_id} lacks its run or base model")
-    accepted = updates.of_round(tx, round_id)
-    weights, key = effective_weights(tx, run, accepted), noise_keys.get(tx, round_id)
-    state_id = noise_states.get(tx, run.run_id)
-    summed = sums_of_round(tx, run, round_id)
-    if summed is None:
-        return None
-    return SealedRound(run, round_, base, accepted, weights, key, _adapted_norm(tx, run), state_id, summed)
-
-
-def _adapted_norm(tx: ReadTx, run: RunRecord) -> float | None:
-    """Gives the clipping norm that the last release led to; None before the first, or where it does not change."""
-    if not isinstance(run.spec.privacy, CentralGaussianAdaptivePrivacy):
-        return None
-    spent = ledger.last_spent(tx, run.run_id)
-    return None if spent is None or spent.noise is None else spent.noise.next_clipping_norm
-
-
-def effective_weights(tx: ReadTx, run: RunRecord, accepted: Sequence[UpdateRecord]) -> list[int]:
-    """Gives what each update of a sealed round weighs, in their order."""
-    strategy, strata = run.spec.strategy, {}
-    weighs = strategy.weighting if isinstance(strategy, MeanStrategy) else None
-    if accepted and isinstance(weighs, InverseStratumSizeWeighting):
-        strata = updates.attributes_of_round(tx, accepted[0].round_id, weighs.attribute)
-    return weighting.effective_weights(
-        [Weighed(update.num_examples, strata.get(update.update_id)) for update in accepted], strategy
-    )
-
-
-def compute(flow: Flow, sealed: SealedRound) -> Candidate:
-    """Computes a round's model tile by tile.
+def compute(flow: Flow, sealed: SealedRound, *, begun: BegunSum | None = None) -> Candidate:
+    """Computes a round's model tile by tile; a sum that was `begun` while it collected saves reading those updates.
 
     Raises BlobCorruptError, a typed error naming the tensor, or AggregationStoppedError while the server drains.
     """
     failpoints.reach("aggregation.started")
     files = _Files(*(_HashedUpload(flow) for _ in range(4)))
     try:
-        released, metrics = (_fold if sealed.masked is None else _fold_masked)(flow, sealed, files)
+        if sealed.masked is None:
+            released, metrics = _fold(flow, sealed, files, begun=begun)
+        else:
+            released, metrics = _fold_masked(flow, sealed, files)
     except BaseException:
         for file in (files.model, files.optimizer, files.control, files.noise):
             flow.blobs.discard_blocking(file.upload)
@@ -205,11 +126,13 @@ def compute(flow: Flow, sealed: SealedRound) -> Candidate:
     )
 
 
-def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> tuple[ReleasedNoise | None, Mapping[str, float]]:
+def _fold(
+    flow: Flow, sealed: SealedRound, files: _Files, *, begun: BegunSum | None
+) -> tuple[ReleasedNoise | None, Mapping[str, float]]:
     spec, model = sealed.run.spec, sealed.base
-    base = ReadAhead(_reader(flow, model.blob_id), num_bytes=model.num_bytes)
-    updates = _sealed_updates(flow, sealed)
-    factored, divisor = _factored(updates, sealed)
+    base = ReadAhead(reader(flow, model.blob_id), num_bytes=model.num_bytes)
+    updates = sealed_updates(flow, sealed)
+    weighted, divisor = factored(updates, sealed)
     model_header = read_header(base)
     layout = update_layout(model_header, spec)
     noised = _noised_sum(flow, sealed, model_header, layout=layout, write_state=files.noise.write)
@@ -220,20 +143,21 @@ def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> tuple[ReleasedNoise
 
     num_unclipped, num_judged = aggregate(
         base,
-        factored,
+        weighted,
         spec=spec,
         round_number=sealed.round.number,
-        optimizer_state=None if model.optimizer_blob_id is None else _reader(flow, model.optimizer_blob_id),
+        optimizer_state=None if model.optimizer_blob_id is None else reader(flow, model.optimizer_blob_id),
         write_model=write_model,
         write_state=files.optimizer.write,
         holds=layout,
         divisor=divisor,
         noised=noised,
+        begun=begun,
     )
     if isinstance(spec.algorithm, ScaffoldAlgorithm):
         previous = None
         if model.control_blob_id is not None and model.control_num_bytes is not None:
-            previous = ReadAhead(_reader(flow, model.control_blob_id), num_bytes=model.control_num_bytes)
+            previous = ReadAhead(reader(flow, model.control_blob_id), num_bytes=model.control_num_bytes)
         fold_controls(
             previous,
             updates,
@@ -254,7 +178,7 @@ def _fold(flow: Flow, sealed: SealedRound, files: _Files) -> tuple[ReleasedNoise
 
 def _fold_masked(flow: Flow, sealed: SealedRound, files: _Files) -> tuple[ReleasedNoise | None, Mapping[str, float]]:
     spec, model, ring = sealed.run.spec, sealed.base, ring_of(sealed.run.spec)
-    base = ReadAhead(_reader(flow, model.blob_id), num_bytes=model.num_bytes)
+    base = ReadAhead(reader(flow, model.blob_id), num_bytes=model.num_bytes)
     masked = _masked_round(flow, sealed, ring)
     header = read_header(base)
     layout = coordinates_of(header, spec)
@@ -269,7 +193,7 @@ def _fold_masked(flow: Flow, sealed: SealedRound, files: _Files) -> tuple[Releas
         masked,
         spec=spec,
         round_number=sealed.round.number,
-        optimizer_state=None if model.optimizer_blob_id is None else _reader(flow, model.optimizer_blob_id),
+        optimizer_state=None if model.optimizer_blob_id is None else reader(flow, model.optimizer_blob_id),
         write_model=write_model,
         write_state=files.optimizer.write,
         noised=noised,
@@ -287,7 +211,7 @@ def _masked_round(flow: Flow, sealed: SealedRound, ring: Ring) -> MaskedRound:
         if one.sum_blob_id is None or one.sum_digest is None or one.total_weight is None or one.totals is None:
             raise LookupError(f"a masked sum of round {one.round_id} is done and is not there")
         extras = dict(zip((extra.name for extra in ring.extras), one.totals, strict=True))
-        sums.append(MaskedSum(one.sum_digest, one.total_weight, extras, _reader(flow, one.sum_blob_id)))
+        sums.append(MaskedSum(one.sum_digest, one.total_weight, extras, reader(flow, one.sum_blob_id)))
     divisor = fixed_denominator(sealed.run.spec.selection) or sum(one.total_weight for one in sums)
     return MaskedRound(sums, ring.step, divisor)
 
@@ -323,7 +247,7 @@ def _noised_sum(
             )
         case CentralBltPrivacy():
             chosen = blt.choose(_participation(spec))
-            before = None if sealed.noise_state_id is None else _reader(flow, sealed.noise_state_id)
+            before = None if sealed.noise_state_id is None else reader(flow, sealed.noise_state_id)
             return correlated_sum(
                 privacy.noise_multiplier,
                 clipping_norm=privacy.clipping_norm,
@@ -352,47 +276,3 @@ def _participation(spec: RunSpec) -> Participation:
         separation=spec.selection.min_separation + 1,
         max_participations=num_participations(spec),
     )
-
-
-def _factored(updates: Sequence[SealedUpdate], sealed: SealedRound) -> tuple[Sequence[SealedUpdate], float | None]:
-    """Gives the updates with the factors of FedNova or of staleness, and the divisor of a sum that has its own."""
-    spec = sealed.run.spec
-    if isinstance(spec.round, BufferedRoundSpec):
-        # Any other strategy chooses its own weights, and the spec lets it have no discounts.
-        if not isinstance(spec.strategy, MeanStrategy):
-            return updates, None
-        aged = zip(sealed.weights, (update.staleness for update in sealed.updates), strict=True)
-        return _with_factors(updates, staleness.discounted(list(aged), spec.round.staleness)), sum(sealed.weights)
-    if not isinstance(spec.algorithm, FedNovaAlgorithm):
-        return updates, fixed_denominator(spec.selection)
-    pairs = zip(sealed.updates, sealed.weights, strict=True)
-    told = [(weight, update.local_steps or 1) for update, weight in pairs]
-    rate = local_learning_rate(spec.training, sealed.round.number)
-    weights = normalised_weights(told, shrinkage=rate * spec.training.proximal_mu)
-    return _with_factors(updates, weights.factors), weights.divisor
-
-
-def _with_factors(updates: Sequence[SealedUpdate], factors: Sequence[float]) -> Sequence[SealedUpdate]:
-    return [replace(one, delta_weight=factor) for one, factor in zip(updates, factors, strict=True)]
-
-
-def _sealed_updates(flow: Flow, sealed: SealedRound) -> list[SealedUpdate]:
-    return [
-        SealedUpdate(
-            update_id=update.update_id,
-            digest=update.digest,
-            weight=weight,
-            max_abs=update.max_abs,
-            read=ReadAhead(_reader(flow, update.blob_id), num_bytes=update.num_bytes, num_readers=len(sealed.updates)),
-        )
-        for update, weight in zip(sealed.updates, sealed.weights, strict=True)
-    ]
-
-
-def _reader(flow: Flow, blob_id: str) -> RangeReader:
-    def read(begin: int, end: int) -> bytes:
-        if flow.wakeups.closed:
-            raise AggregationStoppedError
-        return flow.blobs.read_blocking(blob_id, begin, end)
-
-    return read

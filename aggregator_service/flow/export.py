@@ -5,11 +5,11 @@ import hashlib
 
 from aggregator_service.domain.records import ModelRecord, RunRecord
 from aggregator_service.flow import downloads
-from aggregator_service.flow.aggregation import effective_weights
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.downloads import Content
 from aggregator_service.flow.lifecycle import no_such_run
 from aggregator_service.flow.reading import no_such_version
+from aggregator_service.flow.sealed_rounds import effective_weights
 from aggregator_service.storage import models, rounds, runs, updates
 from aggregator_service.storage.transactions import ReadTx
 from fl_protocol.lineage import (

@@ -11,8 +11,9 @@ from aggregator_service.domain.privacy.noised_sum import NoisedSum
 from aggregator_service.domain.server_optimizers import choice
 from aggregator_service.domain.server_optimizers.states import States
 from aggregator_service.domain.strategies.decision import compares, decide
-from aggregator_service.flow.comparison import clipped, clipped_or_zero, inner_products
-from aggregator_service.flow.contributions import SealedUpdate, open_contributions
+from aggregator_service.flow.begun_sums import BegunSum
+from aggregator_service.flow.comparison import inner_products, open_clipped
+from aggregator_service.flow.contributions import SealedUpdate
 from aggregator_service.flow.deltas import Deltas, combine
 from aggregator_service.flow.masked_sums import MaskedRound, combine_masked
 from aggregator_service.flow.optimizer_state import StoredState, open_state, pack, read_states, state_header, unpack
@@ -66,6 +67,7 @@ def aggregate(
     holds: Header | None = None,
     divisor: float | None = None,
     noised: NoisedSum | None = None,
+    begun: BegunSum | None = None,
 ) -> tuple[int, int]:
     """Writes the next model, and the optimizer's state where it has one, as safetensors bytes in order.
 
@@ -76,7 +78,8 @@ def aggregate(
     goes coordinate by coordinate, whatever the optimizer. `holds` is what an update holds, by default the base's
     tensors that travel; what the base does not have is left alone. `divisor` is what the sum of weighted deltas is
     divided by, by default the sum of the weights. With `noised` each update is clipped, one that holds NaN or an
-    infinity counts as zero, the sum gets its noise, and integer tensors stay as they are. Gives how many updates no
+    infinity counts as zero, the sum gets its noise, and integer tensors stay as they are. A sum `begun` of some of the
+    updates saves reading them and changes no bit; one that does not fit them is left alone. Gives how many updates no
     norm clipped, and of how many: with `noised` of those that are not zero. Raises ModelOverflowError;
     OptimizerStateError, ProblemError or EOFError for a stored blob that is not what was accepted.
     """
@@ -84,13 +87,21 @@ def aggregate(
         raise ValueError("an aggregate needs at least one update")
     model = read_header(base)
     moving = travelling_part(model, spec)
-    opened = open_contributions(updates, model, holds=holds or moving, encoding=spec.encoding)
-    if noised is None:
-        contributions = clipped(opened, model, strategy=spec.strategy)
-    else:
+    bound = None if noised is None else noised.clipping_norm
+    if begun is not None and not begun.fits(updates, bound=bound):
+        begun = None
+    contributions = open_clipped(
+        updates,
+        model,
+        holds=holds or moving,
+        encoding=spec.encoding,
+        strategy=spec.strategy,
+        bound=bound,
+        begun=begun,
+    )
+    if noised is not None:
         moving = floats_of(moving)
-        contributions = clipped_or_zero(opened, model, bound=noised.clipping_norm)
-        divisor = len(opened) if divisor is None else divisor
+        divisor = len(updates) if divisor is None else divisor
     decision = decide(
         spec.strategy,
         [one.update.weight for one in contributions],
@@ -106,7 +117,7 @@ def aggregate(
         write_model=write_model,
         write_state=write_state,
     )
-    combined = combine(decision, contributions, model, moving=moving, divisor=divisor, noised=noised)
+    combined = combine(decision, contributions, model, moving=moving, divisor=divisor, noised=noised, begun=begun)
     _finish(plan, model, moving=moving, combined=combined)
     return sum(one.factor >= 1 for one in contributions), len(contributions)
 

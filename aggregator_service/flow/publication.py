@@ -6,8 +6,9 @@ from aggregator_service import failpoints
 from aggregator_service.domain.records import ModelRecord
 from aggregator_service.flow import budget
 from aggregator_service.flow import rounds as round_steps
-from aggregator_service.flow.aggregation import Candidate, SealedRound
+from aggregator_service.flow.aggregation import Candidate
 from aggregator_service.flow.context import Flow
+from aggregator_service.flow.sealed_rounds import SealedRound
 from aggregator_service.flow.versions import add_model
 from aggregator_service.storage import noise_states, rounds, runs
 from aggregator_service.storage.transactions import WriteTx

@@ -16,9 +16,9 @@ from aggregator_service.domain.records import (
     TensorFile,
     UpdateRecord,
 )
-from aggregator_service.flow.aggregation import effective_weights
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.lifecycle import no_such_run
+from aggregator_service.flow.sealed_rounds import effective_weights
 from aggregator_service.flow.selection import POLL_SECONDS
 from aggregator_service.storage import clients, events, models, rounds, runs, updates
 from aggregator_service.storage.transactions import ReadTx

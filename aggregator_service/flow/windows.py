@@ -81,6 +81,11 @@ def layout_of(header: Header, model: Header) -> Layout:
     return begins
 
 
+def holds(layout: Layout, tensor: int) -> bool:
+    """Tells whether a blob has a tensor of the model."""
+    return bool(layout[tensor] != _ABSENT)
+
+
 def read_window(read: RangeReader, window: Sequence[Segment], *, layout: Layout) -> Iterator[tuple[Segment, Values]]:
     """Yields the segments of a window that the blob holds, with their values; neighbours are read in one go."""
     for group in _neighbours(layout, window):

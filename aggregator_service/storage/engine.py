@@ -16,6 +16,9 @@ Dialect = Literal["sqlite", "postgresql"]
 NUM_READERS: Final = 8
 """Connections for reading; more only queue for the same two cores."""
 
+MAX_HELD_LEASES: Final = 4
+"""Leases that a process holds for long; each has a connection of its own."""
+
 _POSTGRES_OPTIONS: Final = {
     "connect_timeout": 5,
     "keepalives": 1,
@@ -59,7 +62,9 @@ def open_database(url_text: str) -> Database:
     if url.get_backend_name() == "sqlite":
         lock = _lock_sqlite_file(url)
         return Database("sqlite", url, _sqlite_engine(url, "IMMEDIATE", 1), _sqlite_engine(url, "", NUM_READERS), lock)
-    return Database("postgresql", url, _postgres_engine(url, 2), _postgres_engine(url, NUM_READERS), None)
+    return Database(
+        "postgresql", url, _postgres_engine(url, 2 + MAX_HELD_LEASES), _postgres_engine(url, NUM_READERS), None
+    )
 
 
 def _parse(url_text: str) -> URL:

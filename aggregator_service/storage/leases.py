@@ -7,7 +7,7 @@ no clock is compared. SQLite serves a single process, which needs no lease.
 
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import sqlalchemy as sa
 
@@ -27,4 +27,6 @@ def exclusive(database: Database, name: str) -> Iterator[bool]:
             yield held
         finally:
             if held:
-                connection.execute(sa.select(sa.func.pg_advisory_unlock(0x4651, key - 2**31)))
+                # A connection that has died has let go of it.
+                with suppress(sa.exc.DBAPIError):
+                    connection.execute(sa.select(sa.func.pg_advisory_unlock(0x4651, key - 2**31)))

@@ -183,6 +183,35 @@ def collecting(tx: ReadTx) -> list[RoundRecord]:
     return _records(tx, query)
 
 
+def filling(tx: ReadTx, *, at_least: int) -> list[RoundRecord]:
+    """Lists the rounds of running runs that collect and have so many updates already, the oldest first."""
+    query = (
+        sa.select(rounds)
+        .join(runs, runs.c.run_id == rounds.c.run_id)
+        .where(
+            rounds.c.state == RoundState.COLLECTING.value,
+            rounds.c.num_updates >= at_least,
+            runs.c.state == RunState.RUNNING.value,
+        )
+        .order_by(rounds.c.opened_at)
+    )
+    return _records(tx, query)
+
+
+def pending(tx: ReadTx, round_ids: Collection[str]) -> set[str]:
+    """Gives those of some attempts that collect or wait for their aggregate, in a run that still goes on."""
+    query = (
+        sa.select(rounds.c.round_id)
+        .join(runs, runs.c.run_id == rounds.c.run_id)
+        .where(
+            rounds.c.round_id.in_(round_ids),
+            rounds.c.state.in_([RoundState.COLLECTING.value, RoundState.AGGREGATING.value]),
+            runs.c.state.in_([RunState.RUNNING.value, RunState.PAUSED.value]),
+        )
+    )
+    return set(tx.connection.execute(query).scalars())
+
+
 def evaluating(tx: ReadTx) -> list[RoundRecord]:
     """Lists the rounds of running runs whose evaluation has a deadline ahead, soonest first."""
     query = (

@@ -1,6 +1,8 @@
 """The worker inside a server process: makes sums of sessions and models of rounds, lets deadlines pass, sweeps."""
 
 import asyncio
+import os
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +17,17 @@ from aggregator_service.domain.helper_mode.records import MaskSumRecord
 from aggregator_service.domain.records import RoundRecord
 from aggregator_service.domain.sessions.records import SessionRecord
 from aggregator_service.domain.sessions.steps import Abort
-from aggregator_service.flow import aggregation, expiry, lifecycle, publication
-from aggregator_service.flow.aggregation import AggregationStoppedError, Candidate, SealedRound
+from aggregator_service.flow import aggregation, expiry, lifecycle, publication, sealed_rounds
+from aggregator_service.flow.aggregation import Candidate
+from aggregator_service.flow.begun_sums import BegunSum
 from aggregator_service.flow.context import Flow
+from aggregator_service.flow.eager import EagerFolding
 from aggregator_service.flow.fold import ModelOverflowError
 from aggregator_service.flow.helper_mode import completion as helper_completion
 from aggregator_service.flow.helper_mode import summing as mask_summing
 from aggregator_service.flow.helper_mode.summing import MaskSumming
 from aggregator_service.flow.optimizer_state import OptimizerStateError
+from aggregator_service.flow.sealed_rounds import AggregationStoppedError, SealedRound
 from aggregator_service.flow.sessions import completion, unmasking
 from aggregator_service.flow.sessions.sums import SessionSum
 from aggregator_service.flow.sessions.unmasking import Summing
@@ -33,6 +38,8 @@ from fl_protocol.helper_mode import MaskSumState
 from fl_protocol.sessions import SessionState
 
 _IDLE_SECONDS: Final = 5.0
+_LOOK_SECONDS: Final = 0.05
+_NICENESS: Final = 5
 _BACKOFF_SECONDS: Final = 1.0
 _SWEEP_SECONDS: Final = 600.0
 
@@ -40,23 +47,28 @@ _log = structlog.get_logger()
 
 
 class EmbeddedWorker:
-    """Four loops, each of which outlives the failure of a step."""
+    """Five loops, each of which outlives the failure of a step."""
 
     def __init__(self, flow: Flow, *, orphans_begun_before: datetime | None) -> None:
         self._flow = flow
         self._orphans_begun_before = orphans_begun_before
         self._tasks: list[asyncio.Task[None]] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="aggregate")
+        self._eager = EagerFolding(flow)
+        self._eager_thread = ThreadPoolExecutor(1, thread_name_prefix="fold", initializer=_step_back)
 
     def start(self) -> None:
         """Begins the loops."""
         loops = (
-            ("aggregate", self._aggregate_all),
-            ("unmask", self._unmask_all),
-            ("expire", self._expire),
-            ("sweep", self._sweep),
+            ("aggregate", topics.WORK, self._aggregate_all),
+            ("fold", topics.FOLDING, self._fold_eagerly),
+            ("unmask", topics.WORK, self._unmask_all),
+            ("expire", topics.WORK, self._expire),
+            ("sweep", topics.WORK, self._sweep),
         )
-        self._tasks = [asyncio.create_task(self._repeat(name, step), name=name) for name, step in loops]
+        self._tasks = [
+            asyncio.create_task(self._repeat(name, step, topic=topic), name=name) for name, topic, step in loops
+        ]
 
     async def stop(self) -> None:
         """Ends the loops; a round being aggregated is left at once and taken up again after the next start."""
@@ -66,10 +78,12 @@ class EmbeddedWorker:
             with suppress(asyncio.CancelledError):
                 await task
         await asyncio.to_thread(self._thread.shutdown)
+        await asyncio.to_thread(self._eager_thread.shutdown)
+        self._eager.close()
 
-    async def _repeat(self, name: str, step: Callable[[], Awaitable[float]]) -> None:
+    async def _repeat(self, name: str, step: Callable[[], Awaitable[float]], *, topic: str) -> None:
         while True:
-            seen = self._flow.wakeups.seen(topics.WORK)
+            seen = self._flow.wakeups.seen(topic)
             try:
                 pause = await step()
             except Exception as error:  # noqa: BLE001 - a loop outlives the failure of a step
@@ -78,11 +92,18 @@ class EmbeddedWorker:
                 continue
             if self._flow.wakeups.closed:
                 return
-            await self._flow.wakeups.wait(topics.WORK, seen, timeout_seconds=pause)
+            await self._flow.wakeups.wait(topic, seen, timeout_seconds=pause)
 
     async def _aggregate_all(self) -> float:
         for round_ in await self._flow.transactions.read_one("find_sealed", rounds.sealed):
             await self._aggregate(round_)
+        return _IDLE_SECONDS
+
+    async def _fold_eagerly(self) -> float:
+        while await asyncio.get_running_loop().run_in_executor(self._eager_thread, self._eager.fold_due):
+            pass
+        # Many small updates may come in a second, and a look costs a query: what has waited meanwhile is one batch.
+        await asyncio.sleep(_LOOK_SECONDS)
         return _IDLE_SECONDS
 
     async def _unmask_all(self) -> float:
@@ -179,9 +200,20 @@ class EmbeddedWorker:
 
     def _compute(self, round_: RoundRecord) -> tuple[SealedRound, Candidate] | None:
         """Computes a round's model unless another process is at it or has done it."""
+        with self._eager.taken(round_.round_id) as begun:
+            if begun is not None:
+                return self._load_and_compute(round_, begun=begun)
+        with exclusive(self._flow.transactions.database, round_.round_id) as held:
+            return self._load_and_compute(round_) if held else None
+
+    def _load_and_compute(
+        self, round_: RoundRecord, *, begun: BegunSum | None = None
+    ) -> tuple[SealedRound, Candidate] | None:
         transactions = self._flow.transactions
-        with exclusive(transactions.database, round_.round_id) as held:
-            if not held:
-                return None
-            sealed = transactions.read_blocking("load_sealed", lambda tx: aggregation.load_sealed(tx, round_.round_id))
-            return None if sealed is None else (sealed, aggregation.compute(self._flow, sealed))
+        sealed = transactions.read_blocking("load_sealed", lambda tx: sealed_rounds.load_sealed(tx, round_.round_id))
+        return None if sealed is None else (sealed, aggregation.compute(self._flow, sealed, begun=begun))
+
+
+def _step_back() -> None:
+    """Lets whoever receives updates go first on a busy machine; on Linux a thread has a priority of its own."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -14,7 +14,7 @@ from client_sdk.config import DEFAULT_LIMITS, Limits
 from client_sdk.endpoints import NothingToDo
 from client_sdk.endpoints.events import EventReader, check_stream, ends_run, get_events
 from client_sdk.endpoints.exchange import Request
-from client_sdk.errors import FedQuorumError, TransportError, UntrustedAnswerError
+from client_sdk.errors import DeltaRefusedError, FedQuorumError, TransportError, UntrustedAnswerError
 from client_sdk.retries import pause_seconds
 from client_sdk.transfer import Body, Content, OnBytes, StoredModel, body_of_bytes, body_of_tensors
 from fl_protocol.arrays import Tensor
@@ -146,14 +146,23 @@ class AggregatorClient(MaskedRoutes, HelperModeRoutes):
         *,
         version: int | None = None,
         expected: Content | None = None,
+        base: StoredModel | None = None,
         on_bytes: OnBytes | None = None,
     ) -> StoredModel:
         """Downloads a model version, or the latest one, into `folder` under the digits of its digest.
 
         With `expected` nothing but that digest and size is accepted; otherwise what the first answer announces binds.
+        With `base`, a version that was downloaded before, fewer bytes may travel: what has changed, or zstd.
         """
-        request = endpoints.latest_model(run_id) if version is None else endpoints.get_model(run_id, version)
-        return await self._download(request, folder, expected=expected, on_bytes=on_bytes)
+        whole = _model_request(run_id, version, base=None)
+        if base is not None and base.version is not None:
+            request = _model_request(run_id, version, base=base.version)
+            try:
+                return await self._download(request, folder, expected=expected, base=base, on_bytes=on_bytes)
+            except DeltaRefusedError:
+                # Maybe the base's file was changed by somebody; whole, the model depends on nothing here.
+                return await self._download(whole, folder, expected=expected, on_bytes=on_bytes)
+        return await self._download(whole, folder, expected=expected, on_bytes=on_bytes)
 
     async def download_best(self, run_id: str, folder: Path, *, on_bytes: OnBytes | None = None) -> StoredModel:
         """Downloads the version that is best by the metric that the run's evaluation watches, as `download_model`."""
@@ -171,9 +180,10 @@ class AggregatorClient(MaskedRoutes, HelperModeRoutes):
         folder: Path,
         *,
         expected: Content | None = None,
+        base: StoredModel | None = None,
         on_bytes: OnBytes | None = None,
     ) -> StoredModel:
-        stored = await self._connection.download(request, folder, expected=expected, on_bytes=on_bytes)
+        stored = await self._connection.download(request, folder, expected=expected, base=base, on_bytes=on_bytes)
         if stored is None:
             raise UntrustedAnswerError("the server answered 204 to a request for a model")
         return stored
@@ -269,6 +279,12 @@ class AggregatorClient(MaskedRoutes, HelperModeRoutes):
 
     async def put_evaluation(self, task_id: str, report: EvaluationReport) -> Receipt:
         return await self._connection.call(endpoints.put_evaluation(task_id, report))
+
+
+def _model_request(run_id: str, version: int | None, *, base: int | None) -> Request[None]:
+    if version is None:
+        return endpoints.latest_model(run_id, base=base)
+    return endpoints.get_model(run_id, version, base=base)
 
 
 def _new_key() -> str:

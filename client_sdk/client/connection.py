@@ -21,10 +21,11 @@ import anyio
 import httpx
 
 from client_sdk.config import DEFAULT_LIMITS, MAX_ERROR_BYTES, Limits
+from client_sdk.downloads import Download
 from client_sdk.endpoints.exchange import Answer, Item, Page, Request, error_of
 from client_sdk.errors import InsecureTransportError, TransportError, UntrustedAnswerError, UsageError, printable
 from client_sdk.retries import retrying
-from client_sdk.transfer import Body, Content, Download, OnBytes, StoredModel
+from client_sdk.transfer import Body, Content, OnBytes, StoredModel
 
 Parsed = TypeVar("Parsed")
 Result = TypeVar("Result")
@@ -170,18 +171,26 @@ class Connection:
         scope.deadline = anyio.current_time() + self.limits.answer_seconds
 
     async def download(
-        self, request: Request[None], folder: Path, *, expected: Content | None, on_bytes: OnBytes | None = None
+        self,
+        request: Request[None],
+        folder: Path,
+        *,
+        expected: Content | None,
+        base: StoredModel | None = None,
+        on_bytes: OnBytes | None = None,
     ) -> StoredModel | None:
         """Downloads a model into `folder`; None if the server has nothing newer (204)."""
         limit = self.limits.max_model_bytes if expected is None else expected.num_bytes
-        download = Download(folder, expected=expected, max_num_bytes=limit, on_bytes=on_bytes)
+        download = Download(folder, expected=expected, max_num_bytes=limit, base=base, on_bytes=on_bytes)
 
         def open_stream(headers: Mapping[str, str]) -> AbstractAsyncContextManager[httpx.Response]:
             return self.open(request, headers)
 
         with download.partial_file() as partial:
             try:
-                return await self._retrying(lambda: download.attempt(open_stream, partial))
+                return await self._retrying(
+                    lambda: download.attempt(open_stream, partial), num_bytes=lambda: partial.num_bytes
+                )
             except NothingThereError:
                 return None
 
@@ -233,8 +242,11 @@ class Connection:
             response.status_code, {name.lower(): value for name, value in response.headers.items()}, bytes(body)
         )
 
-    async def _retrying(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
-        return await retrying(attempt, self.limits, sleep=self._seams.sleep, fraction=self._seams.fraction)
+    async def _retrying(
+        self, attempt: Callable[[], Awaitable[Result]], *, num_bytes: Callable[[], int] = lambda: 0
+    ) -> Result:
+        seams = self._seams
+        return await retrying(attempt, self.limits, sleep=seams.sleep, fraction=seams.fraction, num_bytes=num_bytes)
 
 
 class NothingThereError(Exception):

@@ -156,9 +156,10 @@ def list_models(run_id: str, *, limit: int | None = None, cursor: str | None = N
     return _list(Model, path(routes.RUN_MODELS, run_id=run_id), limit=limit, cursor=cursor)
 
 
-def get_model(run_id: str, version: int) -> Request[None]:
-    """`GET /v1/runs/{run_id}/models/{version}`; the answer is a stream."""
-    return _stream(path(routes.RUN_MODEL, run_id=run_id, version=version))
+def get_model(run_id: str, version: int, *, base: int | None = None) -> Request[None]:
+    """`GET /v1/runs/{run_id}/models/{version}`; the answer is a stream, maybe of a delta from version `base`."""
+    query = {} if base is None else {"base": str(base)}
+    return _stream(path(routes.RUN_MODEL, run_id=run_id, version=version), query=query)
 
 
 def get_control_variate(run_id: str, version: int) -> Request[None]:
@@ -166,9 +167,13 @@ def get_control_variate(run_id: str, version: int) -> Request[None]:
     return _stream(path(routes.CONTROL_VARIATE, run_id=run_id, version=version))
 
 
-def latest_model(run_id: str, *, after: int | None = None, wait_seconds: float = 0.0) -> Request[None]:
+def latest_model(
+    run_id: str, *, after: int | None = None, wait_seconds: float = 0.0, base: int | None = None
+) -> Request[None]:
     """`GET /v1/runs/{run_id}/models/latest`; the answer is a stream, or 204 if nothing newer than `after` came."""
     query = {} if after is None else {"after": str(after), "wait": f"{wait_seconds:g}"}
+    if base is not None:
+        query["base"] = str(base)
     return _stream(path(routes.LATEST_MODEL, run_id=run_id), query=query, wait_seconds=wait_seconds)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from aggregator_service.domain.privacy.noised_sum import gaussian_sum
-from aggregator_service.flow.aggregation import SealedRound
+from aggregator_service.flow.sealed_rounds import SealedRound
 from tests.support.events import read_events
 from tests.support.participant import Tensors, create_run, enrol, update_body, wait_for_run
 from tests.support.records import model_record, round_record, run_record

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from aggregator_service.flow import aggregation, lifecycle, publication, rollback
-from aggregator_service.flow.aggregation import SealedRound
+from aggregator_service.flow import aggregation, lifecycle, publication, rollback, sealed_rounds
+from aggregator_service.flow.sealed_rounds import SealedRound
 from aggregator_service.storage import clients, events, models, rounds, runs, tasks, updates
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.rounds import EventType, RoundState
@@ -50,7 +50,7 @@ def store(database_url: str) -> Iterator[Store]:
 
 
 def sealed_round(store: Store) -> SealedRound:
-    sealed = store.read(lambda tx: aggregation.load_sealed(tx, "round_1"))
+    sealed = store.read(lambda tx: sealed_rounds.load_sealed(tx, "round_1"))
     assert sealed is not None
     return sealed
 
@@ -66,7 +66,7 @@ async def test_of_all_who_computed_a_rounds_model_one_publishes_it(store: Store)
     published = await asyncio.gather(*(publication.publish(flow, sealed, candidate) for candidate in candidates))
     assert sorted(published) == [False] * 4 + [True]
     assert versions(store) == [0, 1]
-    assert store.read(lambda tx: aggregation.load_sealed(tx, "round_1")) is None
+    assert store.read(lambda tx: sealed_rounds.load_sealed(tx, "round_1")) is None
     happened = [event.type for event in store.read(lambda tx: events.after(tx, "run_1", 0, limit=100))]
     assert happened == [EventType.MODEL_PUBLISHED, EventType.ROUND_OPENED]
 

@@ -13,8 +13,8 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from aggregator_service.flow import aggregation
-from aggregator_service.flow.aggregation import SealedRound
+from aggregator_service.flow import aggregation, sealed_rounds
+from aggregator_service.flow.sealed_rounds import SealedRound
 from tests.support.events import read_events
 from tests.support.participant import (
     MEDIA_TYPE,
@@ -152,7 +152,7 @@ async def test_an_aggregation_is_left_as_soon_as_the_server_drains(database_url:
         sealed = SealedRound(run_record(), round_record(), model_record(num_bytes=len(base)), [update], [1])
         assert aggregation.compute(flow, sealed).model.num_bytes > 0
         flow.wakeups.close()
-        with pytest.raises(aggregation.AggregationStoppedError):
+        with pytest.raises(sealed_rounds.AggregationStoppedError):
             await asyncio.to_thread(aggregation.compute, flow, sealed)
 
 

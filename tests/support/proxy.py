@@ -3,18 +3,48 @@
 import selectors
 import socket
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Cuts:
+    """After how many bytes in both directions each new connection is cut; it stays whole when no number is left."""
+
+    after: Iterator[int] = field(default_factory=lambda: iter(()))
+    num_made: int = 0
+    num_bytes_answered: int = 0
+    _left: dict[socket.socket, int] = field(default_factory=dict)
+
+    def begin(self, near: socket.socket, far: socket.socket) -> None:
+        """Gives a new connection its number."""
+        if (number := next(self.after, None)) is not None:
+            self._left[near] = self._left[far] = number
+
+    def allowed(self, link: socket.socket, peer: socket.socket, data: bytes) -> bytes:
+        """Gives what may still be forwarded; less than all of it means that the connection is cut behind that."""
+        if link in self._left:
+            data = data[: self._left[link]]
+            self._left[link] = self._left[peer] = self._left[link] - len(data)
+        return data
+
+    def forget(self, link: socket.socket) -> None:
+        """Forgets the end of a connection that is gone."""
+        self._left.pop(link, None)
 
 
 class Proxy:
-    """Forwards connections on a fixed port to an address, while it is open."""
+    """Forwards connections on a fixed port to an address, while it is open, and cuts them as it is told."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, cuts: Cuts | None = None) -> None:
         self._target = (host, port)
+        self.cuts = cuts or Cuts()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self._thread: threading.Thread | None = None
+        self._clients: set[socket.socket] = set()
         self._wake, self._woken = socket.socketpair()
 
     def open(self) -> None:
@@ -50,7 +80,7 @@ class Proxy:
                     if link is listening:
                         self._accept(listening, peers, selector)
                     elif isinstance(link, socket.socket) and link in peers:
-                        _pump(link, peers, selector)
+                        self._pump(link, peers, selector)
         for link in (*peers, listening):
             link.close()
 
@@ -60,19 +90,28 @@ class Proxy:
         near, _ = listening.accept()
         far = socket.create_connection(self._target)
         peers[near], peers[far] = far, near
+        self._clients.add(near)
+        self.cuts.begin(near, far)
         selector.register(near, selectors.EVENT_READ)
         selector.register(far, selectors.EVENT_READ)
 
-
-def _pump(link: socket.socket, peers: dict[socket.socket, socket.socket], selector: selectors.BaseSelector) -> None:
-    data = b""
-    with suppress(OSError):
-        data = link.recv(1 << 16)
-    if data:
+    def _pump(
+        self, link: socket.socket, peers: dict[socket.socket, socket.socket], selector: selectors.BaseSelector
+    ) -> None:
+        data, peer = b"", peers[link]
         with suppress(OSError):
-            peers[link].sendall(data)
-            return
-    for end in (peers.pop(link), link):
-        peers.pop(end, None)
-        selector.unregister(end)
-        end.close()
+            data = link.recv(1 << 16)
+        allowed = self.cuts.allowed(link, peer, data)
+        if allowed:
+            with suppress(OSError):
+                peer.sendall(allowed)
+                self.cuts.num_bytes_answered += len(allowed) if peer in self._clients else 0
+                if len(allowed) == len(data):
+                    return
+        self.cuts.num_made += len(allowed) < len(data)
+        for end in (peers.pop(link), link):
+            peers.pop(end, None)
+            self.cuts.forget(end)
+            self._clients.discard(end)
+            selector.unregister(end)
+            end.close()

@@ -17,8 +17,8 @@ from aggregator_service.domain.helper_mode.records import (
     in_order,
 )
 from aggregator_service.domain.records import RunRecord
-from aggregator_service.flow.aggregation import AggregationStoppedError
 from aggregator_service.flow.context import Flow
+from aggregator_service.flow.sealed_rounds import AggregationStoppedError
 from aggregator_service.flow.sessions.sums import WINDOW_ELEMENTS, SessionSum, write_sum
 from aggregator_service.flow.sessions.vectors import Vector, vector_of
 from aggregator_service.flow.windows import read_header

@@ -13,8 +13,8 @@ from aggregator_service import failpoints
 from aggregator_service.domain.records import RunRecord
 from aggregator_service.domain.sessions.records import MemberRecord, MessageKind, SessionRecord
 from aggregator_service.domain.sessions.steps import Abort
-from aggregator_service.flow.aggregation import AggregationStoppedError
 from aggregator_service.flow.context import Flow
+from aggregator_service.flow.sealed_rounds import AggregationStoppedError
 from aggregator_service.flow.sessions.mask_removal import MaskRemoval, mask_removal
 from aggregator_service.flow.sessions.sums import WINDOW_ELEMENTS, SessionSum, write_sum
 from aggregator_service.flow.sessions.vectors import Vector, vector_of

@@ -1,0 +1,206 @@
+"""Exact weighted sums, one window of the model after the other; a sum may go on from one of some of the updates."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from aggregator_service.domain import exact_sum, integer_mean
+from aggregator_service.domain.encoded_runs import DenseRun, fold_run
+from aggregator_service.domain.exact_sum import Int64Array
+from aggregator_service.domain.integer_mean import IntegerArray
+from aggregator_service.domain.strategies.decision import WeightedMean
+from aggregator_service.flow.begun_sums import BegunSum
+from aggregator_service.flow.contributions import Contribution
+from aggregator_service.flow.windows import WINDOW_ELEMENTS, Segment, holds, windows
+from fl_protocol.dtypes import Float64Array
+from fl_protocol.tensors import Header
+
+Weighted = Sequence[tuple[Contribution, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class _IntegerSum:
+    """What an integer tensor is added up in, and what the updates that hold it weigh together."""
+
+    dtype: np.dtype[Any]
+    total_weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class SumPlan:
+    """What is added up: `shifts` has the grid of each floating-point tensor, by its number in the model.
+
+    Of the updates those in `begun` are in the sums of its tensors that are `kept`, and are read for the others only.
+    """
+
+    waiting: Weighted
+    begun_members: Weighted
+    shifts: Mapping[int, int]
+    integers: Mapping[int, _IntegerSum]
+    divisor: float
+    begun: BegunSum | None
+    kept: frozenset[int]
+
+    @property
+    def grids(self) -> dict[int, int]:
+        """The shift of each tensor whose sum an int64 holds; that of an integer tensor is 0."""
+        fixed = {tensor: 0 for tensor, one in self.integers.items() if one.dtype == np.int64}
+        return fixed | dict(self.shifts)
+
+
+def plan_mean(
+    decision: WeightedMean,
+    contributions: Sequence[Contribution],
+    *,
+    model: Header,
+    moving: Header,
+    begun: BegunSum | None = None,
+) -> SumPlan:
+    """Plans a weighted mean, divided by the sum of the weights: each tensor has the grid that the updates choose."""
+    weighted = [(one, weight) for one, weight in zip(contributions, decision.weights, strict=True) if weight]
+    shifts = {
+        tensor: exact_sum.shift((one.update.max_abs[spec.name], _delta_weight(one, weight)) for one, weight in weighted)
+        for tensor, spec in enumerate(model.tensors)
+        if spec.is_float and spec.name in moving.by_name
+    }
+    divisor = sum(weight for _, weight in weighted)
+    return _plan(weighted, shifts, integers=_integer_sums(weighted, model), divisor=divisor, begun=begun)
+
+
+def plan_noised(
+    contributions: Sequence[Contribution],
+    shift: int,
+    *,
+    model: Header,
+    moving: Header,
+    begun: BegunSum | None = None,
+) -> SumPlan:
+    """Plans a sum of updates that count the same, on one grid whatever they hold; integer tensors have none."""
+    shifts = {number: shift for number, spec in enumerate(model.tensors) if spec.name in moving.by_name}
+    return _plan([(one, 1) for one in contributions], shifts, integers={}, divisor=1, begun=begun)
+
+
+def _plan(
+    weighted: Weighted,
+    shifts: Mapping[int, int],
+    *,
+    integers: Mapping[int, _IntegerSum],
+    divisor: float,
+    begun: BegunSum | None,
+) -> SumPlan:
+    if begun is None:
+        return SumPlan(weighted, (), shifts, integers, divisor, None, frozenset())
+    plan = SumPlan(
+        waiting=[pair for pair in weighted if pair[0].update.update_id not in begun.members],
+        begun_members=[pair for pair in weighted if pair[0].update.update_id in begun.members],
+        shifts=shifts,
+        integers=integers,
+        divisor=divisor,
+        begun=begun,
+        kept=frozenset(),
+    )
+    return replace(plan, kept=frozenset(dict(plan.grids.items() & begun.grids.items())))
+
+
+def _integer_sums(weighted: Weighted, model: Header) -> dict[int, _IntegerSum]:
+    sums = {}
+    for tensor, spec in enumerate(model.tensors):
+        holders = [] if spec.is_float else [(one, weight) for one, weight in weighted if holds(one.layout, tensor)]
+        if holders:
+            dtype = integer_mean.sum_type((one.update.max_abs[spec.name], weight) for one, weight in holders)
+            sums[tensor] = _IntegerSum(dtype, sum(weight for _, weight in holders))
+    return sums
+
+
+def summed(plan: SumPlan, model: Header) -> Iterator[tuple[Sequence[Segment], "Sums"]]:
+    """Yields the model window by window with its sums, each valid until the next one is asked for."""
+    floats, scratch, first = (
+        np.empty(WINDOW_ELEMENTS, dtype=np.int64),
+        np.empty(exact_sum.SCRATCH_ELEMENTS),
+        0,
+    )
+    for window in windows(model):
+        sums = Sums(plan, first, floats[: window[-1].offset + window[-1].num_elements])
+        sums.fold(window, scratch=scratch)
+        yield window, sums
+        first += sums.totals.size
+
+
+def _delta_weight(contribution: Contribution, weight: int) -> float:
+    own = contribution.update.delta_weight
+    return (weight if own is None else own) * contribution.factor
+
+
+@dataclass(slots=True)
+class Sums:
+    """The sums of the window that begins at the model's element `first`.
+
+    Integer tensors have their own, by the segment's offset in the window.
+    """
+
+    plan: SumPlan
+    first: int
+    totals: Int64Array
+    integer_totals: dict[int, IntegerArray] = field(default_factory=dict)
+
+    def fold(self, window: Sequence[Segment], *, scratch: Float64Array) -> None:
+        """Adds up the whole window, update after update."""
+        anew = self._begin(window)
+        self._add(self.plan.waiting, window, scratch=scratch)
+        if self.plan.begun_members and anew:
+            self._add(self.plan.begun_members, anew, scratch=scratch)
+
+    def floats(self, segment: Segment, tile: slice) -> Float64Array:
+        total = self.of(segment)[tile]
+        return exact_sum.mean(total, total_weight=self.plan.divisor, shift=self.plan.shifts[segment.tensor])
+
+    def integers(self, segment: Segment) -> IntegerArray | None:
+        total = self.integer_totals.get(segment.offset)
+        if total is None:
+            return None
+        return integer_mean.rounded_mean(total, self.plan.integers[segment.tensor].total_weight)
+
+    def of(self, segment: Segment) -> Int64Array:
+        """Gives the sums of a floating-point segment."""
+        return self.totals[segment.offset : segment.offset + segment.num_elements]
+
+    def whole(self, window: Sequence[Segment]) -> Int64Array:
+        """Gives all sums that int64 holds at the places of their elements; what is elsewhere means nothing."""
+        for segment in window:
+            total = self.integer_totals.get(segment.offset)
+            if total is not None and total.dtype == np.int64:
+                np.copyto(self.of(segment), total)
+        return self.totals
+
+    def _begin(self, window: Sequence[Segment]) -> list[Segment]:
+        """Takes over the sums that are kept, and gives the segments that begin with zero."""
+        anew = [segment for segment in window if segment.tensor not in self.plan.kept]
+        if self.plan.begun is None or len(anew) == len(window):
+            self.totals.fill(0)
+        else:
+            self.plan.begun.scratch.read(self.first, self.totals)
+            for segment in anew:
+                self.of(segment).fill(0)
+        for segment in window:
+            if segment.tensor in self.plan.integers:
+                dtype = self.plan.integers[segment.tensor].dtype
+                kept = self.of(segment).copy() if segment.tensor in self.plan.kept else None
+                self.integer_totals[segment.offset] = np.zeros(segment.num_elements, dtype) if kept is None else kept
+        return anew
+
+    def _add(self, weighted: Weighted, segments: Sequence[Segment], *, scratch: Float64Array) -> None:
+        num_biased: Counter[int] = Counter()
+        for one, weight in weighted:
+            for segment, run in one.runs(segments):
+                if segment.spec.is_float:
+                    shift = self.plan.shifts[segment.tensor]
+                    fold_run(self.of(segment), run, weight=_delta_weight(one, weight), shift=shift, scratch=scratch)
+                    num_biased[segment.offset] += isinstance(run, DenseRun)
+                elif segment.offset in self.integer_totals and isinstance(run, DenseRun):
+                    integer_mean.fold(self.integer_totals[segment.offset], run.values, weight=weight)
+        for segment in segments:
+            if segment.offset in num_biased:
+                exact_sum.settle(self.of(segment), num_biased[segment.offset])
