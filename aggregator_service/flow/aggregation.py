@@ -109,6 +109,9 @@ def compute(flow: Flow, sealed: SealedRound, *, begun: BegunSum | None = None) -
             released, metrics = _fold(flow, sealed, files, begun=begun)
         else:
             released, metrics = _fold_masked(flow, sealed, files)
+        for file in (files.model, files.optimizer, files.control, files.noise):
+            if file.upload.num_bytes:
+                flow.blobs.finish_blocking(file.upload)
     except BaseException:
         for file in (files.model, files.optimizer, files.control, files.noise):
             flow.blobs.discard_blocking(file.upload)

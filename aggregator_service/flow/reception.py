@@ -94,6 +94,7 @@ async def receive(flow: Flow, body: Body, *, decoder: StreamDecoder, on_piece: C
         decoder.close()
         digest = f"sha256:{receiver.hash.hexdigest()}"
         _check_digest(digest, body.digest)
+        await flow.blobs.finish(upload)
     except BaseException:
         await asyncio.shield(flow.blobs.discard(upload))
         raise
@@ -119,6 +120,7 @@ async def store_exactly(flow: Flow, body: Body, *, num_bytes: int, what: str) ->
         _check_number(upload.num_bytes, expected=num_bytes, what=what, is_all=True)
         digest = f"sha256:{hasher.hexdigest()}"
         _check_digest(digest, body.digest)
+        await flow.blobs.finish(upload)
     except BaseException:
         await asyncio.shield(flow.blobs.discard(upload))
         raise
@@ -160,6 +162,7 @@ async def store_behind_head(flow: Flow, body: Body, *, num_head_bytes: int, num_
         _check_number(len(head) + upload.num_bytes, expected=num_bytes, what=what, is_all=True)
         digest = f"sha256:{whole.hexdigest()}"
         _check_digest(digest, body.digest)
+        await flow.blobs.finish(upload)
     except BaseException:
         await asyncio.shield(flow.blobs.discard(upload))
         raise

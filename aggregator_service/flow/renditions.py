@@ -123,6 +123,7 @@ def _write(flow: Flow, upload: BlobUpload, pieces: Iterator[bytes], *, most: int
             raise _NotWorthItError
         if upload.is_due:
             flow.blobs.flush_blocking(upload)
+    flow.blobs.finish_blocking(upload)
     return f"sha256:{hasher.hexdigest()}"
 
 

@@ -65,6 +65,7 @@ class EmbeddedWorker:
             ("unmask", topics.WORK, self._unmask_all),
             ("expire", topics.WORK, self._expire),
             ("sweep", topics.WORK, self._sweep),
+            ("remove_bytes", topics.WORK, self._remove_bytes),
         )
         self._tasks = [
             asyncio.create_task(self._repeat(name, step, topic=topic), name=name) for name, topic, step in loops
@@ -183,6 +184,10 @@ class EmbeddedWorker:
             _log.info("orphans_swept", count=removed)
         await asyncio.sleep(_SWEEP_SECONDS)
         return 0.001
+
+    async def _remove_bytes(self) -> float:
+        await self._flow.blobs.remove_bytes()
+        return _IDLE_SECONDS
 
     async def _aggregate(self, round_: RoundRecord) -> None:
         started = time.perf_counter()
