@@ -42,6 +42,7 @@ _OF_MASKED_RUNS = tuple(name for name in failpoints.NAMES if name.startswith(("s
 """Points that only masked runs pass; test_session_kills.py and test_helper_kills.py have plans for them."""
 _OF_LARGE_ROUNDS = tuple(name for name in failpoints.NAMES if name.startswith("eager."))
 """Points that rounds of so few clients never pass; test_eager_folding.py has a plan for them."""
+_OF_OTHER_RUNS = (*_OF_DECISIONS, *_OF_FILES, *_OF_MASKED_RUNS, *_OF_LARGE_ROUNDS)
 
 
 def small_plan(num_random: int, num_cold: int) -> list[Fault]:
@@ -50,7 +51,7 @@ def small_plan(num_random: int, num_cold: int) -> list[Fault]:
     plan: list[Fault] = [
         KillAt(name, nth)
         for name in failpoints.NAMES
-        if name not in (*_NEEDS_LARGE, *_OF_DECISIONS, *_OF_FILES, *_OF_MASKED_RUNS, *_OF_LARGE_ROUNDS)
+        if name not in (*_NEEDS_LARGE, *_OF_OTHER_RUNS)
         for nth in ((1, 2) if name in _ONCE_A_ROUND else (1, 3, 7))
     ]
     plan += [KillAfter(source.uniform(0.0, 0.4)) for _ in range(num_random)]
@@ -87,7 +88,7 @@ LARGE_PLAN = large_plan(num_random=5)
 
 def test_every_named_point_is_killed_at_at_least_twice_in_60_kills() -> None:
     runs = Counter(fault.failpoint for fault in (*SMALL_PLAN, *LARGE_PLAN) if isinstance(fault, KillAt))
-    assert set(runs) == set(failpoints.NAMES) - {*_OF_DECISIONS, *_OF_FILES, *_OF_MASKED_RUNS, *_OF_LARGE_ROUNDS}
+    assert set(runs) == set(failpoints.NAMES) - set(_OF_OTHER_RUNS)
     assert min(runs.values()) >= 2
     assert len(SMALL_PLAN) + len(LARGE_PLAN) >= 60
 
