@@ -7,13 +7,14 @@ from typing import Any, Final
 import numpy as np
 
 from aggregator_service.domain import exact_sum, integer_mean
-from aggregator_service.domain.exact_sum import Int64Array, Magnitudes
+from aggregator_service.domain.encoded_runs import DenseRun, summand
+from aggregator_service.domain.exact_sum import Int64Array, Magnitudes, Summand
 from aggregator_service.domain.integer_mean import IntegerArray
 from aggregator_service.domain.strategies.decision import WeightedMean
 from aggregator_service.flow.begun_sums import BegunSum
 from aggregator_service.flow.contributions import Contribution
-from aggregator_service.flow.windows import WINDOW_ELEMENTS, Segment, holds, read_window, windows
-from fl_protocol.dtypes import Float64Array, Values
+from aggregator_service.flow.windows import WINDOW_ELEMENTS, Segment, holds, windows
+from fl_protocol.dtypes import Float64Array
 from fl_protocol.tensors import Header
 
 _TOGETHER: Final = 4
@@ -201,14 +202,14 @@ class Sums:
             self._add_together(weighted[begin : begin + _TOGETHER], segments)
 
     def _add_together(self, weighted: Weighted, segments: Sequence[Segment]) -> None:
-        floats: dict[int, list[tuple[Values, float]]] = {}
+        floats: dict[int, list[tuple[Summand, float]]] = {}
         for one, weight in weighted:
-            for segment, values in read_window(one.update.read, segments, layout=one.layout):
+            for segment, run in one.runs(segments):
                 if segment.spec.is_float:
-                    floats.setdefault(segment.offset, []).append((values, _delta_weight(one, weight)))
-                elif segment.offset in self.integer_totals:
-                    integer_mean.fold(self.integer_totals[segment.offset], values, weight=weight)
+                    floats.setdefault(segment.offset, []).append((summand(run), _delta_weight(one, weight)))
+                elif segment.offset in self.integer_totals and isinstance(run, DenseRun):
+                    integer_mean.fold(self.integer_totals[segment.offset], run.values, weight=weight)
         for segment in segments:
             if segment.offset in floats:
-                updates, weights = zip(*floats[segment.offset], strict=True)
-                exact_sum.fold_all(self.of(segment), updates, weights=weights, shift=self.plan.shifts[segment.tensor])
+                summands, weights = zip(*floats[segment.offset], strict=True)
+                exact_sum.fold_all(self.of(segment), summands, weights=weights, shift=self.plan.shifts[segment.tensor])
