@@ -11,8 +11,10 @@ from aggregator_service import app as composition
 from aggregator_service import server
 from aggregator_service.allocator import limit_arenas
 from aggregator_service.app import SettingsError
+from aggregator_service.descriptors import allow_descriptors
 from aggregator_service.domain.privacy.ledger import LedgerError
 from aggregator_service.server import ListenError
+from aggregator_service.storage.blobs import BlobStoreError
 from aggregator_service.storage.engine import DatabaseUrlError
 from aggregator_service.storage.schema import SchemaError
 from aggregator_service.telemetry import configure_logging
@@ -36,7 +38,11 @@ def serve(
     ] = None,
     database_url: DatabaseUrl = None,
     blob_store: Annotated[
-        str | None, typer.Option(help="Where tensors are kept [env: FEDQUORUM_BLOB_STORE, else database]")
+        str | None,
+        typer.Option(
+            help="Where new tensors are kept: database, file:///FOLDER or s3://BUCKET/PREFIX "
+            "[env: FEDQUORUM_BLOB_STORE, else database]"
+        ),
     ] = None,
     behind_proxy: Annotated[
         bool | None,
@@ -52,6 +58,7 @@ def serve(
     """
     configure_logging()
     limit_arenas()
+    allow_descriptors()
     with _one_line_errors():
         settings = composition.read_settings(
             host=host, port=port, database_url=database_url, blob_store=blob_store, behind_proxy=behind_proxy
@@ -74,7 +81,7 @@ def migrate(*, database_url: DatabaseUrl = None) -> None:
 def _one_line_errors() -> Iterator[None]:
     try:
         yield
-    except (SettingsError, ListenError, DatabaseUrlError, SchemaError, LedgerError) as error:
+    except (SettingsError, ListenError, DatabaseUrlError, BlobStoreError, SchemaError, LedgerError) as error:
         typer.echo(f"fedquorum: {error}", err=True)
         sys.exit(1)
 

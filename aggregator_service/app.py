@@ -20,7 +20,7 @@ from aggregator_service.flow.authentication import ensure_operator_token
 from aggregator_service.flow.context import Flow, Limits
 from aggregator_service.settings import Settings
 from aggregator_service.storage import ledger
-from aggregator_service.storage.blobs import DatabaseBlobs
+from aggregator_service.storage.blobs import Blobs, ByteStore, open_store
 from aggregator_service.storage.engine import Database, open_database
 from aggregator_service.storage.schema import migrate
 from aggregator_service.storage.transactions import Transactions
@@ -59,19 +59,21 @@ def build(settings: Settings, *, show_operator_token: Callable[[str], None]) -> 
     """Opens the database, brings its schema up to date and makes the application.
 
     `show_operator_token` is called at start-up with the text of the first operator token if one had to be made.
-    Raises DatabaseUrlError, SchemaError or SettingsError.
+    Raises DatabaseUrlError, BlobStoreError, SchemaError or SettingsError.
     """
     _arm(settings.failpoint)
     telemetry = Telemetry()
+    store = _open_store(settings.blob_store)
     database = _open(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         wakeups = Wakeups(asyncio.get_running_loop())
         transactions = Transactions(database, system_clock, on_commit=wakeups.publish, telemetry=telemetry)
+        blobs = Blobs(transactions, store)
         flow = Flow(
             transactions=transactions,
-            blobs=DatabaseBlobs(transactions),
+            blobs=blobs,
             wakeups=wakeups,
             telemetry=telemetry,
             entropy=os.urandom,
@@ -85,6 +87,7 @@ def build(settings: Settings, *, show_operator_token: Callable[[str], None]) -> 
         app.state.flow = flow
         async with _background(flow):
             yield
+        await asyncio.to_thread(blobs.close)
         await asyncio.to_thread(transactions.close)
 
     application = create_application(version=version("fedquorum"), telemetry=telemetry, lifespan=lifespan)
@@ -139,6 +142,14 @@ def _open(settings: Settings) -> Database:
         database.dispose()
         raise
     return database
+
+
+def _open_store(url: str) -> ByteStore | None:
+    if url == "database":
+        return None
+    store = open_store(url)
+    store.check()
+    return store
 
 
 def _listen(database: Database, wakeups: Wakeups) -> _Listener | None:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 NAMES: Final = (
+    "blobs.begun",
+    "blobs.bytes_written",
+    "blobs.bytes_removed",
     "intake.chunks_stored",
     "intake.received",
     "intake.before_commit",

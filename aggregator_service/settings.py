@@ -20,13 +20,6 @@ class Settings(BaseSettings):
     max_model_bytes: Annotated[int, Field(ge=1024, le=2**40)] = 16 << 30
     failpoint: Annotated[str | None, Field(repr=False)] = None
 
-    @field_validator("blob_store")
-    @classmethod
-    def _check_blob_store(cls, blob_store: str) -> str:
-        if blob_store != "database":
-            raise ValueError(f"blob store {blob_store!r} is not available in this version; use 'database'")
-        return blob_store
-
     @field_validator("operator_token")
     @classmethod
     def _check_operator_token(cls, token: str | None) -> str | None:

@@ -91,7 +91,7 @@ async def _all_wait(url: str, number: int) -> None:
     """Returns when the server says that so many requests are held."""
     told, metrics = f"\nfedquorum_waiting_requests {number:.1f}\n", _operator("GET", "/metrics")
     async with asyncio.timeout(_ALL_WAIT_SECONDS):
-        while told not in (await _ask(url, metrics)).body.decode():
+        while told not in (await _ask(url, metrics)).body.decode():  # noqa: ASYNC110 - another process tells
             await asyncio.sleep(0.2)
     # Those who came last still look for the first time.
     await asyncio.sleep(0.5)
@@ -130,6 +130,6 @@ def _bare() -> Iterator[Server]:
 
 async def _measure_bare(url: str) -> float:
     async with Waiting(url, [_HOLD] * NUM_CLIENTS) as waiting:
-        while int((await _ask(url, _COUNT)).body) < NUM_CLIENTS:
+        while int((await _ask(url, _COUNT)).body) < NUM_CLIENTS:  # noqa: ASYNC110 - another process tells
             await asyncio.sleep(0.2)
         return await _until(url, _WAKE, waiting, {200: NUM_CLIENTS})

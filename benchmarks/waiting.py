@@ -65,7 +65,7 @@ class _Waiter(asyncio.Protocol):
         if self._is_open:
             self._note(int(data[9:12]))
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         if self._is_open:
             self._note(0)
 

@@ -13,8 +13,9 @@ from typing import Final
 
 import numpy as np
 
-from aggregator_service.domain.exact_sum import Int64Array
+from aggregator_service.domain.exact_sum import Int64Array, Magnitudes
 from aggregator_service.flow.contributions import Contribution, SealedUpdate
+from aggregator_service.flow.encoded_windows import Encoded
 from aggregator_service.flow.windows import Layout
 
 _ELEMENT_BYTES: Final = 8
@@ -58,6 +59,7 @@ class BegunUpdate:
     delta_weight: float | None
     layout: Layout | None
     factor: float | None
+    encoded: Encoded | None
 
 
 @dataclass(slots=True)
@@ -65,12 +67,14 @@ class BegunSum:
     """Exact sums of the updates in `members`, clipped to `bound` where there is one.
 
     `grids` has the shift of each tensor whose sum stands, by its number in the model: 0 for an integer tensor.
+    `magnitudes` are those of the members, for each tensor that chooses its grid by them.
     """
 
     scratch: Scratch
     bound: float | None
     members: dict[str, BegunUpdate] = field(default_factory=dict)
     grids: Mapping[int, int] = field(default_factory=dict)
+    magnitudes: Mapping[int, Magnitudes] = field(default_factory=dict)
 
     def fits(self, updates: Iterable[SealedUpdate], *, bound: float | None) -> bool:
         """Tells whether all its members are among a round's updates and count there as they do here."""
@@ -84,12 +88,12 @@ class BegunSum:
         opened = {one.update.update_id: one for one in contributions}
         for update in updates:
             one = opened.get(update.update_id)
-            layout, factor = (None, None) if one is None else (one.layout, one.factor)
-            self.members[update.update_id] = BegunUpdate(update.weight, update.delta_weight, layout, factor)
+            layout, factor, encoded = (None, None, None) if one is None else (one.layout, one.factor, one.encoded)
+            self.members[update.update_id] = BegunUpdate(update.weight, update.delta_weight, layout, factor, encoded)
 
     def contribution(self, update: SealedUpdate) -> Contribution | None:
         """Gives a member as the fold reads it, without reading it; None if it counts as zero."""
         member = self.members[update.update_id]
         if member.layout is None or member.factor is None:
             return None
-        return Contribution(update, member.layout, member.factor)
+        return Contribution(update, member.layout, member.factor, member.encoded)

@@ -7,7 +7,7 @@ from aggregator_service.domain.digests import Digests
 from aggregator_service.domain.layouts import Layouts
 from aggregator_service.flow.gathering import Gatherings
 from aggregator_service.flow.single_flight import SingleFlight
-from aggregator_service.storage.blobs import DatabaseBlobs
+from aggregator_service.storage.blobs import Blobs
 from aggregator_service.storage.transactions import Transactions
 from aggregator_service.telemetry import Telemetry
 from aggregator_service.wakeups import Wakeups
@@ -26,7 +26,7 @@ class Flow:
     """The rooms that the stages stand on; `entropy(n)` gives n unpredictable bytes."""
 
     transactions: Transactions
-    blobs: DatabaseBlobs
+    blobs: Blobs
     wakeups: Wakeups
     telemetry: Telemetry
     entropy: Callable[[int], bytes]

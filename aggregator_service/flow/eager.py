@@ -190,6 +190,7 @@ def add_batch(begun: BegunSum, members: Sequence[SealedUpdate], *, model: Header
         [*known, *batch],
         model,
         holds=update_layout(model, spec),
+        encoding=spec.encoding,
         strategy=spec.strategy,
         bound=begun.bound,
         begun=begun,
@@ -199,7 +200,7 @@ def add_batch(begun: BegunSum, members: Sequence[SealedUpdate], *, model: Header
         begun.scratch.write(sums.first, sums.whole(window))
         failpoints.reach("eager.folding")
     begun.take_in(batch, contributions)
-    begun.grids = plan.grids
+    begun.grids, begun.magnitudes = plan.grids, plan.magnitudes
 
 
 def _plan(begun: BegunSum, contributions: Sequence[Contribution], *, model: Header, moving: Header) -> SumPlan:

@@ -67,10 +67,10 @@ def see(tx: ReadTx, run: RunRecord, client_ids: Collection[str]) -> Sight:
     if run.state is not RunState.RUNNING:
         return Sight(run, attended, [])
     evaluated = rounds.open_evaluations(tx, run.run_id) if run.spec.evaluation.every else []
-    openings = [_opening(tx, run, TaskKind.EVALUATE, round_, client_ids) for round_ in evaluated]
+    openings = [_to_evaluate(tx, round_, client_ids) for round_ in evaluated]
     newest = rounds.newest(tx, run.run_id)
     if newest is not None and newest.state is RoundState.COLLECTING:
-        openings.append(_opening(tx, run, TaskKind.TRAIN, newest, client_ids))
+        openings.append(_to_train(tx, run, newest, client_ids))
     return Sight(run, attended, openings)
 
 
@@ -95,16 +95,18 @@ def choose(tx: ReadTx, sight: Sight, client_id: str) -> tuple[Opening | None, da
     return None, prospect.draw_at
 
 
-def _opening(tx: ReadTx, run: RunRecord, kind: TaskKind, round_: RoundRecord, client_ids: Collection[str]) -> Opening:
-    if kind is TaskKind.EVALUATE:
-        num_tasks = tasks.count(tx, round_id=round_.round_id, kind=kind)
-    else:
-        num_tasks = round_.num_tasks
-    if kind is TaskKind.TRAIN and isinstance(run.spec.round, BufferedRoundSpec):
+def _to_evaluate(tx: ReadTx, round_: RoundRecord, client_ids: Collection[str]) -> Opening:
+    num_tasks = tasks.count(tx, round_id=round_.round_id, kind=TaskKind.EVALUATE)
+    held = tasks.newest(tx, round_id=round_.round_id, client_ids=client_ids, kind=TaskKind.EVALUATE)
+    return Opening(TaskKind.EVALUATE, round_, num_tasks, held)
+
+
+def _to_train(tx: ReadTx, run: RunRecord, round_: RoundRecord, client_ids: Collection[str]) -> Opening:
+    if isinstance(run.spec.round, BufferedRoundSpec):
         held = tasks.held(tx, run.run_id, client_ids)
     else:
-        held = tasks.newest(tx, round_id=round_.round_id, client_ids=client_ids, kind=kind)
-    return Opening(kind, round_, num_tasks, held)
+        held = tasks.newest(tx, round_id=round_.round_id, client_ids=client_ids, kind=TaskKind.TRAIN)
+    return Opening(TaskKind.TRAIN, round_, round_.num_tasks, held)
 
 
 def _prospect(tx: ReadTx, run: RunRecord, opening: Opening, client_id: str) -> Prospect:

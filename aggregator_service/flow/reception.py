@@ -12,6 +12,7 @@ from typing import Final
 from aggregator_service import failpoints
 from aggregator_service.flow.context import Flow
 from aggregator_service.storage.blobs import BlobUpload
+from fl_protocol.encodings.byte_shuffle import BlockCutter, unshuffle_block
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.streaming import Piece, StreamDecoder
 from fl_protocol.tensors import Header
@@ -30,6 +31,7 @@ class ContentCoding(StrEnum):
 
     IDENTITY = "identity"
     ZSTD = "zstd"
+    SHUFFLED_ZSTD = "byte-shuffle, zstd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ async def receive(flow: Flow, body: Body, *, decoder: StreamDecoder, on_piece: C
         decoder.close()
         digest = f"sha256:{receiver.hash.hexdigest()}"
         _check_digest(digest, body.digest)
+        await flow.blobs.finish(upload)
     except BaseException:
         await asyncio.shield(flow.blobs.discard(upload))
         raise
@@ -119,6 +122,7 @@ async def store_exactly(flow: Flow, body: Body, *, num_bytes: int, what: str) ->
         _check_number(upload.num_bytes, expected=num_bytes, what=what, is_all=True)
         digest = f"sha256:{hasher.hexdigest()}"
         _check_digest(digest, body.digest)
+        await flow.blobs.finish(upload)
     except BaseException:
         await asyncio.shield(flow.blobs.discard(upload))
         raise
@@ -160,6 +164,7 @@ async def store_behind_head(flow: Flow, body: Body, *, num_head_bytes: int, num_
         _check_number(len(head) + upload.num_bytes, expected=num_bytes, what=what, is_all=True)
         digest = f"sha256:{whole.hexdigest()}"
         _check_digest(digest, body.digest)
+        await flow.blobs.finish(upload)
     except BaseException:
         await asyncio.shield(flow.blobs.discard(upload))
         raise
@@ -244,7 +249,19 @@ def _taken(gathered: bytearray) -> bytes:
 
 
 def _decoded(pieces: AsyncIterator[bytes], coding: ContentCoding) -> AsyncIterator[bytes]:
-    return pieces if coding is ContentCoding.IDENTITY else _decompressed(pieces)
+    if coding is ContentCoding.IDENTITY:
+        return pieces
+    plain = _decompressed(pieces)
+    return _unshuffled(plain) if coding is ContentCoding.SHUFFLED_ZSTD else plain
+
+
+async def _unshuffled(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    cutter = BlockCutter()
+    async for piece in pieces:
+        for block in cutter.feed(piece):
+            yield unshuffle_block(block)
+    if last := cutter.close():
+        yield unshuffle_block(last)
 
 
 async def _decompressed(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

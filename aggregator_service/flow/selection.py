@@ -31,6 +31,7 @@ from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import RoundState
 from fl_protocol.runs import FINISHED_RUN_STATES
 from fl_protocol.specs.algorithms import ScaffoldAlgorithm
+from fl_protocol.specs.encodings import keeps_residual
 from fl_protocol.specs.rounds import BufferedRoundSpec
 from fl_protocol.specs.selection import OpenSelection
 from fl_protocol.tasks import TaskKind
@@ -47,7 +48,8 @@ POLL_SECONDS: Final = 10.0
 class Assignment:
     """A task with all that its client must know; `is_new` unless the client held it already.
 
-    `counted_update` is the digest of the client's newest update that a published model holds, where SCAFFOLD needs it.
+    `counted_update` is the digest of the client's newest update that a published model holds, where
+    SCAFFOLD or error feedback needs it.
     """
 
     task: TaskRecord
@@ -157,7 +159,7 @@ async def _come(flow: Flow, run_id: str, client_id: str) -> None:
 
 
 async def _try_claim(flow: Flow, run_id: str, client_id: str) -> Assignment | None:
-    async def claim_together(askers: Sequence[_Asker]) -> Sequence[Assignment | None | ProblemError]:
+    async def claim_together(askers: Sequence[_Asker]) -> Sequence[Assignment | ProblemError | None]:
         return await flow.transactions.write("claim_task", lambda tx: _claim_together(tx, run_id, askers))
 
     asker = _Asker(client_id, flow.new_id("task"))
@@ -165,10 +167,10 @@ async def _try_claim(flow: Flow, run_id: str, client_id: str) -> Assignment | No
     if claimed is None:
         return None
     layout = update_layout(await layout_of(flow, claimed.model), claimed.run.spec)
-    return replace(claimed, max_num_bytes=max_update_bytes(layout))
+    return replace(claimed, max_num_bytes=max_update_bytes(layout, claimed.run.spec.encoding))
 
 
-def _claim_together(tx: WriteTx, run_id: str, askers: Sequence[_Asker]) -> list[Assignment | None | ProblemError]:
+def _claim_together(tx: WriteTx, run_id: str, askers: Sequence[_Asker]) -> list[Assignment | ProblemError | None]:
     run = runs.lock(tx, run_id)
     if run is None or run.state in FINISHED_RUN_STATES:
         return [_over(run, run_id) for _ in askers]
@@ -176,11 +178,11 @@ def _claim_together(tx: WriteTx, run_id: str, askers: Sequence[_Asker]) -> list[
     return [outcome for lot in lots for outcome in _claim_lot(tx, run, lot)]
 
 
-def _claim_lot(tx: WriteTx, run: RunRecord, lot: Sequence[_Asker]) -> list[Assignment | None | ProblemError]:
+def _claim_lot(tx: WriteTx, run: RunRecord, lot: Sequence[_Asker]) -> list[Assignment | ProblemError | None]:
     sight = offers.see(tx, run, {asker.client_id for asker in lot})
     _mark_seen(tx, run.run_id, [one.client_id for one in lot if sight.is_due(one.client_id, tx.now())])
     read = _Read(tx, run)
-    outcomes: list[Assignment | None | ProblemError] = []
+    outcomes: list[Assignment | ProblemError | None] = []
     new: list[TaskRecord] = []
     for asker in lot:
         try:
@@ -318,7 +320,7 @@ class _Read:
         if round_ is None or model is None:
             raise LookupError(f"task {task.task_id} lacks its round or its model, version {task.base_version}")
         counted = None
-        if isinstance(run.spec.algorithm, ScaffoldAlgorithm):
+        if isinstance(run.spec.algorithm, ScaffoldAlgorithm) or keeps_residual(run.spec.encoding):
             counted = updates.last_counted(tx, run_id=run.run_id, client_id=client_id)
         claim = budget.claim(tx, run, client_id, round_number=round_.number)
         manifest = None

@@ -1,5 +1,6 @@
 """Exact weighted sums, one window of the model after the other; a sum may go on from one of some of the updates."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from aggregator_service.domain import exact_sum, integer_mean
-from aggregator_service.domain.exact_sum import Int64Array
+from aggregator_service.domain.encoded_runs import DenseRun, fold_run
+from aggregator_service.domain.exact_sum import Int64Array, Magnitudes
 from aggregator_service.domain.integer_mean import IntegerArray
 from aggregator_service.domain.strategies.decision import WeightedMean
 from aggregator_service.flow.begun_sums import BegunSum
 from aggregator_service.flow.contributions import Contribution
-from aggregator_service.flow.windows import WINDOW_ELEMENTS, Segment, holds, read_window, windows
-from fl_protocol.dtypes import Float64Array, Values, as_native_float
+from aggregator_service.flow.windows import WINDOW_ELEMENTS, Segment, holds, windows
+from fl_protocol.dtypes import Float64Array
 from fl_protocol.tensors import Header
 
 Weighted = Sequence[tuple[Contribution, int]]
@@ -32,15 +34,17 @@ class SumPlan:
     """What is added up: `shifts` has the grid of each floating-point tensor, by its number in the model.
 
     Of the updates those in `begun` are in the sums of its tensors that are `kept`, and are read for the others only.
+    `magnitudes` are those of all updates, for each tensor that chooses its grid by them.
     """
 
     waiting: Weighted
     begun_members: Weighted
-    shifts: Mapping[int, int]
-    integers: Mapping[int, _IntegerSum]
-    divisor: float
     begun: BegunSum | None
-    kept: frozenset[int]
+    shifts: Mapping[int, int]
+    integers: Mapping[int, _IntegerSum] = field(default_factory=dict)
+    magnitudes: Mapping[int, Magnitudes] = field(default_factory=dict)
+    divisor: float = 1.0
+    kept: frozenset[int] = frozenset()
 
     @property
     def grids(self) -> dict[int, int]:
@@ -59,13 +63,26 @@ def plan_mean(
 ) -> SumPlan:
     """Plans a weighted mean, divided by the sum of the weights: each tensor has the grid that the updates choose."""
     weighted = [(one, weight) for one, weight in zip(contributions, decision.weights, strict=True) if weight]
-    shifts = {
-        tensor: exact_sum.shift((one.update.max_abs[spec.name], _delta_weight(one, weight)) for one, weight in weighted)
+    waiting, members = _split(weighted, begun)
+    known: Mapping[int, Magnitudes] = {} if begun is None else begun.magnitudes
+    magnitudes = {
+        tensor: known.get(tensor, Magnitudes()).extended(
+            (one.update.max_abs[spec.name], _delta_weight(one, weight)) for one, weight in waiting
+        )
         for tensor, spec in enumerate(model.tensors)
         if spec.is_float and spec.name in moving.by_name
     }
-    divisor = sum(weight for _, weight in weighted)
-    return _plan(weighted, shifts, integers=_integer_sums(weighted, model), divisor=divisor, begun=begun)
+    return _keeping(
+        SumPlan(
+            waiting,
+            members,
+            begun,
+            shifts={tensor: one.shift for tensor, one in magnitudes.items()},
+            integers=_integer_sums(weighted, model),
+            magnitudes=magnitudes,
+            divisor=sum(weight for _, weight in weighted),
+        )
+    )
 
 
 def plan_noised(
@@ -77,30 +94,23 @@ def plan_noised(
     begun: BegunSum | None = None,
 ) -> SumPlan:
     """Plans a sum of updates that count the same, on one grid whatever they hold; integer tensors have none."""
+    waiting, members = _split([(one, 1) for one in contributions], begun)
     shifts = {number: shift for number, spec in enumerate(model.tensors) if spec.name in moving.by_name}
-    return _plan([(one, 1) for one in contributions], shifts, integers={}, divisor=1, begun=begun)
+    return _keeping(SumPlan(waiting, members, begun, shifts))
 
 
-def _plan(
-    weighted: Weighted,
-    shifts: Mapping[int, int],
-    *,
-    integers: Mapping[int, _IntegerSum],
-    divisor: float,
-    begun: BegunSum | None,
-) -> SumPlan:
+def _split(weighted: Weighted, begun: BegunSum | None) -> tuple[Weighted, Weighted]:
+    """Parts the updates into those that wait and the members of a begun sum."""
     if begun is None:
-        return SumPlan(weighted, (), shifts, integers, divisor, None, frozenset())
-    plan = SumPlan(
-        waiting=[pair for pair in weighted if pair[0].update.update_id not in begun.members],
-        begun_members=[pair for pair in weighted if pair[0].update.update_id in begun.members],
-        shifts=shifts,
-        integers=integers,
-        divisor=divisor,
-        begun=begun,
-        kept=frozenset(),
-    )
-    return replace(plan, kept=frozenset(dict(plan.grids.items() & begun.grids.items())))
+        return weighted, ()
+    waiting = [pair for pair in weighted if pair[0].update.update_id not in begun.members]
+    return waiting, [pair for pair in weighted if pair[0].update.update_id in begun.members]
+
+
+def _keeping(plan: SumPlan) -> SumPlan:
+    if plan.begun is None:
+        return plan
+    return replace(plan, kept=frozenset(dict(plan.grids.items() & plan.begun.grids.items())))
 
 
 def _integer_sums(weighted: Weighted, model: Header) -> dict[int, _IntegerSum]:
@@ -148,12 +158,8 @@ class Sums:
         """Adds up the whole window, update after update."""
         anew = self._begin(window)
         self._add(self.plan.waiting, window, scratch=scratch)
-        # Every update holds every floating-point tensor that travels; what other segments have is never asked for.
-        exact_sum.settle(self.totals, len(self.plan.waiting))
         if self.plan.begun_members and anew:
             self._add(self.plan.begun_members, anew, scratch=scratch)
-            for segment in anew:
-                exact_sum.settle(self.of(segment), len(self.plan.begun_members))
 
     def floats(self, segment: Segment, tile: slice) -> Float64Array:
         total = self.of(segment)[tile]
@@ -194,13 +200,15 @@ class Sums:
         return anew
 
     def _add(self, weighted: Weighted, segments: Sequence[Segment], *, scratch: Float64Array) -> None:
+        num_biased: Counter[int] = Counter()
         for one, weight in weighted:
-            for segment, values in read_window(one.update.read, segments, layout=one.layout):
+            for segment, run in one.runs(segments):
                 if segment.spec.is_float:
-                    self._add_floats(segment, values, weight=_delta_weight(one, weight), scratch=scratch)
-                elif segment.offset in self.integer_totals:
-                    integer_mean.fold(self.integer_totals[segment.offset], values, weight=weight)
-
-    def _add_floats(self, segment: Segment, values: Values, *, weight: float, scratch: Float64Array) -> None:
-        native, shift = as_native_float(values, segment.spec.dtype), self.plan.shifts[segment.tensor]
-        exact_sum.fold(self.of(segment), native, weight=weight, shift=shift, scratch=scratch)
+                    shift = self.plan.shifts[segment.tensor]
+                    fold_run(self.of(segment), run, weight=_delta_weight(one, weight), shift=shift, scratch=scratch)
+                    num_biased[segment.offset] += isinstance(run, DenseRun)
+                elif segment.offset in self.integer_totals and isinstance(run, DenseRun):
+                    integer_mean.fold(self.integer_totals[segment.offset], run.values, weight=weight)
+        for segment in segments:
+            if segment.offset in num_biased:
+                exact_sum.settle(self.of(segment), num_biased[segment.offset])

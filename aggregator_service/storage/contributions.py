@@ -5,9 +5,9 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from aggregator_service.domain.helper_mode.records import ContributionRecord
+from aggregator_service.storage.blobs import remove_blobs
 from aggregator_service.storage.helper_mode_tables import contributions
 from aggregator_service.storage.rows import change_one, fields
-from aggregator_service.storage.tables import blobs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 
 _OF_TASK: Final = sa.select(contributions).where(contributions.c.task_id == sa.bindparam("task_id"))
@@ -55,7 +55,7 @@ def refuse(tx: WriteTx, contribution: ContributionRecord, reason: str) -> None:
         .values(refused=reason, sealed=None, blob_id=None),
     )
     if contribution.blob_id is not None:
-        tx.connection.execute(sa.delete(blobs).where(blobs.c.blob_id == contribution.blob_id))
+        remove_blobs(tx, contribution.blob_id)
 
 
 def forget(tx: WriteTx, round_id: str) -> None:
@@ -67,5 +67,4 @@ def forget(tx: WriteTx, round_id: str) -> None:
     tx.connection.execute(
         sa.update(contributions).where(contributions.c.round_id == round_id).values(sealed=None, blob_id=None)
     )
-    for blob_id in vectors:
-        tx.connection.execute(sa.delete(blobs).where(blobs.c.blob_id == blob_id))
+    remove_blobs(tx, *vectors)

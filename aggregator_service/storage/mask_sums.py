@@ -8,9 +8,10 @@ import sqlalchemy as sa
 
 from aggregator_service.domain.helper_mode.records import MaskRequestRecord, MaskSumRecord
 from aggregator_service.domain.helper_mode.steps import MASK_SUM_TRANSITIONS, WAITING
+from aggregator_service.storage.blobs import remove_blobs
 from aggregator_service.storage.helper_mode_tables import mask_requests, mask_sums
 from aggregator_service.storage.rows import change_one, changes_one, fields
-from aggregator_service.storage.tables import blobs, rounds, runs
+from aggregator_service.storage.tables import rounds, runs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.helper_mode import MaskRequestState, MaskSumState
 from fl_protocol.runs import RunState
@@ -164,8 +165,7 @@ def forget_answers(tx: WriteTx, round_id: str) -> None:
     )
     answers = tx.connection.execute(named).scalars().all()
     tx.connection.execute(sa.update(mask_requests).where(mask_requests.c.round_id == round_id).values(blob_id=None))
-    for blob_id in answers:
-        tx.connection.execute(sa.delete(blobs).where(blobs.c.blob_id == blob_id))
+    remove_blobs(tx, *answers)
 
 
 def postpone(tx: WriteTx, run_id: str, by: timedelta) -> None:

@@ -4,7 +4,8 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from aggregator_service.storage.tables import blobs, noise_states
+from aggregator_service.storage.blobs import remove_blobs
+from aggregator_service.storage.tables import noise_states
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 
 _GET: Final = sa.select(noise_states.c.blob_id).where(noise_states.c.run_id == sa.bindparam("run_id"))
@@ -27,4 +28,4 @@ def forget(tx: WriteTx, run_id: str) -> None:
     before = get(tx, run_id)
     if before is not None:
         tx.connection.execute(sa.delete(noise_states).where(noise_states.c.run_id == run_id))
-        tx.connection.execute(sa.delete(blobs).where(blobs.c.blob_id == before))
+        remove_blobs(tx, before)

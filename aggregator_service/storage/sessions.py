@@ -8,8 +8,9 @@ import sqlalchemy as sa
 
 from aggregator_service.domain.sessions.records import MemberRecord, MessageKind, SessionRecord
 from aggregator_service.domain.sessions.steps import SESSION_TRANSITIONS
+from aggregator_service.storage.blobs import remove_blobs
 from aggregator_service.storage.rows import StaleRowError, change_one, changes_one, fields, is_behind
-from aggregator_service.storage.tables import blobs, runs, session_members, session_messages, sessions
+from aggregator_service.storage.tables import runs, session_members, session_messages, sessions
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.runs import RunState
 from fl_protocol.sessions import AbortCode, SessionState
@@ -258,8 +259,7 @@ def forget_messages(tx: WriteTx, session_id: str) -> None:
         .where(session_members.c.session_id == session_id)
         .values(input_blob_id=None, right_shares=None)
     )
-    for blob_id in inputs:
-        tx.connection.execute(sa.delete(blobs).where(blobs.c.blob_id == blob_id))
+    remove_blobs(tx, *inputs)
 
 
 def count_strikes(tx: ReadTx, run_id: str, client_id: str) -> int:

@@ -32,6 +32,16 @@ blobs: Final = sa.Table(
     sa.Column("chunk_num_bytes", sa.BigInteger, nullable=False),
     sa.Column("sealed", sa.Boolean(name="sealed"), nullable=False),
     sa.Column("created_at", Instant, nullable=False),
+    sa.Column("store", sa.Text, nullable=False, server_default="database"),
+    sa.Column("checksums", sa.LargeBinary),
+    sa.Column("resumable", sa.Boolean(name="resumable"), nullable=False, server_default=sa.false()),
+)
+
+blob_deletions: Final = sa.Table(
+    "blob_deletions",
+    metadata,
+    identifier("blob_id", primary_key=True),
+    sa.Column("store", sa.Text, nullable=False),
 )
 
 blob_chunks: Final = sa.Table(

@@ -17,7 +17,7 @@ from aggregator_service.domain.helper_mode.records import MaskSumRecord
 from aggregator_service.domain.records import RoundRecord
 from aggregator_service.domain.sessions.records import SessionRecord
 from aggregator_service.domain.sessions.steps import Abort
-from aggregator_service.flow import aggregation, expiry, lifecycle, publication, sealed_rounds
+from aggregator_service.flow import aggregation, expiry, lifecycle, publication, renditions, sealed_rounds
 from aggregator_service.flow.aggregation import Candidate
 from aggregator_service.flow.begun_sums import BegunSum
 from aggregator_service.flow.context import Flow
@@ -65,6 +65,7 @@ class EmbeddedWorker:
             ("unmask", topics.WORK, self._unmask_all),
             ("expire", topics.WORK, self._expire),
             ("sweep", topics.WORK, self._sweep),
+            ("remove_bytes", topics.WORK, self._remove_bytes),
         )
         self._tasks = [
             asyncio.create_task(self._repeat(name, step, topic=topic), name=name) for name, topic, step in loops
@@ -181,8 +182,14 @@ class EmbeddedWorker:
         self._orphans_begun_before = None
         if removed:
             _log.info("orphans_swept", count=removed)
+        if forgotten := await renditions.forget_old(self._flow):
+            _log.info("renditions_forgotten", count=forgotten)
         await asyncio.sleep(_SWEEP_SECONDS)
         return 0.001
+
+    async def _remove_bytes(self) -> float:
+        await self._flow.blobs.remove_bytes()
+        return _IDLE_SECONDS
 
     async def _aggregate(self, round_: RoundRecord) -> None:
         started = time.perf_counter()

@@ -2,8 +2,10 @@
 
 import random
 import re
+import sqlite3
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -12,6 +14,7 @@ import pytest
 from aggregator_service import failpoints
 from tests.support.chaos import Fault, KillAfter, KillAt, carry_out, check_nothing_is_left_over, taking_part
 from tests.support.ledger import NUM_CLIENTS, Ledger, check_run, initial_model
+from tests.support.object_server import BUCKET, ObjectServer
 from tests.support.participant import create_run, wait_for_run
 from tests.support.server import ServerProcess, free_port
 from tests.support.zygote import Zygote
@@ -34,10 +37,13 @@ _OF_DECISIONS = (
     "rollback.after_commit",
 )
 """Points that these runs never pass; test_decision_kills.py has a plan for them."""
+_OF_FILES = ("blobs.begun", "blobs.bytes_written", "blobs.bytes_removed")
+"""Points that only blobs outside the database pass."""
 _OF_MASKED_RUNS = tuple(name for name in failpoints.NAMES if name.startswith(("session.", "helper.")))
 """Points that only masked runs pass; test_session_kills.py and test_helper_kills.py have plans for them."""
 _OF_LARGE_ROUNDS = tuple(name for name in failpoints.NAMES if name.startswith("eager."))
 """Points that rounds of so few clients never pass; test_eager_folding.py has a plan for them."""
+_OF_OTHER_RUNS = (*_OF_DECISIONS, *_OF_FILES, *_OF_MASKED_RUNS, *_OF_LARGE_ROUNDS)
 
 
 def small_plan(num_random: int, num_cold: int) -> list[Fault]:
@@ -46,7 +52,7 @@ def small_plan(num_random: int, num_cold: int) -> list[Fault]:
     plan: list[Fault] = [
         KillAt(name, nth)
         for name in failpoints.NAMES
-        if name not in (*_NEEDS_LARGE, *_OF_DECISIONS, *_OF_MASKED_RUNS, *_OF_LARGE_ROUNDS)
+        if name not in (*_NEEDS_LARGE, *_OF_OTHER_RUNS)
         for nth in ((1, 2) if name in _ONCE_A_ROUND else (1, 3, 7))
     ]
     plan += [KillAfter(source.uniform(0.0, 0.4)) for _ in range(num_random)]
@@ -67,13 +73,23 @@ def large_plan(num_random: int) -> list[Fault]:
     return plan
 
 
+def files_plan(num_random: int) -> list[Fault]:
+    """Plans the kills of a run whose blobs are files: whatever one leaves behind, the next start removes."""
+    source = random.Random(SEED + 2)
+    # The start after an update that was not committed sweeps its file, and is killed at that.
+    points = (*_OF_FILES[:2], "intake.before_commit", _OF_FILES[2], "intake.after_commit", "aggregation.model_written")
+    plan: list[Fault] = [KillAt(name, 1) for name in points]
+    plan += [KillAfter(source.uniform(0.0, 0.4)) for _ in range(num_random)]
+    return [*plan, KillAt("blobs.bytes_written", 4)]
+
+
 SMALL_PLAN = small_plan(num_random=20, num_cold=3)
 LARGE_PLAN = large_plan(num_random=5)
 
 
 def test_every_named_point_is_killed_at_at_least_twice_in_60_kills() -> None:
     runs = Counter(fault.failpoint for fault in (*SMALL_PLAN, *LARGE_PLAN) if isinstance(fault, KillAt))
-    assert set(runs) == set(failpoints.NAMES) - {*_OF_DECISIONS, *_OF_MASKED_RUNS, *_OF_LARGE_ROUNDS}
+    assert set(runs) == set(failpoints.NAMES) - set(_OF_OTHER_RUNS)
     assert min(runs.values()) >= 2
     assert len(SMALL_PLAN) + len(LARGE_PLAN) >= 60
 
@@ -98,14 +114,58 @@ def test_kills_amid_large_uploads_and_models_lose_nothing(database_url: str, tmp
     survive(database_url, tmp_path, plan=LARGE_PLAN, forking=forking, num_padding=LARGE)
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_kills_with_blobs_in_files_lose_nothing_and_leave_no_file(
+    database_url: str, tmp_path: Path, forking: Zygote
+) -> None:
+    folder = tmp_path / "blobs"
+    survive(
+        database_url, tmp_path, plan=files_plan(num_random=1), forking=forking, FEDQUORUM_BLOB_STORE=f"file://{folder}"
+    )
+    check_files_are_blobs(database_url, folder)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("num_padding", [0, LARGE])
+def test_many_kills_with_blobs_in_files_lose_nothing_and_leave_no_file(
+    database_url: str, tmp_path: Path, forking: Zygote, num_padding: int
+) -> None:
+    folder = tmp_path / "blobs"
+    store = f"file://{folder}"
+    plan = files_plan(num_random=15)
+    survive(database_url, tmp_path, plan=plan, forking=forking, num_padding=num_padding, FEDQUORUM_BLOB_STORE=store)
+    check_files_are_blobs(database_url, folder)
+
+
+@pytest.mark.soak
+def test_kills_with_blobs_in_objects_lose_nothing(
+    database_url: str, tmp_path: Path, forking: Zygote, objects: ObjectServer
+) -> None:
+    store = {"FEDQUORUM_BLOB_STORE": f"s3://{BUCKET}/{tmp_path.name.replace('_', '-')}"}
+    survive(database_url, tmp_path, plan=files_plan(num_random=3), forking=forking, **objects.environment, **store)
+
+
 @pytest.mark.soak
 def test_500_kills_lose_nothing_and_change_no_bit(database_url: str, tmp_path: Path, forking: Zygote) -> None:
     survive(database_url, tmp_path, plan=small_plan(num_random=450, num_cold=30), forking=forking)
 
 
-def survive(database_url: str, folder: Path, *, plan: Sequence[Fault], forking: Zygote, num_padding: int = 0) -> None:
+def check_files_are_blobs(database_url: str, folder: Path) -> None:
+    """Checks on SQLite, whose starts sweep, that there is a file for each blob and none beside."""
+    if not database_url.startswith("sqlite"):
+        return
+    with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as connection:
+        assert connection.execute("SELECT count(*) FROM blobs WHERE store = 'database'").fetchone() == (0,)
+        assert connection.execute("SELECT count(*) FROM blob_deletions").fetchone() == (0,)
+        named = {path for (path,) in connection.execute("SELECT blob_id FROM blobs WHERE num_bytes > 0")}
+    assert {path.name for path in folder.rglob("*") if path.is_file()} == named
+
+
+def survive(
+    database_url: str, folder: Path, *, plan: Sequence[Fault], forking: Zygote, num_padding: int = 0, **environment: str
+) -> None:
     """Lets a server die by a plan during a run, then holds the run against its ledger and against one without kills."""
-    server = ServerProcess(database_url, folder, port=free_port(), zygote=forking).start()
+    server = ServerProcess(database_url, folder, environment, port=free_port(), zygote=forking).start()
     ledger = Ledger()
     try:
         with server.http() as operator:

@@ -1,22 +1,152 @@
 """Blobs: what was written comes back, whatever is not that is noticed, and what was never finished is swept."""
 
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import anyio
+import obstore
 import pytest
 import sqlalchemy as sa
+from obstore.store import from_url
 
-from aggregator_service.storage.blobs import BlobCorruptError, BlobUpload, DatabaseBlobs
-from aggregator_service.storage.blobs.database import CHUNK_NUM_BYTES, CHUNKS_KEPT
-from aggregator_service.storage.tables import blob_chunks, blobs
+from aggregator_service.storage.blobs import (
+    CHUNK_NUM_BYTES,
+    BlobCorruptError,
+    Blobs,
+    BlobUpload,
+    open_store,
+    remove_blobs,
+)
+from aggregator_service.storage.blobs.blobs import CHUNKS_KEPT
+from aggregator_service.storage.tables import blob_chunks, blob_deletions, blobs
 from aggregator_service.storage.transactions import WriteTx
+from tests.support.object_server import BUCKET
 from tests.support.records import later
 from tests.support.store import Store
 
 PIECES = [(begin, min(begin + CHUNK_NUM_BYTES, 5 * CHUNK_NUM_BYTES + 7)) for begin in range(0, 6 << 20, 1 << 20)]
 SIZES = [0, 1, CHUNK_NUM_BYTES - 1, CHUNK_NUM_BYTES, CHUNK_NUM_BYTES + 1, 5 * CHUNK_NUM_BYTES + 7]
+
+pytestmark = pytest.mark.parametrize(
+    ("database_url", "place"),
+    [
+        ("sqlite", "database"),
+        ("postgres", "database"),
+        ("sqlite", "file"),
+        pytest.param("sqlite", "s3", marks=pytest.mark.soak),
+    ],
+    indirect=True,
+)
+
+
+class Outside(Protocol):
+    """Bytes outside the database, as somebody with access to the store itself sees and harms them."""
+
+    url: str
+
+    def names(self) -> list[str]:
+        """Names every file or object."""
+
+    def change(self, how: Callable[[bytes], bytes]) -> None:
+        """Changes the bytes of the only one."""
+
+
+class Files:
+    """A folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.url = folder, f"file://{folder}"
+
+    def names(self) -> list[str]:
+        return [str(path) for path in self.folder.rglob("*") if path.is_file()]
+
+    def change(self, how: Callable[[bytes], bytes]) -> None:
+        (name,) = self.names()
+        Path(name).write_bytes(how(Path(name).read_bytes()))
+
+
+class Objects:
+    """A prefix in a bucket."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._store = from_url(url, client_options={"allow_http": True})
+
+    def names(self) -> list[str]:
+        return [meta["path"] for listed in obstore.list(self._store) for meta in listed]
+
+    def change(self, how: Callable[[bytes], bytes]) -> None:
+        (name,) = self.names()
+        data = how(bytes(obstore.get(self._store, name).bytes()))
+        obstore.put(self._store, name, data, use_multipart=False)
+
+
+@dataclass
+class Held:
+    """Blobs on one store, with the database that names them; `outside` is what lies outside it, if anything does."""
+
+    store: Store
+    blobs: Blobs
+    outside: "Outside | None"
+
+    def begin(self, blob_id: str) -> BlobUpload:
+        """Writes the first chunks of a blob and stops there."""
+        upload = BlobUpload(blob_id)
+        upload.append(pattern(2 * CHUNK_NUM_BYTES))
+        if self.outside is None:
+            self.blobs.flush_blocking(upload)
+        else:
+            self.blobs.finish_blocking(upload)
+        return upload
+
+    def write(self, data: bytes, blob_id: str = "blob_1", *, piece: int = 1 << 19) -> None:
+        """Writes a blob as an upload does: piece by piece, ahead of the transaction that names it."""
+        upload = BlobUpload(blob_id)
+        for begin in range(0, len(data), piece):
+            upload.append(data[begin : begin + piece])
+            if upload.is_due:
+                self.blobs.flush_blocking(upload)
+        self.blobs.finish_blocking(upload)
+        self.store.write(lambda tx: self.blobs.seal(tx, upload))
+
+    def counts(self) -> tuple[int, int]:
+        """Counts blobs, and what holds their bytes: chunks, or files."""
+        num_blobs = self.count(blobs)
+        return num_blobs, self.count(blob_chunks) if self.outside is None else len(self.outside.names())
+
+    def count(self, table: sa.Table) -> int:
+        query = sa.select(sa.func.count()).select_from(table)
+        return self.store.read(lambda tx: tx.connection.execute(query).scalar_one())
+
+    def num_pieces(self, num_chunks: int) -> int:
+        """Gives how many rows, files or objects hold a blob of so many chunks, of which there are at most 8."""
+        return num_chunks if self.outside is None else 1
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Outside | None:
+    """A store outside the database; None where the database holds the blobs."""
+    if request.param == "database":
+        return None
+    if request.param == "file":
+        return Files(tmp_path / "blobs")
+    request.getfixturevalue("objects")
+    return Objects(f"s3://{BUCKET}/{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def held(store: Store, place: Outside | None) -> Iterator[Held]:
+    """An empty store of each kind."""
+    outside = None if place is None else open_store(place.url)
+    if outside is not None:
+        outside.check()
+    blobs_ = Blobs(store.transactions, outside)
+    yield Held(store, blobs_, place)
+    blobs_.close()
 
 
 def pattern(size: int) -> bytes:
@@ -24,86 +154,63 @@ def pattern(size: int) -> bytes:
     return b"".join(number.to_bytes(4, "little") for number in range(size // 4 + 1))[:size]
 
 
-def write(store: Store, data: bytes, blob_id: str = "blob_1", *, piece: int = 1 << 19) -> DatabaseBlobs:
-    """Writes a blob as an upload does: piece by piece, ahead of the transaction that names it."""
-    held, upload = DatabaseBlobs(store.transactions), BlobUpload(blob_id)
-    for begin in range(0, len(data), piece):
-        upload.append(data[begin : begin + piece])
-        if upload.is_due:
-            held.flush_blocking(upload)
-    store.write(lambda tx: held.seal(tx, upload))
-    return held
-
-
-def begin(store: Store, blob_id: str) -> tuple[DatabaseBlobs, BlobUpload]:
-    """Writes the first chunks of a blob and stops there."""
-    held, upload = DatabaseBlobs(store.transactions), BlobUpload(blob_id)
-    upload.append(pattern(2 * CHUNK_NUM_BYTES))
-    held.flush_blocking(upload)
-    return held, upload
-
-
 @contextmanager
-def counted_reads(store: Store) -> Iterator[list[str]]:
-    """Collects the statements that read chunks from the database."""
-    statements: list[str] = []
+def counted_reads(held: Held) -> Iterator[list[str]]:
+    """Collects the reads of a store: the statements that ask for chunks, and the reads of files."""
+    reads: list[str] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        if "FROM blob_chunks" in statement:
-            statements.append(statement)
+        if "blob_chunks" in statement and held.outside is None:
+            reads.append(statement)
 
-    engine = store.transactions.database.readers
+    engine = held.store.transactions.database.readers
     sa.event.listen(engine, "before_cursor_execute", note)
-    try:
-        yield statements
-    finally:
-        sa.event.remove(engine, "before_cursor_execute", note)
-
-
-def counts(store: Store) -> tuple[int, int]:
-    """Counts blobs and chunks."""
-    return store.read(
-        lambda tx: (
-            tx.connection.execute(sa.select(sa.func.count()).select_from(blobs)).scalar_one(),
-            tx.connection.execute(sa.select(sa.func.count()).select_from(blob_chunks)).scalar_one(),
-        )
-    )
+    store = held.blobs._store
+    with pytest.MonkeyPatch.context() as patch:
+        if store is not None:
+            read = store.read
+            patch.setattr(store, "read", lambda *given: (reads.append(given[0]), read(*given))[1])
+        try:
+            yield reads
+        finally:
+            sa.event.remove(engine, "before_cursor_execute", note)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_what_was_written_comes_back(store: Store, size: int) -> None:
+def test_what_was_written_comes_back(held: Held, size: int) -> None:
     data = pattern(size)
-    held = write(store, data)
-    assert held.read_blocking("blob_1", 0, size) == data
+    held.write(data)
+    assert held.blobs.read_blocking("blob_1", 0, size) == data
 
 
-def test_any_part_comes_back(store: Store) -> None:
+def test_any_part_comes_back(held: Held) -> None:
     data = pattern(SIZES[-1])
-    held = write(store, data)
+    held.write(data)
     cuts = [0, 1, CHUNK_NUM_BYTES - 1, CHUNK_NUM_BYTES, 2 * CHUNK_NUM_BYTES + 5, SIZES[-1]]
     for first in cuts:
         for last in cuts:
-            assert held.read_blocking("blob_1", first, last) == data[first:last]
+            assert held.blobs.read_blocking("blob_1", first, last) == data[first:last]
 
 
-async def test_it_is_the_same_from_a_coroutine(store: Store) -> None:
-    held, upload = DatabaseBlobs(store.transactions), BlobUpload("blob_1")
+async def test_it_is_the_same_from_a_coroutine(held: Held) -> None:
+    upload = BlobUpload("blob_1")
     upload.append(pattern(4 * CHUNK_NUM_BYTES))
     assert upload.is_due
-    await held.flush(upload)
-    await store.transactions.write("seal", lambda tx: held.seal(tx, upload))
-    assert await held.read("blob_1", 5, 4 * CHUNK_NUM_BYTES) == pattern(4 * CHUNK_NUM_BYTES)[5:]
+    await held.blobs.flush(upload)
+    await held.blobs.finish(upload)
+    await held.store.transactions.write("seal", lambda tx: held.blobs.seal(tx, upload))
+    assert await held.blobs.read("blob_1", 5, 4 * CHUNK_NUM_BYTES) == pattern(4 * CHUNK_NUM_BYTES)[5:]
     await anyio.lowlevel.checkpoint()
 
 
-async def test_clients_that_pull_together_cost_one_read(store: Store) -> None:
-    held = write(store, pattern(SIZES[-1]))
+async def test_clients_that_pull_together_cost_one_read(held: Held) -> None:
+    held.write(pattern(SIZES[-1]))
     pulled: list[bytes] = []
 
     async def pull() -> None:
-        pulled.append(b"".join([await held.read("blob_1", *piece) for piece in PIECES]))
+        pulled.append(b"".join([await held.blobs.read("blob_1", *piece) for piece in PIECES]))
 
-    with counted_reads(store) as reads:
+    with counted_reads(held) as reads:
         async with anyio.create_task_group() as clients:
             for _ in range(8):
                 clients.start_soon(pull)
@@ -111,12 +218,12 @@ async def test_clients_that_pull_together_cost_one_read(store: Store) -> None:
     assert len(reads) == len(PIECES)
 
 
-async def test_a_client_that_hangs_up_does_not_disturb_those_who_wait_for_the_same_bytes(store: Store) -> None:
-    held = write(store, pattern(100))
+async def test_a_client_that_hangs_up_does_not_disturb_those_who_wait_for_the_same_bytes(held: Held) -> None:
+    held.write(pattern(100))
     pulled: list[bytes] = []
 
     async def pull() -> None:
-        pulled.append(await held.read("blob_1", 0, 100))
+        pulled.append(await held.blobs.read("blob_1", 0, 100))
 
     async with anyio.create_task_group() as clients:
         leaving = anyio.CancelScope()
@@ -132,100 +239,185 @@ async def test_a_client_that_hangs_up_does_not_disturb_those_who_wait_for_the_sa
     assert pulled == [pattern(100)]
 
 
-async def test_what_stays_in_memory_is_bounded(store: Store) -> None:
+async def test_what_stays_in_memory_is_bounded(held: Held) -> None:
     # The last chunks stay, whatever was read before them; one more is read again.
-    held = DatabaseBlobs(store.transactions)
     for number in range(CHUNKS_KEPT + 1):
-        write(store, bytes([number]), f"blob_{number}")
-        await held.read(f"blob_{number}", 0, 1)
-    with counted_reads(store) as reads:
+        held.write(bytes([number]), f"blob_{number}")
+        await held.blobs.read(f"blob_{number}", 0, 1)
+    with counted_reads(held) as reads:
         for number in range(CHUNKS_KEPT, 0, -1):
-            assert await held.read(f"blob_{number}", 0, 1) == bytes([number])
+            assert await held.blobs.read(f"blob_{number}", 0, 1) == bytes([number])
         assert reads == []
-        assert await held.read("blob_0", 0, 1) == b"\0"
+        assert await held.blobs.read("blob_0", 0, 1) == b"\0"
         assert len(reads) == 1
 
 
-async def test_bytes_that_could_not_be_read_are_not_remembered(store: Store) -> None:
-    held = DatabaseBlobs(store.transactions)
+async def test_bytes_that_could_not_be_read_are_not_remembered(held: Held) -> None:
     with pytest.raises(BlobCorruptError, match="blob_1"):
-        await held.read("blob_1", 0, 1)
-    write(store, b"x")
-    assert await held.read("blob_1", 0, 1) == b"x"
+        await held.blobs.read("blob_1", 0, 1)
+    held.write(b"x")
+    assert await held.blobs.read("blob_1", 0, 1) == b"x"
 
 
-@pytest.mark.parametrize("harm", ["flipped", "shortened", "missing", "lengthened"])
-def test_bytes_that_are_not_what_was_written_are_noticed(store: Store, harm: str) -> None:
-    held = write(store, pattern(SIZES[-1]))
+def spoil(held: Held, harm: str) -> None:
+    """Harms chunk 2 of a blob."""
+    if held.outside is not None:
+        held.outside.change(lambda data: harmed(data, harm))
+        return
     of_chunk = sa.and_(blob_chunks.c.blob_id == "blob_1", blob_chunks.c.number == 2)
 
-    def spoil(tx: WriteTx) -> None:
-        data = bytearray(tx.connection.execute(sa.select(blob_chunks.c.data).where(of_chunk)).scalar_one())
+    def body(tx: WriteTx) -> None:
         if harm == "missing":
             tx.connection.execute(sa.delete(blob_chunks).where(of_chunk))
             return
-        if harm == "flipped":
-            data[12345] ^= 1
-        spoiled = {"flipped": data, "shortened": data[:-1], "lengthened": data + b"x"}[harm]
-        tx.connection.execute(sa.update(blob_chunks).where(of_chunk).values(data=bytes(spoiled)))
+        data = tx.connection.execute(sa.select(blob_chunks.c.data).where(of_chunk)).scalar_one()
+        tx.connection.execute(sa.update(blob_chunks).where(of_chunk).values(data=spoiled(bytes(data), harm)))
 
-    store.write(spoil)
+    held.store.write(body)
+
+
+def spoiled(data: bytes, harm: str) -> bytes:
+    """Gives a chunk that was harmed."""
+    flipped = data[:12345] + bytes([data[12345] ^ 1]) + data[12346:]
+    return {"flipped": flipped, "shortened": data[:-1], "lengthened": b"x" + data}[harm]
+
+
+def harmed(data: bytes, harm: str) -> bytes:
+    """Gives a whole blob whose chunk 2 was harmed, in a file that was cut off or that a power cut left empty."""
+    at, end = 2 * CHUNK_NUM_BYTES, 3 * CHUNK_NUM_BYTES
+    if harm == "shortened":
+        return data[: at + 5]
+    chunk = bytes(CHUNK_NUM_BYTES) if harm == "missing" else spoiled(data[at:end], harm)
+    return data[:at] + chunk + data[end:]
+
+
+@pytest.mark.parametrize("harm", ["flipped", "shortened", "missing", "lengthened"])
+def test_bytes_that_are_not_what_was_written_are_noticed(held: Held, harm: str) -> None:
+    held.write(pattern(SIZES[-1]))
+    spoil(held, harm)
     for first, last in ((0, SIZES[-1]), (2 * CHUNK_NUM_BYTES, 2 * CHUNK_NUM_BYTES + 1)):
         with pytest.raises(BlobCorruptError, match="blob_1"):
-            held.read_blocking("blob_1", first, last)
+            held.blobs.read_blocking("blob_1", first, last)
     # The other chunks are as good as they were.
-    assert held.read_blocking("blob_1", 0, 100) == pattern(100)
+    assert held.blobs.read_blocking("blob_1", 0, 100) == pattern(100)
 
 
-def test_reading_behind_the_end_or_of_nothing_is_noticed(store: Store) -> None:
-    held = write(store, pattern(10))
+def test_reading_behind_the_end_or_of_nothing_is_noticed(held: Held) -> None:
+    held.write(pattern(10))
     with pytest.raises(BlobCorruptError):
-        held.read_blocking("blob_1", 0, 11)
+        held.blobs.read_blocking("blob_1", 0, 11)
     with pytest.raises(BlobCorruptError):
-        held.read_blocking("blob_2", 0, 1)
+        held.blobs.read_blocking("blob_2", 0, 1)
 
 
-def test_a_discarded_upload_leaves_nothing(store: Store) -> None:
-    held, upload = begin(store, "blob_1")
-    assert counts(store) == (1, 2)
-    held.discard_blocking(upload)
-    assert counts(store) == (0, 0)
+async def test_a_discarded_upload_leaves_nothing(held: Held) -> None:
+    upload = held.begin("blob_1")
+    assert held.counts() == (1, held.num_pieces(2))
+    await held.blobs.discard(upload)
+    await held.blobs.remove_bytes()
+    assert held.counts() == (0, 0)
+    # What was still on its way to the disk comes too late.
+    upload.append(bytes(CHUNK_NUM_BYTES))
+    if held.outside is not None:
+        await held.blobs.flush(upload)
+    assert held.counts() == (0, 0)
+    assert held.count(blob_deletions) == 0
 
 
-async def test_sweeping_removes_what_was_never_finished_and_is_old(store: Store) -> None:
-    held = write(store, pattern(SIZES[-1]), "sealed")
+async def test_removed_blobs_leave_nothing_even_if_the_process_dies_before_their_bytes_go(held: Held) -> None:
     for number in range(3):
-        begin(store, f"orphan_{number}")
-    old = store.read(lambda tx: tx.connection.execute(sa.select(sa.func.max(blobs.c.created_at))).scalar_one())
-    store.write(
+        held.write(pattern(CHUNK_NUM_BYTES + 1), f"blob_{number}")
+    held.store.write(lambda tx: remove_blobs(tx, "blob_0", "blob_2"))
+    with pytest.raises(BlobCorruptError):
+        Blobs(held.store.transactions, held.blobs._store).read_blocking("blob_0", 0, 1)
+    later_process = Blobs(held.store.transactions, held.blobs._store)
+    await later_process.remove_bytes()
+    later_process.close()
+    assert held.counts() == (1, held.num_pieces(2))
+    assert held.count(blob_deletions) == 0
+    assert held.blobs.read_blocking("blob_1", 0, CHUNK_NUM_BYTES + 1) == pattern(CHUNK_NUM_BYTES + 1)
+
+
+@pytest.mark.parametrize("cut", [0, CHUNK_NUM_BYTES + 9])
+async def test_a_blob_of_several_requests_goes_on_where_its_last_checkpoint_left_it(held: Held, cut: int) -> None:
+    data, upload = pattern(2 * CHUNK_NUM_BYTES + 7), BlobUpload("blob_1")
+    held.store.write(lambda tx: held.blobs.reserve(tx, upload))
+    upload.append(data[:cut])
+    await held.blobs.checkpoint(upload)
+    upload.append(b"lost with the connection")
+    assert await held.blobs.sweep(later(2**32)) == 0
+    for begin in range(cut, len(data), 3 << 18):
+        # As after a restart: nothing is known but what the database says.
+        resumed = await held.blobs.resume("blob_1")
+        assert resumed is not None
+        assert resumed.num_bytes == begin
+        assert held.blobs.read_blocking("blob_1", 0, begin) == data[:begin]
+        resumed.append(data[begin : begin + (3 << 18)])
+        await held.blobs.checkpoint(resumed)
+    last = await held.blobs.resume("blob_1")
+    assert last is not None
+    await held.blobs.finish(last)
+    held.store.write(lambda tx: held.blobs.seal(tx, last))
+    assert await held.blobs.read("blob_1", 0, len(data)) == data
+    assert await held.blobs.resume("blob_1") is None
+
+
+async def test_a_resumed_blob_is_flushed_like_any_other(held: Held) -> None:
+    data, upload = pattern(SIZES[-1]), BlobUpload("blob_1")
+    held.store.write(lambda tx: held.blobs.reserve(tx, upload))
+    upload.append(data[:100])
+    await held.blobs.checkpoint(upload)
+    resumed = await held.blobs.resume("blob_1")
+    assert resumed is not None
+    resumed.append(data[100:])
+    assert resumed.is_due
+    await held.blobs.flush(resumed)
+    await held.blobs.finish(resumed)
+    held.store.write(lambda tx: held.blobs.seal(tx, resumed))
+    assert held.blobs.read_blocking("blob_1", 0, SIZES[-1]) == data
+    held.store.write(lambda tx: remove_blobs(tx, "blob_1"))
+    await held.blobs.remove_bytes()
+    assert held.counts() == (0, 0)
+
+
+async def test_sweeping_removes_what_was_never_finished_and_is_old(held: Held) -> None:
+    held.write(pattern(SIZES[-1]), "sealed")
+    for number in range(3):
+        held.begin(f"orphan_{number}")
+    held.store.write(
         lambda tx: tx.connection.execute(
             sa.update(blobs).where(blobs.c.blob_id == "orphan_2").values(created_at=later(2**33))
         )
     )
-    assert old is not None
-    assert await held.sweep(later(2**32)) == 2
-    assert await held.sweep(later(2**32)) == 0
-    assert counts(store) == (2, 6 + 2)
-    assert held.read_blocking("sealed", 0, SIZES[-1]) == pattern(SIZES[-1])
+    assert await held.blobs.sweep(later(2**32)) == 2
+    assert await held.blobs.sweep(later(2**32)) == 0
+    await held.blobs.remove_bytes()
+    assert held.counts() == (2, held.num_pieces(6) + held.num_pieces(2))
+    assert held.blobs.read_blocking("sealed", 0, SIZES[-1]) == pattern(SIZES[-1])
 
 
-def test_discarding_a_blob_that_a_row_names_changes_nothing(store: Store) -> None:
-    held, upload = begin(store, "blob_1")
-    store.write(lambda tx: held.seal(tx, upload))
-    held.discard_blocking(upload)
-    assert held.read_blocking("blob_1", 0, 2 * CHUNK_NUM_BYTES) == pattern(2 * CHUNK_NUM_BYTES)
+async def test_discarding_a_blob_that_a_row_names_changes_nothing(held: Held) -> None:
+    # As when a commit went through and the news of it was lost.
+    upload = held.begin("blob_1")
+    await held.blobs.finish(upload)
+    held.store.write(lambda tx: held.blobs.seal(tx, upload))
+    await held.blobs.discard(upload)
+    await held.blobs.remove_bytes()
+    assert held.blobs.read_blocking("blob_1", 0, 2 * CHUNK_NUM_BYTES) == pattern(2 * CHUNK_NUM_BYTES)
 
 
-def test_a_seal_that_is_not_committed_names_nothing_and_can_be_repeated(store: Store) -> None:
-    held, upload = DatabaseBlobs(store.transactions), BlobUpload("blob_1")
+def test_a_seal_that_is_not_committed_names_nothing_and_can_be_repeated(held: Held) -> None:
+    upload = BlobUpload("blob_1")
     upload.append(b"small")
+    held.blobs.finish_blocking(upload)
 
     def fails(tx: WriteTx) -> None:
-        held.seal(tx, upload)
+        held.blobs.seal(tx, upload)
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        store.write(fails)
-    assert counts(store) == (0, 0)
-    store.write(lambda tx: held.seal(tx, upload))
-    assert held.read_blocking("blob_1", 0, 5) == b"small"
+        held.store.write(fails)
+    with pytest.raises(BlobCorruptError):
+        held.blobs.read_blocking("blob_2", 0, 1)
+    held.store.write(lambda tx: held.blobs.seal(tx, upload))
+    assert held.blobs.read_blocking("blob_1", 0, 5) == b"small"

@@ -20,7 +20,7 @@ from aggregator_service.domain.records import (
 from aggregator_service.domain.sessions.records import MemberRecord, SeatRecord, SessionRecord
 from aggregator_service.domain.standing import Standing
 from aggregator_service.storage import clients, rounds, runs, tasks
-from aggregator_service.storage.blobs import BlobUpload, DatabaseBlobs
+from aggregator_service.storage.blobs import BlobUpload, chunks
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.rounds import RoundKind, RoundState
 from fl_protocol.runs import RunSpec, RunState
@@ -163,7 +163,8 @@ def store_blob(tx: WriteTx, blob_id: str = "blob_1", data: bytes = b"tensor byte
     """Writes a small blob."""
     upload = BlobUpload(blob_id)
     upload.append(data)
-    DatabaseBlobs.seal(tx, upload)
+    chunks.insert(tx, [upload], store=chunks.DATABASE, sealed=True)
+    chunks.write(tx, [upload], last=True)
 
 
 def store_ground(tx: WriteTx, *, num_clients: int = 1) -> None:

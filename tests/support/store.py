@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from aggregator_service.domain.layouts import Layouts
 from aggregator_service.flow.context import Flow, Limits
-from aggregator_service.storage.blobs import DatabaseBlobs
+from aggregator_service.storage.blobs import Blobs
 from aggregator_service.storage.engine import open_database
 from aggregator_service.storage.schema import migrate
 from aggregator_service.storage.transactions import ReadTx, Transactions, WriteTx
@@ -77,7 +77,7 @@ def flow_on(store: Store) -> Flow:
     """Gives the flow's stages what they stand on; must be called in the event loop that runs them."""
     return Flow(
         transactions=store.transactions,
-        blobs=DatabaseBlobs(store.transactions),
+        blobs=Blobs(store.transactions),
         wakeups=Wakeups(asyncio.get_running_loop()),
         telemetry=store.telemetry,
         entropy=os.urandom,

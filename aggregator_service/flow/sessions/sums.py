@@ -49,6 +49,7 @@ def write_sum(
         upload.append(data)
         if upload.is_due:
             flow.blobs.flush_blocking(upload)
+    flow.blobs.finish_blocking(upload)
     ring.check_sum(
         measure,
         extras,

@@ -1,5 +1,18 @@
 """The bytes of models and updates: written durably before a row names them."""
 
-from aggregator_service.storage.blobs.database import CHUNK_NUM_BYTES, BlobCorruptError, BlobUpload, DatabaseBlobs
+from aggregator_service.storage.blobs.blobs import Blobs
+from aggregator_service.storage.blobs.removals import remove_blobs
+from aggregator_service.storage.blobs.stores import BlobStoreError, ByteStore, check_location, open_store
+from aggregator_service.storage.blobs.uploads import CHUNK_NUM_BYTES, BlobCorruptError, BlobUpload
 
-__all__ = ["CHUNK_NUM_BYTES", "BlobCorruptError", "BlobUpload", "DatabaseBlobs"]
+__all__ = [
+    "CHUNK_NUM_BYTES",
+    "BlobCorruptError",
+    "BlobStoreError",
+    "BlobUpload",
+    "Blobs",
+    "ByteStore",
+    "check_location",
+    "open_store",
+    "remove_blobs",
+]

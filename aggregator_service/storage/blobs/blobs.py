@@ -1,0 +1,331 @@
+"""Writes and reads blobs wherever they are: chunks in the database, files or objects.
+
+A row of `blobs` exists before the first byte of a file or an object does, and is an orphan until a transaction seals
+it: whatever a killed process leaves behind is found by its row, without listing a folder or a bucket.
+"""
+
+import asyncio
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from functools import partial
+from typing import Final, ParamSpec, TypeVar
+
+import structlog
+from async_lru import alru_cache
+from xxhash import xxh3_64_digest
+
+from aggregator_service import failpoints
+from aggregator_service.storage.blobs import chunks, removals
+from aggregator_service.storage.blobs.chunks import DATABASE, Place
+from aggregator_service.storage.blobs.files import FileStore
+from aggregator_service.storage.blobs.removals import Deletion
+from aggregator_service.storage.blobs.stores import BlobStoreError, ByteStore, open_store, unavailable
+from aggregator_service.storage.blobs.uploads import CHUNK_NUM_BYTES, BlobCorruptError, BlobUpload
+from aggregator_service.storage.failures import as_problem
+from aggregator_service.storage.transactions import ReadTx, Transactions, WriteTx
+
+CHUNKS_KEPT: Final = 16
+PLACES_KEPT: Final = 1024
+_NUM_THREADS: Final = 16
+CHECKSUM_NUM_BYTES: Final = 8
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_Found = list[bytes] | Place
+_Look = Callable[[Callable[[ReadTx], _Found]], _Found]
+_log = structlog.get_logger()
+
+
+class Blobs:
+    """Writes new blobs to one store (`None`: the database) and reads every blob from the one that its row names."""
+
+    def __init__(self, transactions: Transactions, store: ByteStore | None = None) -> None:
+        self._transactions = transactions
+        self._store = store
+        self._stores = {} if store is None else {store.url: store}
+        self._places: OrderedDict[str, Place] = OrderedDict()
+        self._lock = threading.Lock()
+        # Threads of their own: whoever waits for a disk here must not keep others from hashing what they receive.
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="blobs")
+        # Nothing of a blob changes after it is written, and the clients of a round pull the same model all at once.
+        self._kept_chunk = alru_cache(maxsize=CHUNKS_KEPT)(self._chunk)
+
+    def close(self) -> None:
+        """Waits for the reads and writes under way."""
+        self._threads.shutdown(wait=True)
+
+    async def flush(self, upload: BlobUpload) -> None:
+        """Makes the full chunks of an upload durable."""
+        if self._store_of(upload) is None:
+            upload.store = DATABASE
+            await self._transactions.write("store_chunks", lambda tx: _write_ahead(tx, upload))
+            upload.written()
+        else:
+            await self._threaded(self.flush_blocking, upload)
+
+    def flush_blocking(self, upload: BlobUpload) -> None:
+        """Does the same from a worker thread."""
+        if (store := self._store_of(upload)) is None:
+            upload.store = DATABASE
+            self._transactions.write_blocking("store_chunks", lambda tx: _write_ahead(tx, upload))
+            upload.written()
+        elif upload.num_collected(last=False, unit=store.unit):
+            self._write(store, upload, last=False)
+
+    async def finish(self, upload: BlobUpload) -> None:
+        """Makes all of an upload durable unless the database holds it; comes before the transaction that seals it."""
+        if self._store_of(upload) is not None:
+            await self._threaded(self.finish_blocking, upload)
+
+    def finish_blocking(self, upload: BlobUpload) -> None:
+        """Does the same from a worker thread."""
+        if (store := self._store_of(upload)) is not None:
+            self._write(store, upload, last=True)
+
+    async def discard(self, upload: BlobUpload) -> None:
+        """Removes what was written of an upload that nothing will name."""
+        if upload.is_begun:
+            await self._threaded(self.discard_blocking, upload)
+
+    def discard_blocking(self, upload: BlobUpload) -> None:
+        """Does the same from a worker thread."""
+        if not upload.is_begun:
+            return
+        # A write that is under way ends first: it would make the file anew.
+        with upload.lock:
+            upload.is_discarded = True
+        # Whether the transaction that was to seal it has committed after all, only the row can tell.
+        self._transactions.write_blocking("discard_blob", lambda tx: removals.remove_unsealed(tx, upload.blob_id))
+
+    def seal(self, tx: WriteTx, *uploads: BlobUpload) -> None:
+        """Makes uploads blobs, in the transaction that names them, and writes the rest of those in the database."""
+        in_database = [upload for upload in uploads if self._store_of(upload) is None]
+        outside = [upload for upload in uploads if upload not in in_database]
+        for upload in outside:
+            if not upload.is_begun or upload.num_durable != upload.num_bytes:
+                raise ValueError(f"blob {upload.blob_id} is sealed before it was finished")
+        fresh = [upload for upload in in_database if upload.num_written == 0 and not upload.is_resumable]
+        if fresh:
+            chunks.insert(tx, fresh, store=DATABASE, sealed=True)
+        chunks.mark_sealed(tx, [upload for upload in uploads if upload not in fresh])
+        chunks.write(tx, in_database, last=True)
+
+    def reserve(self, tx: WriteTx, upload: BlobUpload) -> None:
+        """Begins a blob that is appended to over several requests, in the transaction that names it.
+
+        It is never swept: whoever names it seals or removes it. Its bytes are read by `read_blocking` alone.
+        """
+        upload.is_resumable = True
+        store = self._store_of(upload)
+        upload.store = DATABASE if store is None else store.url
+        chunks.insert(tx, [upload], store=upload.store)
+
+    async def checkpoint(self, upload: BlobUpload) -> None:
+        """Makes everything appended to a reserved blob durable and notes how much that is: `resume` goes on there."""
+        store = self._store_of(upload)
+        if store is not None:
+            await self._threaded(self.finish_blocking, upload)
+
+        def note(tx: WriteTx) -> None:
+            if store is None:
+                chunks.write(tx, [upload], last=True)
+            chunks.note_durable(tx, upload)
+
+        await self._transactions.write("checkpoint_blob", note)
+        upload.num_durable = upload.num_bytes
+        if store is None:
+            upload.written()
+
+    async def resume(self, blob_id: str) -> BlobUpload | None:
+        """Gives a reserved blob as its last checkpoint left it; None if it was sealed or removed."""
+        place = await self._transactions.read_one("find_blob", lambda tx: chunks.place(tx, blob_id))
+        if place is None or place.sealed:
+            return None
+        upload = BlobUpload(blob_id, store=place.store, is_resumable=True)
+        store = self._store_of(upload)
+        unit = CHUNK_NUM_BYTES if store is None else store.unit
+        full = place.num_bytes // unit * unit
+        upload.append(await self._threaded(self.read_blocking, blob_id, full, place.num_bytes))
+        upload.num_bytes = upload.num_durable = place.num_bytes
+        upload.num_written = full // CHUNK_NUM_BYTES
+        upload.checksums += place.checksums[: upload.num_written * CHECKSUM_NUM_BYTES]
+        return upload
+
+    def read_in(self, tx: ReadTx, blob_id: str, begin: int, end: int) -> bytes:
+        """Gives the bytes [begin, end) within a transaction, which may have sealed the blob itself."""
+        return self._read(lambda body: body(tx), blob_id, begin, end)
+
+    async def read(self, blob_id: str, begin: int, end: int) -> bytes:
+        """Gives the bytes [begin, end); raises BlobCorruptError when they are not what was written.
+
+        Chunks that were read last stay in memory, 16 MiB of them; who asks for one that is being read waits for it.
+        """
+        found = [await self._kept_chunk(blob_id, number) for number in chunks.chunk_range(begin, end)]
+        return chunks.cut(found, begin, end, blob_id=blob_id)
+
+    def read_blocking(self, blob_id: str, begin: int, end: int) -> bytes:
+        """Does the same from a worker thread, for bytes that are read once: it keeps none."""
+        return self._read(partial(self._transactions.read_one_blocking, "read_blob"), blob_id, begin, end)
+
+    def open_local_blocking(self, blob_id: str) -> int | None:
+        """Opens the file that holds a sealed blob and nothing else, if one does; gives its descriptor, to be closed.
+
+        Its size is what was written; whether its bytes are, only `read` and its kin tell. Raises BlobCorruptError.
+        """
+        place = self._places.get(blob_id)
+        if place is None:
+            place = self._transactions.read_one_blocking("find_blob", lambda tx: chunks.place(tx, blob_id))
+        if place is None or not place.sealed or place.store == DATABASE:
+            return None
+        store = self._opened(place.store)
+        return store.open(blob_id, place.num_bytes) if isinstance(store, FileStore) else None
+
+    async def open_local(self, blob_id: str) -> int | None:
+        """Does the same from a coroutine."""
+        return await self._threaded(self.open_local_blocking, blob_id)
+
+    async def sweep(self, older_than: datetime) -> int:
+        """Removes blobs that were never sealed and were begun before a given instant; gives their number."""
+
+        def body(tx: WriteTx) -> int:
+            found = chunks.orphans(tx, older_than)
+            removals.remove_blobs(tx, *found)
+            return len(found)
+
+        return await self._transactions.write("sweep_blobs", body)
+
+    async def remove_bytes(self) -> int:
+        """Removes the files and objects of blobs that are gone from the database; gives how many."""
+        total, behind = 0, ""
+        while found := await self._transactions.read_one("find_removals", partial(removals.pending, behind=behind)):
+            removed = await self._threaded(self._remove_all, found)
+            failpoints.reach("blobs.bytes_removed")
+            if removed:
+                await self._transactions.write("note_removals", partial(removals.done, blob_ids=removed))
+            total, behind = total + len(removed), found[-1].blob_id
+        return total
+
+    def _remove_all(self, deletions: Sequence[Deletion]) -> list[str]:
+        return [one.blob_id for one in deletions if self._is_removed(one)]
+
+    def _is_removed(self, deletion: Deletion) -> bool:
+        """Removes bytes that nobody reads any more; what cannot be removed now is tried again later."""
+        try:
+            self._opened(deletion.store).remove(deletion.blob_id)
+        except (OSError, BlobStoreError) as error:
+            _log.warning("bytes_not_removed", blob_id=deletion.blob_id, store=deletion.store, reason=str(error))
+            return False
+        return True
+
+    def _write(self, store: ByteStore, upload: BlobUpload, *, last: bool) -> None:
+        """Writes what was collected; the blob's row is there before its first byte."""
+        if not upload.is_begun:
+            upload.store = store.url
+            self._transactions.write_grouped_blocking("begin_blob", upload, _insert_all)
+            failpoints.reach("blobs.begun")
+        with upload.lock:
+            if upload.is_discarded:
+                return
+            _write_collected(store, upload, last=last)
+        failpoints.reach("blobs.bytes_written")
+
+    def _read(self, look: _Look, blob_id: str, begin: int, end: int) -> bytes:
+        numbers = chunks.chunk_range(begin, end)
+        if not numbers:
+            return b""
+        place = self._places.get(blob_id)
+        found = place or look(partial(chunks.read, blob_id=blob_id, numbers=numbers))
+        if isinstance(found, list):
+            return chunks.cut(found, begin, end, blob_id=blob_id)
+        data = self._bytes_of(blob_id, found, numbers)
+        return chunks.part(data, numbers[0] * CHUNK_NUM_BYTES, begin, end, blob_id=blob_id)
+
+    async def _chunk(self, blob_id: str, number: int) -> bytes:
+        numbers = range(number, number + 1)
+        place = self._places.get(blob_id)
+        if place is None:
+            body = partial(chunks.read, blob_id=blob_id, numbers=numbers)
+            found = await self._transactions.read_one("read_blob", body)
+            if isinstance(found, list):
+                return found[0]
+            place = found
+        return await self._threaded(self._bytes_of, blob_id, place, numbers)
+
+    def _bytes_of(self, blob_id: str, place: Place, numbers: range) -> bytes:
+        """Reads whole chunks from a store, all in one, and checks each."""
+        self._remember(blob_id, place)
+        begin, end = numbers[0] * CHUNK_NUM_BYTES, min((numbers[-1] + 1) * CHUNK_NUM_BYTES, place.num_bytes)
+        if begin >= end:
+            raise BlobCorruptError(f"blob {blob_id} ends before byte {begin}")
+        try:
+            data = self._opened(place.store).read(blob_id, begin, end)
+        except (OSError, BlobStoreError) as error:
+            _log.error("blob_store_failed", store=place.store, blob_id=blob_id, reason=str(error))
+            raise unavailable() from error
+        for number, checksum in zip(numbers, _checksums(memoryview(data)), strict=False):
+            at = number * CHECKSUM_NUM_BYTES
+            if checksum != place.checksums[at : at + CHECKSUM_NUM_BYTES]:
+                raise BlobCorruptError(f"chunk {number} of blob {blob_id} is not what was written")
+        return data
+
+    def _remember(self, blob_id: str, place: Place) -> None:
+        if not place.sealed:
+            return
+        with self._lock:
+            self._places[blob_id] = place
+            while len(self._places) > PLACES_KEPT:
+                self._places.popitem(last=False)
+
+    def _store_of(self, upload: BlobUpload) -> ByteStore | None:
+        """Gives where an upload goes, or has begun to; None for the database."""
+        if upload.store is None:
+            return self._store
+        return None if upload.store == DATABASE else self._opened(upload.store)
+
+    def _opened(self, url: str) -> ByteStore:
+        """Gives the store of a URL: the one that is set, or one that was before."""
+        with self._lock:
+            if url not in self._stores:
+                self._stores[url] = open_store(url)
+            return self._stores[url]
+
+    async def _threaded(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *args, **kwargs))
+
+
+def _write_ahead(tx: WriteTx, upload: BlobUpload) -> None:
+    if upload.num_written == 0 and not upload.is_resumable:
+        chunks.insert(tx, [upload], store=DATABASE)
+    chunks.write(tx, [upload], last=False)
+
+
+def _insert_all(tx: WriteTx, uploads: Sequence[BlobUpload]) -> list[None]:
+    for store in {upload.store for upload in uploads if upload.store is not None}:
+        chunks.insert(tx, [upload for upload in uploads if upload.store == store], store=store)
+    return [None] * len(uploads)
+
+
+def _write_collected(store: ByteStore, upload: BlobUpload, *, last: bool) -> None:
+    end = upload.num_collected(last=last, unit=store.unit)
+    full = upload.num_collected(last=False, unit=store.unit)
+    try:
+        with upload.collected(end) as data:
+            if end:
+                store.write(upload.blob_id, upload.num_written * CHUNK_NUM_BYTES, data)
+            upload.checksums += b"".join(_checksums(data[:full]))
+            upload.last_checksums = b"".join(_checksums(data[full:]))
+    except OSError as error:
+        _log.error("blob_store_failed", store=store.url, blob_id=upload.blob_id, reason=str(error))
+        raise (as_problem(error) or unavailable()) from error
+    upload.written(unit=store.unit)
+    if last:
+        upload.num_durable = upload.num_bytes
+
+
+def _checksums(data: memoryview) -> Iterator[bytes]:
+    """Gives the checksum of each chunk; they find damage, while who needs to trust bytes checks their SHA-256."""
+    for begin in range(0, len(data), CHUNK_NUM_BYTES):
+        yield xxh3_64_digest(data[begin : begin + CHUNK_NUM_BYTES])

@@ -1,0 +1,179 @@
+"""The blobs table, and blobs as chunks of 1 MiB in the database.
+
+A blob of one write is written in the very transaction that names it. A larger one is written ahead, some chunks a
+transaction, and is an orphan until a transaction seals it; orphans are swept.
+"""
+
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from aggregator_service.storage.blobs.uploads import CHUNK_NUM_BYTES, CHUNKS_A_WRITE, BlobCorruptError, BlobUpload
+from aggregator_service.storage.rows import change_one
+from aggregator_service.storage.tables import blob_chunks, blobs
+from aggregator_service.storage.transactions import ReadTx, WriteTx
+
+DATABASE: Final = "database"
+"""What a blob's row says where its bytes are chunks in the database; else it says the URL of a store."""
+
+_INSERT_BLOB: Final = sa.insert(blobs)
+_INSERT_CHUNK: Final = sa.insert(blob_chunks)
+_SEAL: Final = (
+    sa.update(blobs)
+    .where(blobs.c.blob_id == sa.bindparam("of_blob"))
+    .values(sealed=True, resumable=False, num_bytes=sa.bindparam("total"), checksums=sa.bindparam("sums"))
+)
+_FORGET_CHUNKS: Final = sa.delete(blob_chunks).where(
+    blob_chunks.c.blob_id == sa.bindparam("of_blob"), blob_chunks.c.number >= sa.bindparam("first")
+)
+_READ: Final = (
+    sa.select(
+        blobs.c.store,
+        blobs.c.num_bytes,
+        blobs.c.sealed,
+        blobs.c.checksums,
+        blob_chunks.c.number,
+        blob_chunks.c.checksum,
+        blob_chunks.c.data,
+    )
+    .select_from(
+        blobs.outerjoin(
+            blob_chunks,
+            sa.and_(
+                blob_chunks.c.blob_id == blobs.c.blob_id,
+                blob_chunks.c.number.between(sa.bindparam("first"), sa.bindparam("last")),
+            ),
+        )
+    )
+    .where(blobs.c.blob_id == sa.bindparam("blob_id"))
+    .order_by(blob_chunks.c.number)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a blob's bytes are and how many are durable; `checksums`: 8 bytes for each chunk outside the database."""
+
+    store: str
+    num_bytes: int
+    sealed: bool
+    checksums: bytes
+
+
+def insert(tx: WriteTx, uploads: Sequence[BlobUpload], *, store: str, sealed: bool = False) -> None:
+    """Adds the rows of blobs that are begun, or of database blobs that are written whole."""
+    values = [
+        {
+            "blob_id": upload.blob_id,
+            "num_bytes": upload.num_bytes if sealed else 0,
+            "chunk_num_bytes": CHUNK_NUM_BYTES,
+            "sealed": sealed,
+            "created_at": tx.now(),
+            "store": store,
+            "resumable": upload.is_resumable,
+        }
+        for upload in uploads
+    ]
+    tx.connection.execute(_INSERT_BLOB, values)
+
+
+def mark_sealed(tx: WriteTx, uploads: Iterable[BlobUpload]) -> None:
+    """Makes each begun upload a blob."""
+    values = [
+        {
+            "of_blob": upload.blob_id,
+            "total": upload.num_bytes,
+            "sums": _checksums(upload),
+        }
+        for upload in uploads
+    ]
+    if values:
+        tx.connection.execute(_SEAL, values)
+
+
+def note_durable(tx: WriteTx, upload: BlobUpload) -> None:
+    """Notes how many bytes of a resumable upload are durable, so that it can go on after a restart."""
+    change_one(
+        tx,
+        sa.update(blobs)
+        .where(blobs.c.blob_id == upload.blob_id, blobs.c.sealed.is_(False))
+        .values(num_bytes=upload.num_bytes, checksums=_checksums(upload)),
+    )
+
+
+def _checksums(upload: BlobUpload) -> bytes | None:
+    return bytes(upload.checksums) + upload.last_checksums or None
+
+
+def write(tx: WriteTx, uploads: Sequence[BlobUpload], *, last: bool) -> None:
+    """Writes chunks, at most 4 MiB of them a statement: drivers hold several copies of what a statement carries."""
+    values: list[dict[str, Any]] = []
+    room = CHUNKS_A_WRITE * CHUNK_NUM_BYTES
+    for upload in uploads:
+        if upload.is_resumable:
+            # The last chunk may have been written before it was full.
+            tx.connection.execute(_FORGET_CHUNKS, {"of_blob": upload.blob_id, "first": upload.num_written})
+        for number, data in upload.pieces(last=last):
+            if values and room < len(data):
+                tx.connection.execute(_INSERT_CHUNK, values)
+                values, room = [], CHUNKS_A_WRITE * CHUNK_NUM_BYTES
+            values.append({"blob_id": upload.blob_id, "number": number, "checksum": zlib.crc32(data), "data": data})
+            room -= len(data)
+    if values:
+        tx.connection.execute(_INSERT_CHUNK, values)
+
+
+def orphans(tx: ReadTx, older_than: datetime) -> Sequence[str]:
+    """Gives up to 100 blobs that were never sealed and were begun before a given instant."""
+    query = (
+        sa.select(blobs.c.blob_id)
+        .where(blobs.c.sealed.is_(False), blobs.c.resumable.is_(False), blobs.c.created_at < older_than)
+        .limit(100)
+    )
+    return tx.connection.execute(query).scalars().all()
+
+
+def chunk_range(begin: int, end: int) -> range:
+    """Gives the numbers of the chunks that hold the bytes [begin, end)."""
+    return range(begin // CHUNK_NUM_BYTES, (end - 1) // CHUNK_NUM_BYTES + 1) if begin < end else range(0)
+
+
+def place(tx: ReadTx, blob_id: str) -> Place | None:
+    """Tells where a blob's bytes are; None if there is no such blob."""
+    row = tx.connection.execute(_READ, {"blob_id": blob_id, "first": -1, "last": -1}).first()
+    return None if row is None else Place(row.store, row.num_bytes, row.sealed, row.checksums or b"")
+
+
+def read(tx: ReadTx, *, blob_id: str, numbers: range) -> list[bytes] | Place:
+    """Reads whole chunks and checks each, or tells where they are if the database does not hold them."""
+    rows = tx.connection.execute(_READ, {"blob_id": blob_id, "first": numbers[0], "last": numbers[-1]}).all()
+    if rows and rows[0].store != DATABASE:
+        return Place(rows[0].store, rows[0].num_bytes, rows[0].sealed, rows[0].checksums or b"")
+    found = {row.number: row.data for row in rows if row.data is not None and zlib.crc32(row.data) == row.checksum}
+    for number in numbers:
+        if number not in found:
+            raise BlobCorruptError(f"chunk {number} of blob {blob_id} is not what was written")
+    return [found[number] for number in numbers]
+
+
+def cut(chunks: Sequence[bytes], begin: int, end: int, *, blob_id: str) -> bytes:
+    """Gives the bytes [begin, end) of a blob from the chunks that hold them."""
+    if not chunks:
+        return b""
+    first, last = begin % CHUNK_NUM_BYTES, (end - 1) % CHUNK_NUM_BYTES + 1
+    if len(chunks) == 1:
+        return part(chunks[0], begin - first, begin, end, blob_id=blob_id)
+    data = b"".join([memoryview(chunks[0])[first:], *chunks[1:-1], memoryview(chunks[-1])[:last]])
+    return part(data, begin, begin, end, blob_id=blob_id)
+
+
+def part(data: bytes, at: int, begin: int, end: int, *, blob_id: str) -> bytes:
+    """Gives the bytes [begin, end) of a blob from those from `at` on; raises BlobCorruptError if some are missing."""
+    data = data[begin - at : end - at]
+    if len(data) != end - begin:
+        raise BlobCorruptError(f"blob {blob_id} holds {len(data)} of the {end - begin} bytes from {begin}")
+    return data

@@ -1,0 +1,111 @@
+"""Blobs as files: each write is durable, with its directory entry, before anybody hears of it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from aggregator_service.storage.blobs.stores import BlobStoreError, check_blob_id
+from aggregator_service.storage.blobs.uploads import CHUNK_NUM_BYTES, BlobCorruptError
+
+_MODE: Final = 0o600
+_FOLDER_MODE: Final = 0o700
+_CLOSED_ON_EXEC: Final = os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class FileStore:
+    """Files that are named by their blobs' ids, in up to 256 folders inside one.
+
+    A file is written under its own name from the start: what makes it a blob is the row that says so, not the name.
+    """
+
+    unit: int = CHUNK_NUM_BYTES
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self._folder = folder
+
+    def check(self) -> None:
+        probe = self._folder / f"probe-{os.getpid()}"
+        try:
+            self._folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+            with _opened(probe, os.O_WRONLY | os.O_CREAT) as file:
+                os.write(file, b"x")
+                os.fsync(file)
+            probe.unlink()
+        except OSError as error:
+            raise BlobStoreError(f"blob store {self.url!r}: the folder cannot be written: {error.strerror}") from None
+
+    def write(self, blob_id: str, begin: int, data: memoryview) -> None:
+        path = self._path(blob_id)
+        if begin:
+            with _opened(path, os.O_WRONLY) as file:
+                _write(file, begin, data)
+            return
+        self._make_shard(path.parent)
+        with _opened(path, os.O_WRONLY | os.O_CREAT) as file:
+            _write(file, 0, data)
+        _sync_folder(path.parent)
+
+    def read(self, blob_id: str, begin: int, end: int) -> bytes:
+        try:
+            with _opened(self._path(blob_id), os.O_RDONLY) as file:
+                data = os.pread(file, end - begin, begin)
+                while len(data) < end - begin and (more := os.pread(file, end - begin - len(data), begin + len(data))):
+                    data += more
+        except FileNotFoundError:
+            raise BlobCorruptError(f"the file of blob {blob_id} is missing") from None
+        if len(data) != end - begin:
+            raise BlobCorruptError(f"the file of blob {blob_id} ends before byte {end}")
+        return data
+
+    def remove(self, blob_id: str) -> None:
+        with suppress(FileNotFoundError):
+            self._path(blob_id).unlink()
+
+    def open(self, blob_id: str, num_bytes: int) -> int:
+        """Opens a blob's file for reading and gives its descriptor, which the caller closes.
+
+        Raises BlobCorruptError if it is missing or does not have its number of bytes.
+        """
+        try:
+            descriptor = os.open(self._path(blob_id), os.O_RDONLY | _CLOSED_ON_EXEC)
+        except FileNotFoundError:
+            raise BlobCorruptError(f"the file of blob {blob_id} is missing") from None
+        if (found := os.fstat(descriptor).st_size) != num_bytes:
+            os.close(descriptor)
+            raise BlobCorruptError(f"the file of blob {blob_id} has {found} bytes instead of {num_bytes}")
+        return descriptor
+
+    def _path(self, blob_id: str) -> Path:
+        return self._folder / check_blob_id(blob_id)[-2:] / blob_id
+
+    def _make_shard(self, shard: Path) -> None:
+        try:
+            shard.mkdir(mode=_FOLDER_MODE)
+        except FileExistsError:
+            return
+        _sync_folder(self._folder)
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags | _CLOSED_ON_EXEC, _MODE)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _write(file: int, begin: int, data: memoryview) -> None:
+    # What fdatasync fails to write must not be believed later: each write is synced through the descriptor it went by.
+    written = 0
+    while written < len(data):
+        written += os.pwrite(file, data[written:], begin + written)
+    os.fdatasync(file)
+
+
+def _sync_folder(folder: Path) -> None:
+    with _opened(folder, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+        os.fsync(descriptor)

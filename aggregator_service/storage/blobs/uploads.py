@@ -1,0 +1,72 @@
+"""A blob that is being written: what was taken and is not durable yet, and how much of it is."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+CHUNK_NUM_BYTES: Final = 1 << 20
+CHUNKS_A_WRITE: Final = 4
+
+
+class BlobCorruptError(Exception):
+    """Stored bytes are missing or are not what was written."""
+
+
+@dataclass(slots=True)
+class BlobUpload:
+    """Collects bytes until `chunks_a_write` chunks are full; what `Blobs` writes of them is noted here.
+
+    `num_written` counts the chunks that are durable and forgotten, `num_durable` the bytes that are durable, some of
+    which may stay here because more of their chunk will follow. `checksums` are those of the forgotten chunks where a
+    file or an object holds them, `last_checksums` those of what was left when the upload was finished.
+    """
+
+    blob_id: str
+    chunks_a_write: int = CHUNKS_A_WRITE
+    num_bytes: int = 0
+    num_written: int = 0
+    num_durable: int = 0
+    store: str | None = None
+    is_resumable: bool = False
+    is_discarded: bool = False
+    checksums: bytearray = field(default_factory=bytearray)
+    last_checksums: bytes = b""
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _tail: bytearray = field(default_factory=bytearray, repr=False)
+
+    def append(self, data: bytes | bytearray | memoryview) -> None:
+        """Takes the next bytes; when `is_due`, a write must follow before more is taken."""
+        self._tail += data
+        self.num_bytes += len(data)
+
+    @property
+    def is_begun(self) -> bool:
+        """Tells whether a row may exist that says where its bytes are."""
+        return self.store is not None
+
+    @property
+    def is_due(self) -> bool:
+        """Tells whether enough has been collected to be worth a write."""
+        return len(self._tail) >= self.chunks_a_write * CHUNK_NUM_BYTES
+
+    def num_collected(self, *, last: bool, unit: int = CHUNK_NUM_BYTES) -> int:
+        """Gives how many of the collected bytes are written now: whole units, or all of them at the end."""
+        return len(self._tail) if last else len(self._tail) // unit * unit
+
+    def collected(self, num_bytes: int) -> memoryview:
+        """Gives so many of the collected bytes; the view must be released before more is appended."""
+        return memoryview(self._tail)[:num_bytes]
+
+    def pieces(self, *, last: bool) -> Iterator[tuple[int, bytes]]:
+        """Gives the chunks to be written now, by number; only the last may be short."""
+        end = self.num_collected(last=last)
+        for number, begin in enumerate(range(0, end, CHUNK_NUM_BYTES), start=self.num_written):
+            yield number, bytes(memoryview(self._tail)[begin : min(end, begin + CHUNK_NUM_BYTES)])
+
+    def written(self, *, unit: int = CHUNK_NUM_BYTES) -> None:
+        """Forgets the full units, which are now durable."""
+        full = self.num_collected(last=False, unit=unit)
+        del self._tail[:full]
+        self.num_written += full // CHUNK_NUM_BYTES
+        self.num_durable = max(self.num_durable, self.num_written * CHUNK_NUM_BYTES)
