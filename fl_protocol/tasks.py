@@ -14,6 +14,7 @@ from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.privacy import Privacy
 from fl_protocol.specs.protection import DenseEncoding
 from fl_protocol.specs.secure_aggregation import SecureAggregation
+from fl_protocol.specs.skipping import NoSkipping, Skipping
 from fl_protocol.specs.training import TrainingSpec
 
 
@@ -62,6 +63,7 @@ class Task(ResponseMessage):
     counted_update: str | None = None
     privacy_claim: PrivacyClaim | None = None
     manifest: ManifestReference | None = None
+    skipping: Skipping = NoSkipping()
 
 
 class Receipt(ResponseMessage):

@@ -24,6 +24,7 @@ from fl_protocol.specs.privacy import (
     LocalLaplacePrivacy,
     Privacy,
 )
+from fl_protocol.specs.skipping import NoSkipping, Skipping
 from fl_protocol.tensors import (
     LENGTH_BYTES,
     MAX_NAME_LENGTH,
@@ -37,6 +38,8 @@ from fl_protocol.tensors import (
 NUM_EXAMPLES_KEY: Final = "num_examples"
 METRICS_KEY: Final = "metrics"
 LOCAL_STEPS_KEY: Final = "local_steps"
+SKIPPED_KEY: Final = "skipped"
+SKIPPED: Final = "true"
 
 CONTROL_PREFIX: Final = "control:"
 """What a control variate's tensor is called: this and the name of the model's tensor that it belongs to."""
@@ -212,6 +215,26 @@ def check_update_structure(header: Header, model: Header) -> None:
     for expected in model.tensors:
         if expected.is_float and expected.name not in header.by_name:
             raise _mismatch(f"tensor {expected.name!r} is missing; {_describe(expected)} is expected")
+
+
+def is_skipped(header: Header, skipping: Skipping) -> bool:
+    """Tells whether an update says that it is too small to be sent: it has no tensors then and counts as zero.
+
+    Where the run has no skipping the key means nothing beside tensors. Raises ProblemError: invalid-metadata for one
+    that the run does not allow, or another value; structure-mismatch naming a tensor that it holds all the same.
+    """
+    text = header.metadata.get(SKIPPED_KEY)
+    if text is None or (header.tensors and isinstance(skipping, NoSkipping)):
+        return False
+    if isinstance(skipping, NoSkipping):
+        raise _invalid(f"{SKIPPED_KEY}: the run's skipping.kind is 'none', so that every update holds its tensors")
+    if text != SKIPPED:
+        raise _invalid(f"{SKIPPED_KEY} {text[:32]!r} must be {SKIPPED!r}, or left out where tensors are sent")
+    if header.tensors:
+        raise _mismatch(
+            f"tensor {header.tensors[0].name!r} is in an update that says it is {SKIPPED_KEY}; leave it out"
+        )
+    return True
 
 
 def update_metadata(header: Header, algorithm: Algorithm = _FEDAVG) -> UpdateMetadata:

@@ -7,7 +7,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator_service.flow.windows import Layout, RangeReader, Segment, layout_of, read_header, read_window, windows
+from aggregator_service.flow.windows import (
+    Layout,
+    RangeReader,
+    Segment,
+    layout_of,
+    nothing_of,
+    read_header,
+    read_window,
+    windows,
+)
 from fl_protocol.dtypes import Values, as_native_float
 from fl_protocol.tensors import Header
 from fl_protocol.updates import check_update_structure
@@ -20,7 +29,8 @@ _MIN_BLOCK_ELEMENTS: Final = 1 << 10
 class SealedUpdate:
     """One update of a sealed round: its weight, each tensor's largest |delta|, and how to read its bytes.
 
-    `delta_weight` replaces the weight in a mean's floating-point tensors, where it cannot be an integer.
+    `delta_weight` replaces the weight in a mean's floating-point tensors, where it cannot be an integer. One that is
+    `skipped` has no tensors to read: it counts as zero, with its weight.
     """
 
     update_id: str
@@ -29,6 +39,7 @@ class SealedUpdate:
     max_abs: Mapping[str, float]
     read: RangeReader
     delta_weight: float | None = None
+    skipped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +74,17 @@ def open_contributions(updates: Sequence[SealedUpdate], model: Header, *, holds:
     known: dict[bytes, Layout] = {}
     opened = []
     for update in sorted(updates, key=lambda update: update.digest):
-        header = read_header(update.read)
-        check_update_structure(header, holds)
-        layout = layout_of(header, model)
+        layout = _layout(update, model, holds=holds)
         opened.append(Contribution(update, known.setdefault(layout.tobytes(), layout)))
     return opened
+
+
+def _layout(update: SealedUpdate, model: Header, *, holds: Header) -> Layout:
+    if update.skipped:
+        return nothing_of(model)
+    header = read_header(update.read)
+    check_update_structure(header, holds)
+    return layout_of(header, model)
 
 
 def row_type(contributions: Sequence[Contribution], model: Header) -> np.dtype[Any]:

@@ -24,7 +24,7 @@ from fl_protocol.specs.algorithms import ScaffoldAlgorithm
 from fl_protocol.specs.privacy import LocalGaussianPrivacy, LocalLaplacePrivacy
 from fl_protocol.tasks import ControlVariate, EvaluationReport, Receipt, Task, TaskKind
 from fl_protocol.tensors import LENGTH_BYTES, header_length, parse_header
-from fl_protocol.updates import check_model, check_update_structure, update_layout, update_metadata
+from fl_protocol.updates import check_model, check_update_structure, is_skipped, update_layout, update_metadata
 
 Headers = Mapping[str, str]
 
@@ -182,7 +182,8 @@ class FakeRun:
             raise ProblemError(ProblemType.ROUND_CLOSED, f"round {held.task.round} closed without this update")
         header = parse_header(_header_bytes(content))
         model = parse_header(_header_bytes(self.models[-1]))
-        check_update_structure(header, update_layout(model, self.run.spec))
+        if not is_skipped(header, self.run.spec.skipping):
+            check_update_structure(header, update_layout(model, self.run.spec))
         update_metadata(header, self.run.spec.algorithm)
         decode(content)
         held.update = content
@@ -247,6 +248,7 @@ class FakeRun:
             control_variate=self._control_of(version) if kind is TaskKind.TRAIN else None,
             counted_update=self._counted_update(client),
             privacy_claim=self._claim_for(client, number=number) if kind is TaskKind.TRAIN else None,
+            skipping=self.run.spec.skipping,
         )
         self.tasks[task.task_id] = FakeTask(task, client)
         return task
