@@ -10,9 +10,9 @@ from fl_protocol.manifests import ManifestReference
 from fl_protocol.messages import MAX_EXACT_INTEGER, Metrics, Name, RequestMessage, ResponseMessage, Timestamp
 from fl_protocol.privacy_claims import PrivacyClaim
 from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm
+from fl_protocol.specs.encodings import Encoding
 from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.privacy import Privacy
-from fl_protocol.specs.protection import DenseEncoding
 from fl_protocol.specs.secure_aggregation import SecureAggregation
 from fl_protocol.specs.skipping import NoSkipping, Skipping
 from fl_protocol.specs.training import TrainingSpec
@@ -39,6 +39,7 @@ class Task(ResponseMessage):
     For SCAFFOLD `control_variate` is null while the server's is zero (version 0 and one that is published again), and
     `counted_update` is the digest of this client's newest update that a model published since then holds, null if
     there is none: the client's own control variate is the one that it computed with that update, or zero.
+    Where `skipping` or an encoding has clients keep what they did not send, `counted_update` says likewise which count.
     `privacy_claim` is null in a run without privacy, `manifest` in one without secure aggregation.
     """
 
@@ -52,7 +53,7 @@ class Task(ResponseMessage):
     model_digest: str
     model_num_bytes: int
     training: TrainingSpec
-    encoding: DenseEncoding
+    encoding: Encoding
     privacy: Privacy
     secure_aggregation: SecureAggregation
     deadline_at: Timestamp

@@ -1,5 +1,6 @@
 """Exact weighted sums, one window of the model after the other; a sum may go on from one of some of the updates."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from aggregator_service.domain import exact_sum, integer_mean
+from aggregator_service.domain.encoded_runs import DenseRun, fold_run
 from aggregator_service.domain.exact_sum import Int64Array, Magnitudes
 from aggregator_service.domain.integer_mean import IntegerArray
 from aggregator_service.domain.strategies.decision import WeightedMean
 from aggregator_service.flow.begun_sums import BegunSum
 from aggregator_service.flow.contributions import Contribution
-from aggregator_service.flow.windows import WINDOW_ELEMENTS, Segment, holds, read_window, windows
-from fl_protocol.dtypes import Float64Array, Values, as_native_float
+from aggregator_service.flow.windows import WINDOW_ELEMENTS, Segment, holds, windows
+from fl_protocol.dtypes import Float64Array
 from fl_protocol.tensors import Header
 
 Weighted = Sequence[tuple[Contribution, int]]
@@ -159,12 +161,8 @@ class Sums:
         """Adds up the whole window, update after update."""
         anew = self._begin(window)
         self._add(self.plan.waiting, window, scratch=scratch)
-        # Every update holds every floating-point tensor that travels; what other segments have is never asked for.
-        exact_sum.settle(self.totals, len(self.plan.waiting))
         if self.plan.begun_members and anew:
             self._add(self.plan.begun_members, anew, scratch=scratch)
-            for segment in anew:
-                exact_sum.settle(self.of(segment), len(self.plan.begun_members))
 
     def floats(self, segment: Segment, tile: slice) -> Float64Array:
         total = self.of(segment)[tile]
@@ -205,13 +203,15 @@ class Sums:
         return anew
 
     def _add(self, weighted: Weighted, segments: Sequence[Segment], *, scratch: Float64Array) -> None:
+        num_biased: Counter[int] = Counter()
         for one, weight in weighted:
-            for segment, values in read_window(one.update.read, segments, layout=one.layout):
+            for segment, run in one.runs(segments):
                 if segment.spec.is_float:
-                    self._add_floats(segment, values, weight=_delta_weight(one, weight), scratch=scratch)
-                elif segment.offset in self.integer_totals:
-                    integer_mean.fold(self.integer_totals[segment.offset], values, weight=weight)
-
-    def _add_floats(self, segment: Segment, values: Values, *, weight: float, scratch: Float64Array) -> None:
-        native, shift = as_native_float(values, segment.spec.dtype), self.plan.shifts[segment.tensor]
-        exact_sum.fold(self.of(segment), native, weight=weight, shift=shift, scratch=scratch)
+                    shift = self.plan.shifts[segment.tensor]
+                    fold_run(self.of(segment), run, weight=_delta_weight(one, weight), shift=shift, scratch=scratch)
+                    num_biased[segment.offset] += isinstance(run, DenseRun)
+                elif segment.offset in self.integer_totals and isinstance(run, DenseRun):
+                    integer_mean.fold(self.integer_totals[segment.offset], run.values, weight=weight)
+        for segment in segments:
+            if segment.offset in num_biased:
+                exact_sum.settle(self.of(segment), num_biased[segment.offset])

@@ -37,15 +37,21 @@ def test_skipping_is_off_unless_a_run_asks_for_it():
 @pytest.mark.parametrize(
     "chosen",
     [
-        {"privacy": {"kind": "central_gaussian", "clipping_norm": 1.0, "target_epsilon": 8.0, "delta": 1e-5}},
+        {
+            "privacy": {"kind": "central_gaussian", "clipping_norm": 1.0, "target_epsilon": 8.0, "delta": 1e-5},
+            "strategy": {"weighting": "uniform"},
+        },
         {"strategy": {"kind": "median"}},
         {"algorithm": {"kind": "scaffold", "num_clients": 100}},
+        {
+            "secure_aggregation": {"kind": "pairwise"},
+        },
     ],
     ids=lambda chosen: next(iter(chosen)),
 )
 def test_what_skipping_does_not_go_with_is_named(chosen):
     spec(**chosen)
-    [(field, value)] = chosen.items()
+    field, value = next(iter(chosen.items()))
     said = refusal(skipping=NORM, **chosen)
     assert f"{field}.kind '{value['kind']}'" in said
 
