@@ -29,11 +29,12 @@ from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.privacy_claims import PrivacyClaim
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import RoundState
-from fl_protocol.runs import FINISHED_RUN_STATES
+from fl_protocol.runs import FINISHED_RUN_STATES, RunSpec
 from fl_protocol.specs.algorithms import ScaffoldAlgorithm
 from fl_protocol.specs.encodings import keeps_residual
 from fl_protocol.specs.rounds import BufferedRoundSpec
 from fl_protocol.specs.selection import OpenSelection
+from fl_protocol.specs.skipping import NormSkipping
 from fl_protocol.tasks import TaskKind
 from fl_protocol.updates import max_update_bytes, update_layout
 
@@ -49,7 +50,7 @@ class Assignment:
     """A task with all that its client must know; `is_new` unless the client held it already.
 
     `counted_update` is the digest of the client's newest update that a published model holds, where
-    SCAFFOLD or error feedback needs it.
+    SCAFFOLD, error feedback or skipping needs it.
     """
 
     task: TaskRecord
@@ -202,6 +203,12 @@ def _claim_lot(tx: WriteTx, run: RunRecord, lot: Sequence[_Asker]) -> list[Assig
     return outcomes
 
 
+def _keeps_something(spec: RunSpec) -> bool:
+    """Tells whether a client keeps, beside each update, what only counts once that update does."""
+    keeps = isinstance(spec.algorithm, ScaffoldAlgorithm) or isinstance(spec.skipping, NormSkipping)
+    return keeps or keeps_residual(spec.encoding)
+
+
 async def _pause_seconds(flow: Flow, run_id: str) -> int:
     """Gives when a client should ask again, from how many others do and how long rounds take."""
 
@@ -320,7 +327,7 @@ class _Read:
         if round_ is None or model is None:
             raise LookupError(f"task {task.task_id} lacks its round or its model, version {task.base_version}")
         counted = None
-        if isinstance(run.spec.algorithm, ScaffoldAlgorithm) or keeps_residual(run.spec.encoding):
+        if _keeps_something(run.spec):
             counted = updates.last_counted(tx, run_id=run.run_id, client_id=client_id)
         claim = budget.claim(tx, run, client_id, round_number=round_.number)
         manifest = None
