@@ -13,6 +13,7 @@ from benchmarks.postgres import private_postgres
 
 OPERATOR_TOKEN = "operator-token-of-the-benchmarks"  # noqa: S105 - of a server that lives for seconds
 STOP_SECONDS = 30
+BLOB_STORES = ("database", "files")
 _LISTENING = "listening on "
 
 
@@ -35,13 +36,17 @@ class Server:
 
 
 @contextlib.contextmanager
-def fresh_server(database: str) -> Iterator[Server]:
-    """Runs a server on a new database, `sqlite` or `postgres`, and removes both afterwards."""
+def fresh_server(database: str, *, blob_store: str = "database") -> Iterator[Server]:
+    """Runs a server on a new database, `sqlite` or `postgres`, and removes both afterwards.
+
+    Tensors are in the `database` or in `files` beside it.
+    """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedquorum-bench-")))
         url = f"sqlite:///{folder}/fedquorum.db" if database == "sqlite" else stack.enter_context(private_postgres())
         arguments = ["-m", "aggregator_service", "serve", "--port", "0", "--database-url", url]
-        environment = {"FEDQUORUM_OPERATOR_TOKEN": OPERATOR_TOKEN}
+        store = f"file://{folder}/blobs" if blob_store == "files" else blob_store
+        environment = {"FEDQUORUM_OPERATOR_TOKEN": OPERATOR_TOKEN, "FEDQUORUM_BLOB_STORE": store}
         yield stack.enter_context(listening_process(arguments, folder=folder, environment=environment))
 
 

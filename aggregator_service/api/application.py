@@ -58,6 +58,8 @@ def create_application(*, version: str, telemetry: Telemetry, lifespan: Lifespan
     app.add_middleware(pacing.Pacing)
     app.add_middleware(instruments.Instruments, telemetry=telemetry)
     protected = [Depends(authenticated)]
+    # Routes are tried in this order, and what clients send most is not looked for long.
+    app.include_router(tasks.direct, dependencies=protected)
     for module in (runs, privacy, exclusions, clients, tasks, models, sessions, helper_mode):
         app.include_router(module.router, dependencies=protected)
     app.include_router(operations.router)

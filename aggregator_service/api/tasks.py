@@ -5,7 +5,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request, Response
 
 from aggregator_service.api.bodies import TENSOR_BODY, BoundedRoute, tensor_body
-from aggregator_service.api.dependencies import CallingClient, FlowDependency, Identifier, Wait, allow
+from aggregator_service.api.dependencies import (
+    AskedTaskDependency,
+    CallingClient,
+    DirectRoute,
+    FlowDependency,
+    Identifier,
+    Wait,
+    allow,
+)
 from aggregator_service.api.problems import describe
 from aggregator_service.api.rendering import render_evaluation_receipt, render_receipt, render_task
 from aggregator_service.domain.records import TokenKind
@@ -15,6 +23,7 @@ from fl_protocol.problems import ProblemType
 from fl_protocol.tasks import EvaluationReport, Receipt, Task
 
 router = APIRouter(tags=["tasks"], route_class=BoundedRoute)
+direct = APIRouter(tags=["tasks"], route_class=DirectRoute)
 
 _CLAIMED: dict[int | str, dict[str, Any]] = {
     200: {"model": Task, "description": "The task this client already holds"},
@@ -56,11 +65,12 @@ async def give_up_task(flow: FlowDependency, client_id: CallingClient, task_id: 
     return Response(status_code=204)
 
 
-@router.put(
+@direct.put(
     routes.TASK_UPDATE,
     status_code=201,
     summary="Send an update",
     openapi_extra=TENSOR_BODY,
+    response_model=Receipt,
     responses=_ANSWERED
     | describe(
         ProblemType.MALFORMED_UPDATE,
@@ -80,15 +90,13 @@ async def give_up_task(flow: FlowDependency, client_id: CallingClient, task_id: 
     ),
 )
 @allow(TokenKind.CLIENT)
-async def put_update(
-    request: Request, response: Response, flow: FlowDependency, client_id: CallingClient, task_id: Identifier
-) -> Receipt:
+async def put_update(request: Request, flow: FlowDependency, asked: AskedTaskDependency) -> Response:
     """Takes local minus base as safetensors; the receipt means that it is durable and counted exactly once."""
-    ask = await intake.look_up(flow, task_id=task_id, client_id=client_id)
+    ask = await intake.look_up(flow, asked.found, task_id=asked.task_id, client_id=asked.client_id)
     body = tensor_body(request, max_num_bytes=ask.max_num_bytes)
     accepted = await intake.take_update(flow, ask, body)
-    response.status_code = 201 if accepted.is_new else 200
-    return render_receipt(accepted)
+    receipt = render_receipt(accepted).model_dump_json()
+    return Response(receipt, status_code=201 if accepted.is_new else 200, media_type="application/json")
 
 
 @router.put(

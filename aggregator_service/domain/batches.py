@@ -14,7 +14,8 @@ MAX_UPDATES: Final = 16
 """Whoever waits for a sealed round waits for its last batch, too."""
 
 _MIN_BATCH_BYTES: Final = 16 << 20
-_MAX_LEFT: Final = 2 * MIN_UPDATES
+_MIN_AWAITED: Final = 2
+_MAX_WAITING: Final = 2 * MIN_UPDATES
 
 
 def adds_up_in_parts(spec: RunSpec) -> bool:
@@ -32,9 +33,9 @@ def adds_up_in_parts(spec: RunSpec) -> bool:
 def is_due(num_waiting: int, *, num_awaited: int, num_bytes: int) -> bool:
     """Tells whether to fold what waits, of `num_bytes` an update, while `num_awaited` more are to come.
 
-    Small updates are cheaper to fold all at once. Shortly before the end a batch would only be in the way: the last few
-    updates, at most 7 and a number that does not grow with the round, are left to be folded with those still to come.
+    Small updates are cheaper to fold all at once. Just before the last update a batch would only be in its way, unless
+    many wait: at most 8 are left to the end, whatever the size of the round.
     """
     if num_waiting < MIN_UPDATES or num_waiting * num_bytes < _MIN_BATCH_BYTES:
         return False
-    return num_awaited >= MIN_UPDATES or num_waiting >= _MAX_LEFT
+    return num_awaited >= _MIN_AWAITED or num_waiting >= _MAX_WAITING

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from aggregator_service.domain.records import TokenKind, TokenRecord
 from aggregator_service.flow.context import Flow
-from aggregator_service.storage import tokens
+from aggregator_service.storage import asks, tokens
+from aggregator_service.storage.asks import AskRecord
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.problems import ProblemError, ProblemType
 
@@ -35,20 +36,38 @@ async def authenticate(flow: Flow, bearer: str) -> Principal:
     token_hash = hash_token(bearer)
 
     def body(tx: ReadTx) -> TokenRecord | None:
-        record = tokens.get(tx, token_hash)
-        if record is None or record.revoked_at is not None:
-            return None
-        if record.expires_at is not None and record.expires_at <= tx.now():
-            return None
-        return record
+        return _in_force(tx, tokens.get(tx, token_hash))
 
-    record = await flow.transactions.read_one("authenticate", body)
+    return _principal(await flow.transactions.read_one("authenticate", body), bearer)
+
+
+async def authenticate_for_task(flow: Flow, bearer: str, *, task_id: str) -> tuple[Principal, AskRecord | None]:
+    """Does the same and reads a task in the same statement, whoever holds it; None where there is no such task."""
+    token_hash = hash_token(bearer)
+
+    def body(tx: ReadTx) -> tuple[TokenRecord | None, AskRecord | None]:
+        token, found = asks.get(tx, token_hash=token_hash, task_id=task_id) or (None, None)
+        return _in_force(tx, token), found
+
+    token, found = await flow.transactions.read_one("authenticate_for_task", body)
+    return _principal(token, bearer), found
+
+
+def _in_force(tx: ReadTx, record: TokenRecord | None) -> TokenRecord | None:
+    if record is None or record.revoked_at is not None:
+        return None
+    if record.expires_at is not None and record.expires_at <= tx.now():
+        return None
+    return record
+
+
+def _principal(record: TokenRecord | None, bearer: str) -> Principal:
     if record is None:
         raise ProblemError(
             ProblemType.UNAUTHENTICATED,
             "the bearer token is unknown, revoked or expired; ask the operator for a new one",
         )
-    return Principal(record.kind, token_hash, record.client_id, bearer, record.helper_key)
+    return Principal(record.kind, record.token_hash, record.client_id, bearer, record.helper_key)
 
 
 async def ensure_operator_token(flow: Flow, configured: str | None) -> str | None:

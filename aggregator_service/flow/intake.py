@@ -26,7 +26,7 @@ from aggregator_service.flow.context import Flow
 from aggregator_service.flow.layouts import layout_of_run
 from aggregator_service.flow.measures import measure_of
 from aggregator_service.flow.reception import Body, Received, digest_of, receive
-from aggregator_service.storage import asks, events, rounds, runs, tasks, updates
+from aggregator_service.storage import events, rounds, runs, tasks, updates
 from aggregator_service.storage.asks import AskRecord
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.problems import ProblemError, ProblemType
@@ -75,9 +75,8 @@ class _Arrival:
     update_id: str
 
 
-async def look_up(flow: Flow, *, task_id: str, client_id: str) -> Ask:
-    """Finds what a client's update answers; refuses what can be refused before any byte of it is read."""
-    found = await flow.transactions.read_one("look_up_task", lambda tx: asks.get(tx, task_id))
+async def look_up(flow: Flow, found: AskRecord | None, *, task_id: str, client_id: str) -> Ask:
+    """Completes what a client's update answers; refuses what can be refused before any byte of it is read."""
     if found is None:
         raise no_such_task(task_id)
     check_owner(found.task, task_id=task_id, client_id=client_id)

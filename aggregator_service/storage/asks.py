@@ -1,4 +1,4 @@
-"""What the answer to a task is judged by: the task with its attempt at a round and its run, in one statement."""
+"""What the answer to a task is judged by, in one statement: the sender's token, the task, its attempt and its run."""
 
 from dataclasses import dataclass
 from itertools import islice
@@ -6,16 +6,17 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from aggregator_service.domain.records import RoundRecord, RunRecord, TaskRecord
-from aggregator_service.storage import rounds, runs, tables, tasks
+from aggregator_service.domain.records import RoundRecord, RunRecord, TaskRecord, TokenRecord
+from aggregator_service.storage import rounds, runs, tables, tasks, tokens
 from aggregator_service.storage.transactions import ReadTx
 
 _GET: Final = (
-    sa.select(*tables.tasks.columns, *tables.rounds.columns, *tables.runs.columns)
-    .select_from(tables.tasks)
-    .join(tables.rounds, tables.rounds.c.round_id == tables.tasks.c.round_id)
-    .join(tables.runs, tables.runs.c.run_id == tables.tasks.c.run_id)
-    .where(tables.tasks.c.task_id == sa.bindparam("task_id"))
+    sa.select(*tables.tokens.columns, *tables.tasks.columns, *tables.rounds.columns, *tables.runs.columns)
+    .select_from(tables.tokens)
+    .outerjoin(tables.tasks, tables.tasks.c.task_id == sa.bindparam("task_id"))
+    .outerjoin(tables.rounds, tables.rounds.c.round_id == tables.tasks.c.round_id)
+    .outerjoin(tables.runs, tables.runs.c.run_id == tables.tasks.c.run_id)
+    .where(tables.tokens.c.token_hash == sa.bindparam("token_hash"))
 )
 
 
@@ -28,9 +29,9 @@ class AskRecord:
     run: RunRecord
 
 
-def get(tx: ReadTx, task_id: str) -> AskRecord | None:
-    """Gives a task with its attempt and run; None where there is no such task."""
-    row = tx.connection.execute(_GET, {"task_id": task_id}).one_or_none()
+def get(tx: ReadTx, *, token_hash: str, task_id: str) -> tuple[TokenRecord, AskRecord | None] | None:
+    """Gives a token, and a task whoever holds it; None where the token is not known, and for a task that is not."""
+    row = tx.connection.execute(_GET, {"token_hash": token_hash, "task_id": task_id}).one_or_none()
     if row is None:
         return None
     values = iter(row)
@@ -38,6 +39,7 @@ def get(tx: ReadTx, task_id: str) -> AskRecord | None:
     def take(table: sa.Table) -> dict[str, Any]:
         return dict(zip(table.columns.keys(), islice(values, len(table.columns)), strict=True))
 
-    return AskRecord(
-        tasks.record(take(tables.tasks)), rounds.record(take(tables.rounds)), runs.record(take(tables.runs))
-    )
+    token, task, round_, run = take(tables.tokens), take(tables.tasks), take(tables.rounds), take(tables.runs)
+    if task["task_id"] is None:
+        return tokens.record(token), None
+    return tokens.record(token), AskRecord(tasks.record(task), rounds.record(round_), runs.record(run))

@@ -1,7 +1,7 @@
 """The tokens and idempotency_keys tables; a token is known only by the SHA-256 of its text."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -42,9 +42,11 @@ def insert(tx: WriteTx, token: TokenRecord) -> None:
 def get(tx: ReadTx, token_hash: str) -> TokenRecord | None:
     """Gives a token by its hash; None where it is not known."""
     row = tx.connection.execute(_GET, {"token_hash": token_hash}).one_or_none()
-    if row is None:
-        return None
-    values = fields(row)
+    return None if row is None else record(fields(row))
+
+
+def record(values: dict[str, Any]) -> TokenRecord:
+    """Makes a token of its columns by name."""
     return TokenRecord(**values | {"kind": TokenKind(values["kind"])})
 
 

@@ -113,6 +113,9 @@ def rounds(draw):
     """Draws a round, the order in which its updates come, and where its batches end; the last ones wait."""
     number = draw(st.integers(1, 15))
     updates = members(number, draw(st.integers(0, 2**32)), growth=draw(st.sampled_from([0.0, 0.1, 0.7])))
+    if draw(st.booleans()):
+        # As in a buffered run: the weights are discounted by staleness.
+        updates = [replace(one, delta_weight=one.weight / (1 + at % 3)) for at, one in enumerate(updates)]
     order = draw(st.permutations(updates))
     ends = sorted(draw(st.sets(st.integers(1, number), min_size=1, max_size=4)))
     return order, ends

@@ -20,6 +20,7 @@ from tests.support.server import ServerProcess
 NUM_UPDATES = 50
 FEWER = 17
 """More than are read ahead at once (16), so that the peak is that of fifty, in a third of the time."""
+MORE = 100
 NUM_PARAMETERS = 10_000_000
 MAX_MEGABYTES = 300
 MAX_MEGABYTES_OF_ALL_AT_ONCE = 500
@@ -128,7 +129,10 @@ def _aggregate(
     return np.frombuffer(model[-4 * NUM_PARAMETERS :], dtype=np.float32)[PLACES]
 
 
-@pytest.mark.parametrize("num_updates", [FEWER, pytest.param(NUM_UPDATES, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "num_updates",
+    [FEWER, pytest.param(NUM_UPDATES, marks=pytest.mark.soak), pytest.param(MORE, marks=pytest.mark.soak)],
+)
 def test_fifty_updates_of_ten_million_parameters_fit_in_300_megabytes(
     large_server: ServerProcess, num_updates: int
 ) -> None:
