@@ -15,6 +15,7 @@ the rounding to the model's own type. A multiple of 8 would cost up to seven bit
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -40,6 +41,43 @@ _MAGIC: Final = 1.5 * 2.0**52
 _MAGIC_BITS: Final = int(np.float64(_MAGIC).view(np.int64))
 
 
+@dataclass(frozen=True, slots=True)
+class Magnitudes:
+    """The largest and the sum of some contributions' |delta| * weight, exactly, in units of 2^-exponent."""
+
+    largest: int = 0
+    total: int = 0
+    exponent: int = 0
+
+    def extended(self, contributions: Iterable[tuple[float, float]]) -> "Magnitudes":
+        """Takes in further contributions, each told by its largest |delta| and its weight; the order does not matter.
+
+        Raises ValueError for a magnitude or a weight that is not finite.
+        """
+        largest, total, exponent = self.largest, self.total, self.exponent
+        for magnitude, weight in contributions:
+            if not math.isfinite(magnitude) or magnitude < 0 or not 0 < weight < math.inf:
+                raise ValueError(f"a contribution needs a finite magnitude and a weight above 0: {magnitude}, {weight}")
+            numerator, denominator = magnitude.as_integer_ratio()
+            weight_numerator, weight_denominator = weight.as_integer_ratio()
+            scaled = numerator * weight_numerator
+            finer = denominator.bit_length() + weight_denominator.bit_length() - 2
+            if finer > exponent:
+                largest, total, exponent = largest << finer - exponent, total << finer - exponent, finer
+            scaled <<= exponent - finer
+            largest, total = max(largest, scaled), total + scaled
+        return Magnitudes(largest, total, exponent)
+
+    @property
+    def shift(self) -> int:
+        """The grid that they choose."""
+        if not self.total:
+            return 0
+        most = MAX_CONTRIBUTION_BITS - _ceil_log2(self.largest)
+        exact = min(most, MAX_SUM_BITS - _ceil_log2(self.total)) + self.exponent
+        return min(max(exact // SHIFT_STEP * SHIFT_STEP, MIN_SHIFT), MAX_SHIFT)
+
+
 def shift(contributions: Iterable[tuple[float, float]]) -> int:
     """Chooses a tensor's grid from each update's (largest |delta|, weight); the order does not matter.
 
@@ -47,23 +85,7 @@ def shift(contributions: Iterable[tuple[float, float]]) -> int:
     above 0. Float64 contributions that are all below 2^-946 meet MAX_SHIFT and keep fewer bits. Raises ValueError for a
     magnitude or a weight that is not finite.
     """
-    numerators: list[int] = []
-    exponents: list[int] = []
-    for magnitude, weight in contributions:
-        if not math.isfinite(magnitude) or magnitude < 0 or not 0 < weight < math.inf:
-            raise ValueError(f"a contribution needs a finite magnitude and a weight above 0: {magnitude}, {weight}")
-        numerator, denominator = magnitude.as_integer_ratio()
-        weight_numerator, weight_denominator = weight.as_integer_ratio()
-        numerators.append(numerator * weight_numerator)
-        exponents.append(denominator.bit_length() + weight_denominator.bit_length() - 2)
-    finest = max(exponents, default=0)
-    scaled = [numerator << (finest - exponent) for numerator, exponent in zip(numerators, exponents, strict=True)]
-    if not any(scaled):
-        return 0
-    largest = MAX_CONTRIBUTION_BITS - _ceil_log2(max(scaled))
-    total = MAX_SUM_BITS - _ceil_log2(sum(scaled))
-    exact = min(largest, total) + finest
-    return min(max(exact // SHIFT_STEP * SHIFT_STEP, MIN_SHIFT), MAX_SHIFT)
+    return Magnitudes().extended(contributions).shift
 
 
 def fold(accumulator: Int64Array, values: NDArray[Any], *, weight: float, shift: int, scratch: Float64Array) -> None:

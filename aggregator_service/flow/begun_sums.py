@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from aggregator_service.domain.exact_sum import Int64Array
+from aggregator_service.domain.exact_sum import Int64Array, Magnitudes
 from aggregator_service.flow.contributions import Contribution, SealedUpdate
 from aggregator_service.flow.windows import Layout
 
@@ -65,12 +65,14 @@ class BegunSum:
     """Exact sums of the updates in `members`, clipped to `bound` where there is one.
 
     `grids` has the shift of each tensor whose sum stands, by its number in the model: 0 for an integer tensor.
+    `magnitudes` are those of the members, for each tensor that chooses its grid by them.
     """
 
     scratch: Scratch
     bound: float | None
     members: dict[str, BegunUpdate] = field(default_factory=dict)
     grids: Mapping[int, int] = field(default_factory=dict)
+    magnitudes: Mapping[int, Magnitudes] = field(default_factory=dict)
 
     def fits(self, updates: Iterable[SealedUpdate], *, bound: float | None) -> bool:
         """Tells whether all its members are among a round's updates and count there as they do here."""

@@ -199,7 +199,7 @@ def add_batch(begun: BegunSum, members: Sequence[SealedUpdate], *, model: Header
         begun.scratch.write(sums.first, sums.whole(window))
         failpoints.reach("eager.folding")
     begun.take_in(batch, contributions)
-    begun.grids = plan.grids
+    begun.grids, begun.magnitudes = plan.grids, plan.magnitudes
 
 
 def _plan(begun: BegunSum, contributions: Sequence[Contribution], *, model: Header, moving: Header) -> SumPlan:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from aggregator_service.domain import exact_sum, integer_mean
-from aggregator_service.domain.exact_sum import Int64Array
+from aggregator_service.domain.exact_sum import Int64Array, Magnitudes
 from aggregator_service.domain.integer_mean import IntegerArray
 from aggregator_service.domain.strategies.decision import WeightedMean
 from aggregator_service.flow.begun_sums import BegunSum
@@ -32,15 +32,17 @@ class SumPlan:
     """What is added up: `shifts` has the grid of each floating-point tensor, by its number in the model.
 
     Of the updates those in `begun` are in the sums of its tensors that are `kept`, and are read for the others only.
+    `magnitudes` are those of all updates, for each tensor that chooses its grid by them.
     """
 
     waiting: Weighted
     begun_members: Weighted
-    shifts: Mapping[int, int]
-    integers: Mapping[int, _IntegerSum]
-    divisor: float
     begun: BegunSum | None
-    kept: frozenset[int]
+    shifts: Mapping[int, int]
+    integers: Mapping[int, _IntegerSum] = field(default_factory=dict)
+    magnitudes: Mapping[int, Magnitudes] = field(default_factory=dict)
+    divisor: float = 1.0
+    kept: frozenset[int] = frozenset()
 
     @property
     def grids(self) -> dict[int, int]:
@@ -59,13 +61,26 @@ def plan_mean(
 ) -> SumPlan:
     """Plans a weighted mean, divided by the sum of the weights: each tensor has the grid that the updates choose."""
     weighted = [(one, weight) for one, weight in zip(contributions, decision.weights, strict=True) if weight]
-    shifts = {
-        tensor: exact_sum.shift((one.update.max_abs[spec.name], _delta_weight(one, weight)) for one, weight in weighted)
+    waiting, members = _split(weighted, begun)
+    known: Mapping[int, Magnitudes] = {} if begun is None else begun.magnitudes
+    magnitudes = {
+        tensor: known.get(tensor, Magnitudes()).extended(
+            (one.update.max_abs[spec.name], _delta_weight(one, weight)) for one, weight in waiting
+        )
         for tensor, spec in enumerate(model.tensors)
         if spec.is_float and spec.name in moving.by_name
     }
-    divisor = sum(weight for _, weight in weighted)
-    return _plan(weighted, shifts, integers=_integer_sums(weighted, model), divisor=divisor, begun=begun)
+    return _keeping(
+        SumPlan(
+            waiting,
+            members,
+            begun,
+            shifts={tensor: one.shift for tensor, one in magnitudes.items()},
+            integers=_integer_sums(weighted, model),
+            magnitudes=magnitudes,
+            divisor=sum(weight for _, weight in weighted),
+        )
+    )
 
 
 def plan_noised(
@@ -77,30 +92,23 @@ def plan_noised(
     begun: BegunSum | None = None,
 ) -> SumPlan:
     """Plans a sum of updates that count the same, on one grid whatever they hold; integer tensors have none."""
+    waiting, members = _split([(one, 1) for one in contributions], begun)
     shifts = {number: shift for number, spec in enumerate(model.tensors) if spec.name in moving.by_name}
-    return _plan([(one, 1) for one in contributions], shifts, integers={}, divisor=1, begun=begun)
+    return _keeping(SumPlan(waiting, members, begun, shifts))
 
 
-def _plan(
-    weighted: Weighted,
-    shifts: Mapping[int, int],
-    *,
-    integers: Mapping[int, _IntegerSum],
-    divisor: float,
-    begun: BegunSum | None,
-) -> SumPlan:
+def _split(weighted: Weighted, begun: BegunSum | None) -> tuple[Weighted, Weighted]:
+    """Parts the updates into those that wait and the members of a begun sum."""
     if begun is None:
-        return SumPlan(weighted, (), shifts, integers, divisor, None, frozenset())
-    plan = SumPlan(
-        waiting=[pair for pair in weighted if pair[0].update.update_id not in begun.members],
-        begun_members=[pair for pair in weighted if pair[0].update.update_id in begun.members],
-        shifts=shifts,
-        integers=integers,
-        divisor=divisor,
-        begun=begun,
-        kept=frozenset(),
-    )
-    return replace(plan, kept=frozenset(dict(plan.grids.items() & begun.grids.items())))
+        return weighted, ()
+    waiting = [pair for pair in weighted if pair[0].update.update_id not in begun.members]
+    return waiting, [pair for pair in weighted if pair[0].update.update_id in begun.members]
+
+
+def _keeping(plan: SumPlan) -> SumPlan:
+    if plan.begun is None:
+        return plan
+    return replace(plan, kept=frozenset(dict(plan.grids.items() & plan.begun.grids.items())))
 
 
 def _integer_sums(weighted: Weighted, model: Header) -> dict[int, _IntegerSum]:

@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -56,6 +57,15 @@ def test_the_sum_of_a_full_cohort_does_not_wrap():
     ones = np.array([1.0, -1.0], dtype=np.float32)
     summed = total([ones] * MAX_COHORT_SIZE, [MAX_WEIGHT] * MAX_COHORT_SIZE, shift)
     assert summed.tolist() == [MAX_COHORT_SIZE * MAX_WEIGHT * 2**shift, -MAX_COHORT_SIZE * MAX_WEIGHT * 2**shift]
+
+
+@given(CONTRIBUTIONS, st.data())
+def test_the_grid_of_contributions_that_come_in_parts_is_that_of_all(contributions, data):
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(contributions)), max_size=3)))
+    known = exact_sum.Magnitudes()
+    for begin, end in pairwise([0, *cuts, len(contributions)]):
+        known = known.extended(contributions[begin:end])
+    assert known.shift == exact_sum.shift(contributions[::-1])
 
 
 def test_zeros_and_the_ends_of_float64_have_a_grid():

@@ -268,9 +268,7 @@ def test_rounds_of_many_are_folded_while_they_collect(servers: list[ServerProces
 
 
 def test_kills_while_updates_are_folded_change_no_bit(tmp_path: Path, forking: Zygote) -> None:
-    survive(
-        f"sqlite:///{tmp_path}/fedquorum.db", tmp_path, faults=("eager.folding:2",), forking=forking
-    )
+    survive(f"sqlite:///{tmp_path}/fedquorum.db", tmp_path, faults=("eager.folding:2",), forking=forking)
 
 
 @pytest.mark.soak
