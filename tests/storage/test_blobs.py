@@ -87,7 +87,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
 @pytest.fixture
 def held(store: Store, place: Path | None) -> Iterator[Held]:
     """An empty store of each kind."""
-    blobs_ = Blobs(store.transactions, None if place is None else open_store(f"file://{place}"))
+    blobs_ = Blobs(store.transactions, None if place is None else open_store(f"file://{place}"), rows_ahead=0)
     if place is not None:
         place.mkdir()
     yield Held(store, blobs_, place)

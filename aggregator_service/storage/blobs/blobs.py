@@ -21,7 +21,7 @@ from aggregator_service import failpoints
 from aggregator_service.storage.blobs import chunks, removals
 from aggregator_service.storage.blobs.chunks import DATABASE, Place
 from aggregator_service.storage.blobs.files import FileStore
-from aggregator_service.storage.blobs.ready import ReadyRows
+from aggregator_service.storage.blobs.ready import ROWS_AHEAD, ReadyRows
 from aggregator_service.storage.blobs.removals import Deletion
 from aggregator_service.storage.blobs.stores import BlobStoreError, ByteStore, open_store, unavailable
 from aggregator_service.storage.blobs.uploads import CHUNK_NUM_BYTES, BlobCorruptError, BlobUpload
@@ -43,8 +43,11 @@ _log = structlog.get_logger()
 class Blobs:
     """Writes new blobs to one store (`None`: the database) and reads every blob from the one that its row names."""
 
-    def __init__(self, transactions: Transactions, store: ByteStore | None = None) -> None:
+    def __init__(
+        self, transactions: Transactions, store: ByteStore | None = None, *, rows_ahead: int = ROWS_AHEAD
+    ) -> None:
         self._transactions = transactions
+        self._rows_ahead = rows_ahead
         self._store = store
         self._stores = {} if store is None else {store.url: store}
         self._ready: dict[str, ReadyRows] = {}
@@ -241,7 +244,7 @@ class Blobs:
         """Gives an upload the identifier of a row that stands before the first byte is written."""
         with self._lock:
             if store.url not in self._ready:
-                self._ready[store.url] = ReadyRows(self._transactions, store.url)
+                self._ready[store.url] = ReadyRows(self._transactions, store.url, rows_ahead=self._rows_ahead)
             ready = self._ready[store.url]
         upload.blob_id, upload.store = ready.take(upload.blob_id), store.url
 
