@@ -14,6 +14,7 @@ from client_sdk.performer import OnEvent, Participation, Performer
 from client_sdk.personal import PersonalTensors
 from client_sdk.privacy.history import PrivacyHistory
 from client_sdk.privacy.policy import PrivacyPolicy
+from client_sdk.residuals import ResidualStore
 from client_sdk.session import machine
 from client_sdk.session.progress import Progress, RunFinished
 from client_sdk.session.work import Evaluator, Trainer
@@ -36,8 +37,9 @@ async def participate(
 
     Trainer and evaluator are called in a worker thread. Models are kept in `cache_dir` by their digest, one at a time
     (by default in a temporary folder). `state_dir` is a folder of this client's own for what it must keep from round to
-    round and over restarts: personal tensors (`RunSpec.parameters`) after each accepted update, by default in memory
-    until this function returns; SCAFFOLD's control variates, which need the folder; its own count of the updates that
+    round and over restarts: personal tensors (`RunSpec.parameters`) after each accepted update, and what its sparse
+    updates have not sent yet (`RunSpec.encoding.error_feedback`), by default both in memory until this function
+    returns; SCAFFOLD's control variates, which need the folder; its own count of the updates that
     it sent in a private run, without which no `policy` can be held; and its identity in masked runs, which need the
     folder, and `client_id` until the identity is made. `peer_trust` is what this client judges its peers and its server
     by. An update that comes too late is told to `on_event` and is no fault. If anything else fails, the task is handed
@@ -63,6 +65,7 @@ async def participate(
             folder=folder,
             controls=None if state_dir is None else ControlStore(state_dir, run_id),
             personal=PersonalTensors(run_id, state_dir),
+            residuals=ResidualStore(run_id, state_dir),
             history=PrivacyHistory(run_id, state_dir),
             membership=Membership(state_dir=state_dir, client_id=client_id, trust=_trust(peer_trust, policy)),
             tell=on_event or _ignore,

@@ -27,7 +27,10 @@ from client_sdk.masking.terms import Failed
 from client_sdk.personal import PersonalTensors
 from client_sdk.privacy.claims import Reviewed, Spending, check_still_private
 from client_sdk.privacy.history import Outcome, PrivacyHistory, outcome_of
+from client_sdk.residuals import Left, ResidualStore
 from client_sdk.session import machine
+from client_sdk.session.deltas import Update
+from client_sdk.session.encoding import encoded_update
 from client_sdk.session.link import Link
 from client_sdk.session.progress import (
     EvaluationAccepted,
@@ -44,11 +47,12 @@ from client_sdk.session.progress import (
     WorkRefused,
 )
 from client_sdk.session.work import Evaluator, TrainedDelta, TrainedModel, Trainer
-from client_sdk.transfer import Content, StoredModel, body_of_tensors, read_model
+from client_sdk.transfer import Body, Content, StoredModel, body_of_tensors, compressed_body, read_model
 from fl_protocol.arrays import Tensor
 from fl_protocol.presets import promise
 from fl_protocol.promises import Promise
 from fl_protocol.runs import RunSpec
+from fl_protocol.specs.encodings import ZstdCompression, keeps_residual
 from fl_protocol.tasks import EvaluationReport, Task
 
 if TYPE_CHECKING:
@@ -87,6 +91,7 @@ class Performer:
     folder: Path
     controls: ControlStore | None
     personal: PersonalTensors
+    residuals: ResidualStore
     history: PrivacyHistory
     tell: OnEvent
     membership: Membership = field(default_factory=Membership)
@@ -267,21 +272,36 @@ class Performer:
 
     async def _send_update(self, action: machine.SendUpdate) -> machine.Action:
         update = action.update
-        body = await _in_thread(functools.partial(body_of_tensors, update.delta, update.metadata))
+        body, left = await _in_thread(functools.partial(self._encoded, action.task, update))
         if update.control is not None and self.controls is not None:
             await _in_thread(functools.partial(self.controls.keep, action.task, body.digest, update.control))
         await self._count(action.task, body.digest)
         try:
             receipt = await self.client.put_update(action.task.task_id, body)
         except ServerError as error:
+            if left:
+                await _in_thread(functools.partial(self.residuals.refused, body.digest))
             await self._note(action.task, outcome_of(error))
             return self._refused(action.task, error)
+        if left:
+            await _in_thread(functools.partial(self.residuals.accepted, body.digest))
         await self._note(action.task, Outcome.ACCEPTED)
         if update.personal:
             await _in_thread(functools.partial(self.personal.keep, update.personal))
         self.done.num_updates += 1
         self.tell(UpdateAccepted(action.task, receipt))
         return self.session.sent(action.task)
+
+    def _encoded(self, task: Task, update: Update) -> tuple[Body, Left]:
+        """Gives the body of an update, and what it leaves for the next one, which is kept before anything is sent."""
+        residual = self.residuals.load(task) if keeps_residual(task.encoding) else {}
+        encoded = encoded_update(update, task, residual=residual)
+        body = body_of_tensors(encoded.tensors, encoded.metadata)
+        if encoded.left:
+            self.residuals.prepare(body.digest, encoded.left)
+        if isinstance(task.encoding.compression, ZstdCompression):
+            body = compressed_body(body, level=task.encoding.compression.level)
+        return body, encoded.left
 
     async def _aggregate(self, action: machine.Aggregate) -> machine.Action:
         task, update = action.task, action.update

@@ -31,6 +31,7 @@ from client_sdk.operator import Operator
 from client_sdk.performer import Performer
 from client_sdk.personal import PersonalTensors
 from client_sdk.privacy.history import PrivacyHistory
+from client_sdk.residuals import ResidualStore
 from client_sdk.session import machine
 from client_sdk.session.progress import Progress
 from client_sdk.session.work import Evaluator, Trainer, TrainingResult, TrainingTask
@@ -301,6 +302,7 @@ class _Federation:
             folder=self.folder,
             controls=ControlStore(state_dir, self.run.run_id),
             personal=PersonalTensors(self.run.run_id, None),
+            residuals=ResidualStore(self.run.run_id, None),
             history=PrivacyHistory(self.run.run_id, None),
             membership=Membership(state_dir=state_dir, client_id=enrolled.client_id),
             tell=self.on_event,

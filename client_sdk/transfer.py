@@ -4,16 +4,23 @@ import base64
 import hashlib
 import os
 import re
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from client_sdk.config import PIECE_BYTES
 from client_sdk.errors import UntrustedAnswerError
 from fl_protocol.arrays import Tensor, decode, encode
+from fl_protocol.encodings.byte_shuffle import CODING, shuffled
 from fl_protocol.identifiers import DIGEST_PATTERN
 from fl_protocol.problems import ProblemError
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 OnBytes = Callable[[int, int], None]
 """Is told how many bytes of a download have arrived, and of how many."""
@@ -51,11 +58,15 @@ class StoredModel:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """Bytes to upload, which can be produced again for each attempt; `sha256` is their raw digest."""
+    """Bytes to upload, which can be produced again for each attempt.
+
+    `sha256` is the raw digest of what they are without `coding`, the Content-Encoding that they are sent with.
+    """
 
     pieces: Callable[[], Iterable[bytes]]
     num_bytes: int
     sha256: bytes
+    coding: str | None = None
 
     @property
     def digest(self) -> str:
@@ -63,9 +74,10 @@ class Body:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Content-Length, so that nothing is chunked, and Content-Digest (RFC 9530)."""
+        """Content-Length, so that nothing is chunked, Content-Digest (RFC 9530) and the coding, if there is one."""
         encoded = base64.b64encode(self.sha256).decode()
-        return {"Content-Length": str(self.num_bytes), "Content-Digest": f"sha-256=:{encoded}:"}
+        headers = {"Content-Length": str(self.num_bytes), "Content-Digest": f"sha-256=:{encoded}:"}
+        return headers if self.coding is None else headers | {"Content-Encoding": self.coding}
 
     async def stream(self) -> AsyncIterator[bytes]:
         """Yields the pieces, which are produced between two writes to the network."""
@@ -76,6 +88,15 @@ class Body:
 def body_of_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Body:
     """Makes the safetensors body of tensors; it keeps them and holds 1 MiB of their encoding at a time."""
     return _measured(lambda: encode(tensors, metadata))
+
+
+def compressed_body(body: Body, *, level: int) -> Body:
+    """Gives a body with its bytes shuffled and compressed, which are kept: they are what is sent at each attempt."""
+    compressor = zstd.ZstdCompressor(level=level)
+    pieces = [compressor.compress(block) for block in shuffled(body.pieces())]
+    pieces.append(compressor.flush())
+    content = body_of_bytes(b"".join(pieces))
+    return replace(content, sha256=body.sha256, coding=f"{CODING}, zstd")
 
 
 def body_of_bytes(content: bytes) -> Body:

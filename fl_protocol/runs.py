@@ -9,11 +9,12 @@ from fl_protocol.messages import Name, RequestMessage, ResponseMessage, Timestam
 from fl_protocol.promises import Promise
 from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm, check_algorithm
 from fl_protocol.specs.buffering import check_buffering
+from fl_protocol.specs.encodings import DenseEncoding, Encoding, check_encoding
 from fl_protocol.specs.evaluation import EvaluationSpec, check_evaluation
 from fl_protocol.specs.initial_model import PreviousModel, UploadedModel
 from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.privacy import Privacy, check_privacy
-from fl_protocol.specs.protection import DenseEncoding, NoPrivacy, NoSecureAggregation
+from fl_protocol.specs.protection import NoPrivacy, NoSecureAggregation
 from fl_protocol.specs.rounds import AnyRoundSpec, RoundSpec
 from fl_protocol.specs.secure_aggregation import SecureAggregation, check_secure_aggregation, combined_by_strategy
 from fl_protocol.specs.selection import OpenSelection, SelectionSpec, check_selection
@@ -40,7 +41,7 @@ class RunSpec(RequestMessage):
     parameters: ParametersSpec = ParametersSpec()
     algorithm: Algorithm = FedAvgAlgorithm()
     evaluation: EvaluationSpec = EvaluationSpec()
-    encoding: DenseEncoding = DenseEncoding()
+    encoding: Encoding = DenseEncoding()
     privacy: Privacy = NoPrivacy()
     secure_aggregation: SecureAggregation = NoSecureAggregation()
     initial_model: InitialModel = UploadedModel()
@@ -64,6 +65,7 @@ class RunSpec(RequestMessage):
         check_evaluation(self.evaluation, self.round, num_rounds=self.num_rounds)
         check_privacy(self)
         check_secure_aggregation(self)
+        check_encoding(self)
         return self
 
 

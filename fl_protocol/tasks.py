@@ -10,9 +10,9 @@ from fl_protocol.manifests import ManifestReference
 from fl_protocol.messages import MAX_EXACT_INTEGER, Metrics, Name, RequestMessage, ResponseMessage, Timestamp
 from fl_protocol.privacy_claims import PrivacyClaim
 from fl_protocol.specs.algorithms import Algorithm, FedAvgAlgorithm
+from fl_protocol.specs.encodings import Encoding
 from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.privacy import Privacy
-from fl_protocol.specs.protection import DenseEncoding
 from fl_protocol.specs.secure_aggregation import SecureAggregation
 from fl_protocol.specs.training import TrainingSpec
 
@@ -51,7 +51,7 @@ class Task(ResponseMessage):
     model_digest: str
     model_num_bytes: int
     training: TrainingSpec
-    encoding: DenseEncoding
+    encoding: Encoding
     privacy: Privacy
     secure_aggregation: SecureAggregation
     deadline_at: Timestamp

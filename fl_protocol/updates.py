@@ -8,6 +8,8 @@ from typing import Final, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
+from fl_protocol.encodings.forms import CONTROL_PREFIX, SCALES_PREFIX, check_encodable, wire_layout
+from fl_protocol.encodings.random_mask import SEED_KEY, parse_seed
 from fl_protocol.messages import MAX_EXACT_INTEGER, Metrics
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.specs.algorithms import (
@@ -17,6 +19,7 @@ from fl_protocol.specs.algorithms import (
     FedNovaAlgorithm,
     ScaffoldAlgorithm,
 )
+from fl_protocol.specs.encodings import DenseEncoding, Encoding, RandomMaskEncoding
 from fl_protocol.specs.parameters import ParametersSpec, matches
 from fl_protocol.specs.privacy import (
     MAX_LOCAL_PARAMETERS,
@@ -38,11 +41,9 @@ NUM_EXAMPLES_KEY: Final = "num_examples"
 METRICS_KEY: Final = "metrics"
 LOCAL_STEPS_KEY: Final = "local_steps"
 
-CONTROL_PREFIX: Final = "control:"
-"""What a control variate's tensor is called: this and the name of the model's tensor that it belongs to."""
-
 _NAMES_SHOWN: Final = 12
 _FEDAVG: Final = FedAvgAlgorithm()
+_DENSE: Final = DenseEncoding()
 _METADATA_ROOM: Final = 64 << 10
 _DIGITS: Final = re.compile(r"[0-9]{1,16}", re.ASCII)
 _METRICS: Final = TypeAdapter(Metrics)
@@ -73,6 +74,9 @@ class ModelRules(UpdateRules, Protocol):
     @property
     def privacy(self) -> Privacy: ...
 
+    @property
+    def encoding(self) -> Encoding: ...
+
 
 def travelling_part(model: Header, rules: UpdateRules) -> Header:
     """Gives the model's tensors that travel in updates, in the model's order, in a header as long as the model's."""
@@ -100,7 +104,7 @@ def check_model(model: Header, rules: ModelRules) -> None:
     """Checks that a model can be trained by a run's rules.
 
     Raises ProblemError (structure-mismatch) naming the field and the pattern that matches no tensor, or the tensor that
-    cannot be trained, or saying that nothing would travel; and what `check_local_parameters` does.
+    cannot be trained, or saying that nothing would travel; and what `check_local_parameters` and `check_encodable` do.
     """
     for field_name in () if rules.parameters.is_everything else ("trainable", "personal"):
         for index, pattern in enumerate(getattr(rules.parameters, field_name)):
@@ -113,6 +117,7 @@ def check_model(model: Header, rules: ModelRules) -> None:
         whose = "" if rules.parameters.is_everything else " that travels by the run's parameters"
         raise _mismatch(f"the model holds no floating-point tensor to train{whose}; it has: {_some_names(model)}")
     check_local_parameters(rules.privacy, num_travelling_floats(model, rules))
+    check_encodable(travelling_part(model, rules), rules.encoding)
 
 
 def num_travelling_floats(model: Header, rules: UpdateRules) -> int:
@@ -191,27 +196,57 @@ def _check_has_room_for_control(spec: TensorSpec) -> None:
         )
 
 
-def update_header_limit(model: Header) -> int:
+def update_header_limit(layout: Header, encoding: Encoding = _DENSE) -> int:
     """Bounds an update's header: as long as the model's own, whatever its names, with room for the metadata."""
-    return max(header_limit(len(model.tensors)), model.data_start - LENGTH_BYTES + _METADATA_ROOM)
+    return _header_limit(wire_layout(layout, encoding))
 
 
-def max_update_bytes(model: Header) -> int:
-    """Bounds a whole update's bytes: each tensor that an update may hold, and the largest header."""
-    data = sum(spec.num_bytes for spec in model.tensors if spec.dtype != "BOOL")
-    return LENGTH_BYTES + update_header_limit(model) + data
+def _header_limit(wire: Header) -> int:
+    return max(header_limit(len(wire.tensors)), wire.data_start - LENGTH_BYTES + _METADATA_ROOM)
 
 
-def check_update_structure(header: Header, model: Header) -> None:
-    """Checks that an update holds every floating-point tensor of its base model and nothing the model does not know.
+def max_update_bytes(layout: Header, encoding: Encoding = _DENSE) -> int:
+    """Bounds a whole update's bytes: each tensor that an encoded update may hold, and the largest header."""
+    wire = wire_layout(layout, encoding)
+    data = sum(spec.num_bytes for spec in wire.tensors if spec.dtype != "BOOL")
+    return LENGTH_BYTES + _header_limit(wire) + data
 
-    Integer tensors may be left out, BOOL tensors must be. Raises ProblemError (structure-mismatch) naming the tensor.
+
+def check_update_structure(header: Header, layout: Header, encoding: Encoding = _DENSE) -> None:
+    """Checks that an update holds every floating-point tensor of its layout, as encoded, and nothing else.
+
+    Integer tensors may be left out, BOOL tensors must be. A tensor's scales come before its codes, so that what is
+    received can be judged as it comes. Raises ProblemError (structure-mismatch) naming the tensor.
     """
+    wire = wire_layout(layout, encoding)
     for spec in header.tensors:
-        _check_known(spec, model.by_name.get(spec.name))
-    for expected in model.tensors:
-        if expected.is_float and expected.name not in header.by_name:
+        _check_known(spec, wire.by_name.get(spec.name))
+    for expected in wire.tensors:
+        if expected.name in header.by_name:
+            continue
+        plain = layout.by_name.get(expected.name)
+        if plain is None or plain.is_float:
             raise _mismatch(f"tensor {expected.name!r} is missing; {_describe(expected)} is expected")
+    for spec in header.tensors:
+        scales = header.by_name.get(SCALES_PREFIX + spec.name)
+        if scales is not None and wire is not layout and scales.begin > spec.begin:
+            raise _mismatch(f"tensor {scales.name!r} lies after {spec.name!r}, whose codes it scales; write it first")
+
+
+def update_seed(header: Header, encoding: Encoding) -> bytes | None:
+    """Reads the seed that an update's random mask was drawn with, None where it has none.
+
+    Raises ProblemError (invalid-metadata).
+    """
+    if not isinstance(encoding, RandomMaskEncoding):
+        return None
+    text = header.metadata.get(SEED_KEY)
+    if text is None:
+        raise _invalid(f"{SEED_KEY} is missing from the safetensors metadata")
+    seed = parse_seed(text)
+    if seed is None:
+        raise _invalid(f"{SEED_KEY} {text[:80]!r} must be 64 lower-case hexadecimal digits")
+    return seed
 
 
 def update_metadata(header: Header, algorithm: Algorithm = _FEDAVG) -> UpdateMetadata:

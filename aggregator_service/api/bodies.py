@@ -115,9 +115,9 @@ def announced_length(request: Request) -> int | None:
 
 def _coding(header: str) -> ContentCoding:
     try:
-        return ContentCoding(header.strip().lower())
+        return ContentCoding(", ".join(coding.strip() for coding in header.lower().split(",")))
     except ValueError:
         raise ProblemError(
             ProblemType.UNSUPPORTED_MEDIA_TYPE,
-            f"Content-Encoding is {header[:64]!r}; identity and zstd are accepted",
+            f"Content-Encoding is {header[:64]!r}; identity, zstd, and byte-shuffle, zstd are accepted",
         ) from None

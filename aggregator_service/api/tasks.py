@@ -91,7 +91,11 @@ async def give_up_task(flow: FlowDependency, client_id: CallingClient, task_id: 
 )
 @allow(TokenKind.CLIENT)
 async def put_update(request: Request, flow: FlowDependency, asked: AskedTaskDependency) -> Response:
-    """Takes local minus base as safetensors; the receipt means that it is durable and counted exactly once."""
+    """Takes local minus base as safetensors; the receipt means that it is durable and counted exactly once.
+
+    What the tensors are follows from the task's `encoding`: docs/encodings.md has each byte by byte. Content-Encoding
+    is identity, `zstd`, or `byte-shuffle, zstd`; digests are of the body before it.
+    """
     ask = await intake.look_up(flow, asked.found, task_id=asked.task_id, client_id=asked.client_id)
     body = tensor_body(request, max_num_bytes=ask.max_num_bytes)
     accepted = await intake.take_update(flow, ask, body)

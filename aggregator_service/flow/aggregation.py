@@ -161,8 +161,14 @@ def _fold(
         previous = None
         if model.control_blob_id is not None and model.control_num_bytes is not None:
             previous = ReadAhead(reader(flow, model.control_blob_id), num_bytes=model.control_num_bytes)
-        num_clients = spec.algorithm.num_clients
-        fold_controls(previous, updates, layout=layout, num_clients=num_clients, write=files.control.write)
+        fold_controls(
+            previous,
+            updates,
+            layout=layout,
+            num_clients=spec.algorithm.num_clients,
+            write=files.control.write,
+            encoding=spec.encoding,
+        )
     metrics = weighted_metrics([(update.num_examples, update.metrics) for update in sealed.updates])
     if noised is None:
         return None, metrics

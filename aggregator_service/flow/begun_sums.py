@@ -15,6 +15,7 @@ import numpy as np
 
 from aggregator_service.domain.exact_sum import Int64Array, Magnitudes
 from aggregator_service.flow.contributions import Contribution, SealedUpdate
+from aggregator_service.flow.encoded_windows import Encoded
 from aggregator_service.flow.windows import Layout
 
 _ELEMENT_BYTES: Final = 8
@@ -58,6 +59,7 @@ class BegunUpdate:
     delta_weight: float | None
     layout: Layout | None
     factor: float | None
+    encoded: Encoded | None
 
 
 @dataclass(slots=True)
@@ -86,12 +88,12 @@ class BegunSum:
         opened = {one.update.update_id: one for one in contributions}
         for update in updates:
             one = opened.get(update.update_id)
-            layout, factor = (None, None) if one is None else (one.layout, one.factor)
-            self.members[update.update_id] = BegunUpdate(update.weight, update.delta_weight, layout, factor)
+            layout, factor, encoded = (None, None, None) if one is None else (one.layout, one.factor, one.encoded)
+            self.members[update.update_id] = BegunUpdate(update.weight, update.delta_weight, layout, factor, encoded)
 
     def contribution(self, update: SealedUpdate) -> Contribution | None:
         """Gives a member as the fold reads it, without reading it; None if it counts as zero."""
         member = self.members[update.update_id]
         if member.layout is None or member.factor is None:
             return None
-        return Contribution(update, member.layout, member.factor)
+        return Contribution(update, member.layout, member.factor, member.encoded)

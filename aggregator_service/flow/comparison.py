@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from aggregator_service.domain.encoded_runs import present
 from aggregator_service.domain.inner_products import InnerProducts, centre_of
 from aggregator_service.domain.update_norm import UpdateNorm, clip_factor
 from aggregator_service.flow.begun_sums import BegunSum
 from aggregator_service.flow.contributions import Contribution, SealedUpdate, blocks, open_contributions, row_type
-from aggregator_service.flow.windows import read_window, windows
+from aggregator_service.flow.windows import windows
 from fl_protocol.dtypes import Float64Array
+from fl_protocol.specs.encodings import Encoding
 from fl_protocol.specs.strategies import Strategy
 from fl_protocol.tensors import Header
 
@@ -21,17 +23,20 @@ def open_clipped(
     model: Header,
     *,
     holds: Header,
+    encoding: Encoding,
     strategy: Strategy,
     bound: float | None,
     begun: BegunSum | None = None,
 ) -> list[Contribution]:
     """Opens the updates and clips each to `bound`, or to the strategy's norm where there is none and that clips.
 
-    They come in the order of their digests; `holds` is what each of them has. With `bound` one whose norm is not a
-    number, or 0, is left out. What is known of the members of a `begun` sum is not read again.
+    They come in the order of their digests; `holds` is what each of them has, and `encoding` how. With `bound` one
+    whose norm is not a number, or 0, is left out. What is known of the members of a `begun` sum is not read again.
     """
     known = {} if begun is None else begun.members
-    opened = open_contributions([one for one in updates if one.update_id not in known], model, holds=holds)
+    opened = open_contributions(
+        [one for one in updates if one.update_id not in known], model, holds=holds, encoding=encoding
+    )
     if bound is None:
         contributions = _clipped(opened, model, strategy=strategy)
     else:
@@ -72,8 +77,9 @@ def _norm(contribution: Contribution, model: Header) -> float:
     norm = UpdateNorm()
     for window in windows(model):
         floats = [segment for segment in window if segment.spec.is_float]
-        for segment, values in read_window(contribution.update.read, floats, layout=contribution.layout):
-            norm.add(segment.spec.name, values, dtype=segment.spec.dtype)
+        for segment, run in contribution.runs(floats):
+            values, dtype = present(run)
+            norm.add(segment.spec.name, values, dtype=dtype)
     return norm.result()
 
 

@@ -190,6 +190,7 @@ def add_batch(begun: BegunSum, members: Sequence[SealedUpdate], *, model: Header
         [*known, *batch],
         model,
         holds=update_layout(model, spec),
+        encoding=spec.encoding,
         strategy=spec.strategy,
         bound=begun.bound,
         begun=begun,

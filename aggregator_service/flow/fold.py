@@ -91,7 +91,13 @@ def aggregate(
     if begun is not None and not begun.fits(updates, bound=bound):
         begun = None
     contributions = open_clipped(
-        updates, model, holds=holds or moving, strategy=spec.strategy, bound=bound, begun=begun
+        updates,
+        model,
+        holds=holds or moving,
+        encoding=spec.encoding,
+        strategy=spec.strategy,
+        bound=bound,
+        begun=begun,
     )
     if noised is not None:
         moving = floats_of(moving)

@@ -45,6 +45,7 @@ from fl_protocol.updates import (
     update_header_limit,
     update_layout,
     update_metadata,
+    update_seed,
 )
 
 
@@ -61,7 +62,7 @@ class Ask:
     @property
     def max_num_bytes(self) -> int:
         """The most bytes that an update may have."""
-        return max_update_bytes(self.layout)
+        return max_update_bytes(self.layout, self.run.spec.encoding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ async def take_update(flow: Flow, ask: Ask, body: Body) -> Accepted:
         return Accepted(ask.accepted, ask.round, is_new=False)
     measure = measure_of(layout, ask.run.spec)
     decoder = StreamDecoder(
-        max_header_bytes=update_header_limit(layout),
+        max_header_bytes=update_header_limit(layout, ask.run.spec.encoding),
         max_num_bytes=ask.max_num_bytes,
         check_header=lambda header: _check_header(header, ask),
     )
@@ -130,7 +131,8 @@ async def take_update(flow: Flow, ask: Ask, body: Body) -> Accepted:
 
 
 def _check_header(header: Header, ask: Ask) -> None:
-    check_update_structure(header, ask.layout)
+    check_update_structure(header, ask.layout, ask.run.spec.encoding)
+    update_seed(header, ask.run.spec.encoding)
     _metadata(header, ask.run.spec)
 
 

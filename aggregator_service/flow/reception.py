@@ -12,6 +12,7 @@ from typing import Final
 from aggregator_service import failpoints
 from aggregator_service.flow.context import Flow
 from aggregator_service.storage.blobs import Blobs, BlobUpload
+from fl_protocol.encodings.byte_shuffle import BlockCutter, unshuffle_block
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.streaming import Piece, StreamDecoder
 from fl_protocol.tensors import Header
@@ -33,6 +34,7 @@ class ContentCoding(StrEnum):
 
     IDENTITY = "identity"
     ZSTD = "zstd"
+    SHUFFLED_ZSTD = "byte-shuffle, zstd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +264,19 @@ def _taken(gathered: bytearray) -> bytes:
 
 
 def _decoded(pieces: AsyncIterator[bytes], coding: ContentCoding) -> AsyncIterator[bytes]:
-    return pieces if coding is ContentCoding.IDENTITY else _decompressed(pieces)
+    if coding is ContentCoding.IDENTITY:
+        return pieces
+    plain = _decompressed(pieces)
+    return _unshuffled(plain) if coding is ContentCoding.SHUFFLED_ZSTD else plain
+
+
+async def _unshuffled(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    cutter = BlockCutter()
+    async for piece in pieces:
+        for block in cutter.feed(piece):
+            yield unshuffle_block(block)
+    if last := cutter.close():
+        yield unshuffle_block(last)
 
 
 async def _decompressed(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -30,6 +30,7 @@ from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import RoundState
 from fl_protocol.runs import FINISHED_RUN_STATES, RunState
 from fl_protocol.specs.algorithms import ScaffoldAlgorithm
+from fl_protocol.specs.encodings import keeps_residual
 from fl_protocol.specs.evaluation import evaluation_terms
 from fl_protocol.specs.rounds import BufferedRoundSpec
 from fl_protocol.specs.selection import OpenSelection
@@ -44,7 +45,8 @@ POLL_SECONDS: Final = 10.0
 class Assignment:
     """A task with all that its client must know; `is_new` unless the client held it already.
 
-    `counted_update` is the digest of the client's newest update that a published model holds, where SCAFFOLD needs it.
+    `counted_update` is the digest of the client's newest update that a published model holds, where
+    SCAFFOLD or error feedback needs it.
     """
 
     task: TaskRecord
@@ -167,7 +169,7 @@ async def _try_claim(flow: Flow, run_id: str, client_id: str) -> Assignment | No
         if round_ is None or model is None:
             raise LookupError(f"task {task.task_id} lacks its round or its model, version {task.base_version}")
         counted = None
-        if isinstance(run.spec.algorithm, ScaffoldAlgorithm):
+        if isinstance(run.spec.algorithm, ScaffoldAlgorithm) or keeps_residual(run.spec.encoding):
             counted = updates.last_counted(tx, run_id=run_id, client_id=client_id)
         claim = budget.claim(tx, run, client_id, round_number=round_.number)
         manifest = manifests.of_round(tx, round_.round_id) if task.kind is TaskKind.TRAIN else None
@@ -177,7 +179,7 @@ async def _try_claim(flow: Flow, run_id: str, client_id: str) -> Assignment | No
     if claimed is None:
         return None
     layout = update_layout(await layout_of(flow, claimed.model), claimed.run.spec)
-    return replace(claimed, max_num_bytes=max_update_bytes(layout))
+    return replace(claimed, max_num_bytes=max_update_bytes(layout, claimed.run.spec.encoding))
 
 
 async def _pause_seconds(flow: Flow, run_id: str) -> int:

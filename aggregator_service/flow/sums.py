@@ -2,19 +2,23 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from aggregator_service.domain import exact_sum, integer_mean
-from aggregator_service.domain.exact_sum import Int64Array, Magnitudes
+from aggregator_service.domain.encoded_runs import DenseRun, summand
+from aggregator_service.domain.exact_sum import Int64Array, Magnitudes, Summand
 from aggregator_service.domain.integer_mean import IntegerArray
 from aggregator_service.domain.strategies.decision import WeightedMean
 from aggregator_service.flow.begun_sums import BegunSum
 from aggregator_service.flow.contributions import Contribution
-from aggregator_service.flow.windows import WINDOW_ELEMENTS, Segment, holds, read_window, windows
-from fl_protocol.dtypes import Float64Array, Values, as_native_float
+from aggregator_service.flow.windows import WINDOW_ELEMENTS, Segment, holds, windows
+from fl_protocol.dtypes import Float64Array
 from fl_protocol.tensors import Header
+
+_TOGETHER: Final = 4
+"""So many updates are added in one pass over the sums; of each a window is in memory."""
 
 Weighted = Sequence[tuple[Contribution, int]]
 
@@ -123,14 +127,10 @@ def _integer_sums(weighted: Weighted, model: Header) -> dict[int, _IntegerSum]:
 
 def summed(plan: SumPlan, model: Header) -> Iterator[tuple[Sequence[Segment], "Sums"]]:
     """Yields the model window by window with its sums, each valid until the next one is asked for."""
-    floats, scratch, first = (
-        np.empty(WINDOW_ELEMENTS, dtype=np.int64),
-        np.empty(exact_sum.SCRATCH_ELEMENTS),
-        0,
-    )
+    floats, first = np.empty(WINDOW_ELEMENTS, dtype=np.int64), 0
     for window in windows(model):
         sums = Sums(plan, first, floats[: window[-1].offset + window[-1].num_elements])
-        sums.fold(window, scratch=scratch)
+        sums.fold(window)
         yield window, sums
         first += sums.totals.size
 
@@ -152,16 +152,12 @@ class Sums:
     totals: Int64Array
     integer_totals: dict[int, IntegerArray] = field(default_factory=dict)
 
-    def fold(self, window: Sequence[Segment], *, scratch: Float64Array) -> None:
-        """Adds up the whole window, update after update."""
+    def fold(self, window: Sequence[Segment]) -> None:
+        """Adds up the whole window, some updates at a time."""
         anew = self._begin(window)
-        self._add(self.plan.waiting, window, scratch=scratch)
-        # Every update holds every floating-point tensor that travels; what other segments have is never asked for.
-        exact_sum.settle(self.totals, len(self.plan.waiting))
+        self._add(self.plan.waiting, window)
         if self.plan.begun_members and anew:
-            self._add(self.plan.begun_members, anew, scratch=scratch)
-            for segment in anew:
-                exact_sum.settle(self.of(segment), len(self.plan.begun_members))
+            self._add(self.plan.begun_members, anew)
 
     def floats(self, segment: Segment, tile: slice) -> Float64Array:
         total = self.of(segment)[tile]
@@ -201,14 +197,19 @@ class Sums:
                 self.integer_totals[segment.offset] = np.zeros(segment.num_elements, dtype) if kept is None else kept
         return anew
 
-    def _add(self, weighted: Weighted, segments: Sequence[Segment], *, scratch: Float64Array) -> None:
-        for one, weight in weighted:
-            for segment, values in read_window(one.update.read, segments, layout=one.layout):
-                if segment.spec.is_float:
-                    self._add_floats(segment, values, weight=_delta_weight(one, weight), scratch=scratch)
-                elif segment.offset in self.integer_totals:
-                    integer_mean.fold(self.integer_totals[segment.offset], values, weight=weight)
+    def _add(self, weighted: Weighted, segments: Sequence[Segment]) -> None:
+        for begin in range(0, len(weighted), _TOGETHER):
+            self._add_together(weighted[begin : begin + _TOGETHER], segments)
 
-    def _add_floats(self, segment: Segment, values: Values, *, weight: float, scratch: Float64Array) -> None:
-        native, shift = as_native_float(values, segment.spec.dtype), self.plan.shifts[segment.tensor]
-        exact_sum.fold(self.of(segment), native, weight=weight, shift=shift, scratch=scratch)
+    def _add_together(self, weighted: Weighted, segments: Sequence[Segment]) -> None:
+        floats: dict[int, list[tuple[Summand, float]]] = {}
+        for one, weight in weighted:
+            for segment, run in one.runs(segments):
+                if segment.spec.is_float:
+                    floats.setdefault(segment.offset, []).append((summand(run), _delta_weight(one, weight)))
+                elif segment.offset in self.integer_totals and isinstance(run, DenseRun):
+                    integer_mean.fold(self.integer_totals[segment.offset], run.values, weight=weight)
+        for segment in segments:
+            if segment.offset in floats:
+                summands, weights = zip(*floats[segment.offset], strict=True)
+                exact_sum.fold_all(self.of(segment), summands, weights=weights, shift=self.plan.shifts[segment.tensor])

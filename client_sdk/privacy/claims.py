@@ -75,7 +75,7 @@ def check_still_private(known: Participations) -> None:
 
 
 def _check_same_run(task: Task, spec: RunSpec) -> None:
-    for field in ("privacy", "algorithm", "parameters", "secure_aggregation"):
+    for field in ("privacy", "encoding", "algorithm", "parameters", "secure_aggregation"):
         told, declared = getattr(task, field), getattr(spec, field)
         if told != declared:
             raise _mismatch(field, told, declared, what="the run's specification has")

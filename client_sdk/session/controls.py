@@ -15,9 +15,10 @@ from client_sdk.session.deltas import Structure, Update, first_difference, first
 from client_sdk.session.work import TrainingResult, TrainingTask
 from fl_protocol.arrays import RawTensor, Tensor, dtype_of
 from fl_protocol.dtypes import FLOAT_FORMATS, Float64Array, as_float64, from_float64
+from fl_protocol.encodings.forms import CONTROL_PREFIX
 from fl_protocol.specs.algorithms import MAX_LOCAL_STEPS, FedAvgAlgorithm, FedNovaAlgorithm
 from fl_protocol.specs.parameters import ParametersSpec
-from fl_protocol.updates import CONTROL_PREFIX, LOCAL_STEPS_KEY
+from fl_protocol.updates import LOCAL_STEPS_KEY
 
 Controls = Mapping[str, Tensor]
 """A control variate by the names of the model's tensors."""

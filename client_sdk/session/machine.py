@@ -58,6 +58,7 @@ from client_sdk.session.protection import protected_update
 from client_sdk.session.work import TrainingResult, TrainingTask
 from fl_protocol.arrays import Tensor
 from fl_protocol.dtypes import FLOAT_FORMATS
+from fl_protocol.encodings.forms import CONTROL_PREFIX
 from fl_protocol.identifiers import DIGEST_PATTERN
 from fl_protocol.messages import MAX_EXACT_INTEGER
 from fl_protocol.problems import ProblemError
@@ -66,7 +67,7 @@ from fl_protocol.specs.algorithms import ScaffoldAlgorithm
 from fl_protocol.specs.privacy import num_participations
 from fl_protocol.specs.protection import NoPrivacy, NoSecureAggregation
 from fl_protocol.tasks import EvaluationReport, Task, TaskKind
-from fl_protocol.updates import CONTROL_PREFIX, check_local_parameters
+from fl_protocol.updates import check_local_parameters
 
 REST_SECONDS: Final = 1.0
 """How long a participant rests after it gave a task up or was handed one that it has done."""

@@ -5,9 +5,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client_sdk.compression.decoder import decode_delta
 from fl_protocol.arrays import RawTensor, Tensor, decode, dtype_of, encode
 from fl_protocol.dtypes import CARRIERS, FLOAT_FORMATS, as_float64, from_float64
-from fl_protocol.updates import CONTROL_PREFIX
+from fl_protocol.encodings.forms import CONTROL_PREFIX
+from fl_protocol.specs.encodings import Encoding
+from fl_protocol.tensors import LENGTH_BYTES, Header, header_length, parse_header
 
 
 def weighted_mean(base: bytes, updates: list[bytes], *, weights: list[int], scales: list[float] | None = None) -> bytes:
@@ -48,7 +51,7 @@ def _moved(name: str, base: Tensor, *, told: list[tuple[dict[str, Tensor], int, 
         mean = sum(weight * _wide(delta, dtype) for delta, weight, _ in present) / total
         counters: NDArray[Any] = (_wide(base, dtype) + np.rint(mean)).astype(CARRIERS[dtype])
         return counters
-    step = sum(weight * scale * _wide(delta, dtype) for delta, weight, scale in present) / total
+    step = sum(weight * scale * _wide(delta, dtype_of(delta)) for delta, weight, scale in present) / total
     values = from_float64(_wide(base, dtype) + step, dtype)
     return RawTensor("BF16", values) if dtype == "BF16" else values
 
@@ -56,6 +59,19 @@ def _moved(name: str, base: Tensor, *, told: list[tuple[dict[str, Tensor], int, 
 def _wide(tensor: Tensor, dtype: str) -> Any:
     values = tensor.data if isinstance(tensor, RawTensor) else tensor
     return as_float64(values, dtype) if dtype in FLOAT_FORMATS else values.astype(np.float64)
+
+
+def plain_update(update: bytes, *, base: bytes, encoding: Encoding) -> bytes:
+    """Gives an update with its floating-point deltas in float64, whatever its encoding."""
+    tensors = decode(update)
+    delta = decode_delta(tensors, header_of(update).metadata, model=decode(base), encoding=encoding)
+    return b"".join(encode(delta, {}))
+
+
+def header_of(content: bytes) -> Header:
+    """Reads the header of a safetensors file."""
+    end = LENGTH_BYTES + header_length(content[:LENGTH_BYTES])
+    return parse_header(content[LENGTH_BYTES:end])
 
 
 def mean_metrics(reports: list[tuple[int, dict[str, float]]]) -> dict[str, float]:

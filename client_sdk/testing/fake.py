@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Final
@@ -15,12 +16,18 @@ from client_sdk.config import DEFAULT_LIMITS, Limits
 from client_sdk.errors import UsageError
 from client_sdk.testing.state import FakeRun, FakeTask, digest_of, new_id, new_run
 from fl_protocol.arrays import Tensor, decode, encode
+from fl_protocol.encodings.byte_shuffle import CODING, BlockCutter, unshuffle_block
 from fl_protocol.models import MODEL_VERSION_HEADER, TENSOR_MEDIA_TYPE, RollbackRequest
 from fl_protocol.problems import PROBLEM_MEDIA_TYPE, RETRYABLE, ProblemError, ProblemType, problem_uri
 from fl_protocol.runs import Run, RunSpec, RunState
 from fl_protocol.specs.initial_model import PreviousModel
 from fl_protocol.specs.protection import NoSecureAggregation
 from fl_protocol.tasks import ClientRequest, EvaluationReport
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 Interceptor = Callable[[httpx.Request], httpx.Response | None]
 
@@ -155,7 +162,7 @@ class FakeAggregator:
         match request.method, rest:
             case "PUT", "/update":
                 status = 201 if held.receipt is None else 200
-                return _json(fake.accept_update(held, content), status)
+                return _json(fake.accept_update(held, _plain(request, content)), status)
             case "PUT", "/evaluation":
                 return _json(fake.accept_evaluation(held, EvaluationReport.model_validate_json(content)), 201)
             case "DELETE", "":
@@ -254,6 +261,16 @@ def _json(message: BaseModel, status: int = 200) -> httpx.Response:
 def _page(items: Sequence[BaseModel]) -> httpx.Response:
     rendered = [json.loads(item.model_dump_json()) for item in items]
     return httpx.Response(200, json={"items": rendered, "next_cursor": None})
+
+
+def _plain(request: httpx.Request, content: bytes) -> bytes:
+    """Gives a body without its content coding."""
+    coding = request.headers.get("content-encoding", "identity")
+    if coding == "identity":
+        return content
+    cutter, shuffled = BlockCutter(), zstd.decompress(content)
+    blocks = [*cutter.feed(shuffled), cutter.close()]
+    return b"".join(map(unshuffle_block, blocks)) if coding.startswith(CODING) else shuffled
 
 
 def _problem(error: ProblemError) -> httpx.Response:

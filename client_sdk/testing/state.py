@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from client_sdk.testing.averaging import fednova_scales, mean_metrics, next_control, weighted_mean
+from client_sdk.testing.averaging import (
+    fednova_scales,
+    header_of,
+    mean_metrics,
+    next_control,
+    plain_update,
+    weighted_mean,
+)
 from client_sdk.testing.promises import claim_for
 from fl_protocol.arrays import decode, encode
 from fl_protocol.lineage import LINEAGE_KEY, Lineage, LineageOrigin, spec_digest
@@ -23,8 +30,7 @@ from fl_protocol.runs import FINISHED_RUN_STATES, Run, RunSpec, RunState
 from fl_protocol.specs.algorithms import ScaffoldAlgorithm
 from fl_protocol.specs.privacy import LocalGaussianPrivacy, LocalLaplacePrivacy
 from fl_protocol.tasks import ControlVariate, EvaluationReport, Receipt, Task, TaskKind
-from fl_protocol.tensors import LENGTH_BYTES, header_length, parse_header
-from fl_protocol.updates import check_model, check_update_structure, update_layout, update_metadata
+from fl_protocol.updates import check_model, check_update_structure, update_layout, update_metadata, update_seed
 
 Headers = Mapping[str, str]
 
@@ -94,7 +100,7 @@ class FakeRun:
     ) -> Model:
         """Adds a model version that a round made; raises ProblemError if it cannot be trained by the spec."""
         num_parameters = sum(int(np.prod(tensor.shape)) for tensor in decode(content).values())
-        check_model(parse_header(_header_bytes(content)), self.run.spec)
+        check_model(header_of(content), self.run.spec)
         version = len(self.models)
         self.models.append(content)
         self.controls.append(control)
@@ -180,9 +186,10 @@ class FakeRun:
             raise ProblemError(ProblemType.ALREADY_SUBMITTED, "other bytes were accepted for this task")
         if not self._is_open(held.task):
             raise ProblemError(ProblemType.ROUND_CLOSED, f"round {held.task.round} closed without this update")
-        header = parse_header(_header_bytes(content))
-        model = parse_header(_header_bytes(self.models[-1]))
-        check_update_structure(header, update_layout(model, self.run.spec))
+        header = header_of(content)
+        model = header_of(self.models[-1])
+        check_update_structure(header, update_layout(model, self.run.spec), self.run.spec.encoding)
+        update_seed(header, self.run.spec.encoding)
         update_metadata(header, self.run.spec.algorithm)
         decode(content)
         held.update = content
@@ -315,14 +322,16 @@ class FakeRun:
             return
         updates = [held.update for held in contributed if held.update is not None]
         algorithm = self.run.spec.algorithm
-        facts = [update_metadata(parse_header(_header_bytes(update)), algorithm) for update in updates]
+        facts = [update_metadata(header_of(update), algorithm) for update in updates]
         weights = [fact.num_examples for fact in facts]
         steps = [fact.local_steps for fact in facts if fact.local_steps is not None]
         scales = fednova_scales(weights, steps) if steps else None
+        encoding, base = self.run.spec.encoding, self.models[-1]
+        updates = [plain_update(update, base=base, encoding=encoding) for update in updates]
         control = self.controls[-1]
         if isinstance(algorithm, ScaffoldAlgorithm):
             control = next_control(control, updates, num_clients=algorithm.num_clients)
-        made = weighted_mean(self.models[-1], updates, weights=weights, scales=scales)
+        made = weighted_mean(base, updates, weights=weights, scales=scales)
         self.add_model(made, number=number, parent=len(self.models) - 1, control=control)
         self._change_round(
             number,
@@ -366,11 +375,6 @@ def new_run(spec: RunSpec) -> FakeRun:
         promise=promise(spec),
     )
     return FakeRun(run)
-
-
-def _header_bytes(content: bytes) -> bytes:
-    length = header_length(content[:LENGTH_BYTES])
-    return content[LENGTH_BYTES : LENGTH_BYTES + length]
 
 
 def _receipt(task: Task, content: bytes) -> Receipt:

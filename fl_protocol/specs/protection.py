@@ -1,14 +1,8 @@
-"""How updates travel, and what protects them."""
+"""What protects updates where nothing does."""
 
 from typing import Literal
 
 from fl_protocol.messages import RequestMessage
-
-
-class DenseEncoding(RequestMessage):
-    """Each tensor travels whole, in the model's own type."""
-
-    kind: Literal["dense"] = "dense"
 
 
 class NoPrivacy(RequestMessage):
