@@ -63,9 +63,12 @@ def plan_mean(
     moving: Header,
     begun: BegunSum | None = None,
 ) -> SumPlan:
-    """Plans a weighted mean, divided by the sum of the weights: each tensor has the grid that the updates choose."""
+    """Plans a weighted mean, divided by the sum of the weights: each tensor has the grid that the updates choose.
+
+    What was skipped weighs there, too, and is zero.
+    """
     weighted = [(one, weight) for one, weight in zip(contributions, decision.weights, strict=True) if weight]
-    waiting, members = _split(weighted, begun)
+    waiting, members = _split([pair for pair in weighted if not pair[0].update.skipped], begun)
     known: Mapping[int, Magnitudes] = {} if begun is None else begun.magnitudes
     magnitudes = {
         tensor: known.get(tensor, Magnitudes()).extended(
