@@ -30,10 +30,10 @@ from fl_protocol.specs.skipping import NoSkipping
 from fl_protocol.tensors import Header
 
 INTAKE_BYTES_PER_SECOND: Final = 120e6
-"""What one process takes in, checks and makes durable, of large updates in SQLite (`python -m benchmarks upload`)."""
+"""Assumed of one process that makes large updates durable in SQLite; `python -m benchmarks upload` measures it."""
 
 AGGREGATION_BYTES_PER_SECOND: Final = 350e6
-"""What one process adds up of stored updates, the model's bytes included (`python -m benchmarks eager`)."""
+"""Assumed of one process that adds up stored updates; `python -m benchmarks eager` measures it."""
 
 _REQUESTS: Final = 3
 """Claim, download, upload: each waits once for the line's latency."""
@@ -190,7 +190,7 @@ def _encodings(chosen: Encoding) -> list[tuple[str, Encoding]]:
 
 def describe(encoding: Encoding) -> str:
     """Names an encoding in a few words."""
-    words = [encoding.kind]
+    words: list[str] = [encoding.kind]
     if isinstance(encoding, DenseEncoding) and encoding.dtype != "model":
         words.append(encoding.dtype)
     if isinstance(encoding, SparseEncoding):
@@ -220,7 +220,7 @@ def _warnings(spec: RunSpec, model: Header, times: Times, *, conditions: Conditi
         )
     elif conditions.num_clients < spec.round.quorum:
         said.append(
-            f"round.quorum is {spec.round.quorum} and there are {conditions.num_clients} clients: each round would wait "
-            f"for its deadline, {spec.round.deadline_seconds:g} s"
+            f"round.quorum is {spec.round.quorum} and there are {conditions.num_clients} clients: each round would "
+            f"wait for its deadline, {spec.round.deadline_seconds:g} s"
         )
     return tuple(said)
