@@ -26,6 +26,12 @@ def train(task: TrainingTask) -> TrainedDelta:
     return TrainedDelta(tensors=tensors, num_examples=10_000, metrics=METRICS)
 
 
+def the_update(operator: httpx.Client, run_id: str) -> dict[str, Any]:
+    found: list[dict[str, Any]] = operator.get(f"/v1/runs/{run_id}/rounds/1/updates").json()["items"]
+    assert len(found) == 1
+    return found[0]
+
+
 @pytest.mark.parametrize(
     "encoding", [{"kind": "dense"}, {"kind": "int8"}, {"kind": "topk", "fraction": 0.1}], ids=lambda one: one["kind"]
 )
@@ -42,7 +48,7 @@ async def test_a_round_has_the_bytes_that_were_planned(
     enrolled = enrol(shared_operator)
     async with AggregatorClient(shared_server.url, token=enrolled.token) as client:
         await participate(client, run_id, train)
-    [listed] = shared_operator.get(f"/v1/runs/{run_id}/rounds/1/updates").json()["items"]
+    listed = the_update(shared_operator, run_id)
     body = pack(MODEL)
     model = parse_header(body[8 : 8 + int.from_bytes(body[:8], "little")])
     assert update_size(model, RunSpec.model_validate(fields)).num_bytes == listed["num_bytes"]
