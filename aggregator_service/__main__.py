@@ -9,7 +9,7 @@ import typer
 
 from aggregator_service import app as composition
 from aggregator_service import server
-from aggregator_service.allocator import limit_arenas
+from aggregator_service.allocator import bound_memory
 from aggregator_service.app import SettingsError
 from aggregator_service.descriptors import allow_descriptors
 from aggregator_service.domain.privacy.ledger import LedgerError
@@ -57,7 +57,7 @@ def serve(
     The first start prints an operator token once, unless FEDQUORUM_OPERATOR_TOKEN gives it.
     """
     configure_logging()
-    limit_arenas()
+    bound_memory()
     allow_descriptors()
     with _one_line_errors():
         settings = composition.read_settings(
