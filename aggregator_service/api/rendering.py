@@ -114,6 +114,7 @@ def render_model(model: ModelRecord, run: RunRecord) -> Model:
         parent_version=model.parent_version,
         restored_from=model.restored_from,
         tags=[tag.value for tag, applies in tags.items() if applies],
+        removed_at=model.removed_at,
     )
 
 
@@ -149,6 +150,7 @@ def render_contribution(update: UpdateRecord) -> Contribution:
         num_bytes=update.num_bytes,
         accepted_at=update.accepted_at,
         local_steps=update.local_steps,
+        removed_at=update.removed_at,
     )
 
 
