@@ -28,12 +28,13 @@ from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.privacy_claims import PrivacyClaim
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import RoundState
-from fl_protocol.runs import FINISHED_RUN_STATES, RunState
+from fl_protocol.runs import FINISHED_RUN_STATES, RunSpec, RunState
 from fl_protocol.specs.algorithms import ScaffoldAlgorithm
 from fl_protocol.specs.encodings import keeps_residual
 from fl_protocol.specs.evaluation import evaluation_terms
 from fl_protocol.specs.rounds import BufferedRoundSpec
 from fl_protocol.specs.selection import OpenSelection
+from fl_protocol.specs.skipping import NormSkipping
 from fl_protocol.tasks import TaskKind
 from fl_protocol.updates import max_update_bytes, update_layout
 
@@ -46,7 +47,7 @@ class Assignment:
     """A task with all that its client must know; `is_new` unless the client held it already.
 
     `counted_update` is the digest of the client's newest update that a published model holds, where
-    SCAFFOLD or error feedback needs it.
+    SCAFFOLD, error feedback or skipping needs it.
     """
 
     task: TaskRecord
@@ -169,7 +170,7 @@ async def _try_claim(flow: Flow, run_id: str, client_id: str) -> Assignment | No
         if round_ is None or model is None:
             raise LookupError(f"task {task.task_id} lacks its round or its model, version {task.base_version}")
         counted = None
-        if isinstance(run.spec.algorithm, ScaffoldAlgorithm) or keeps_residual(run.spec.encoding):
+        if _keeps_something(run.spec):
             counted = updates.last_counted(tx, run_id=run_id, client_id=client_id)
         claim = budget.claim(tx, run, client_id, round_number=round_.number)
         manifest = manifests.of_round(tx, round_.round_id) if task.kind is TaskKind.TRAIN else None
@@ -180,6 +181,12 @@ async def _try_claim(flow: Flow, run_id: str, client_id: str) -> Assignment | No
         return None
     layout = update_layout(await layout_of(flow, claimed.model), claimed.run.spec)
     return replace(claimed, max_num_bytes=max_update_bytes(layout, claimed.run.spec.encoding))
+
+
+def _keeps_something(spec: RunSpec) -> bool:
+    """Tells whether a client keeps, beside each update, what only counts once that update does."""
+    keeps = isinstance(spec.algorithm, ScaffoldAlgorithm) or isinstance(spec.skipping, NormSkipping)
+    return keeps or keeps_residual(spec.encoding)
 
 
 async def _pause_seconds(flow: Flow, run_id: str) -> int:
