@@ -1,7 +1,9 @@
 """Exact weighted sums, one window of the model after the other; a sum may go on from one of some of the updates."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +21,8 @@ from fl_protocol.tensors import Header
 
 _TOGETHER: Final = 4
 """So many updates are added in one pass over the sums; of each a window is in memory."""
+
+_THREADS: Final = 2
 
 Weighted = Sequence[tuple[Contribution, int]]
 
@@ -129,13 +133,26 @@ def _integer_sums(weighted: Weighted, model: Header) -> dict[int, _IntegerSum]:
 
 
 def summed(plan: SumPlan, model: Header) -> Iterator[tuple[Sequence[Segment], "Sums"]]:
-    """Yields the model window by window with its sums, each valid until the next one is asked for."""
-    floats, first = np.empty(WINDOW_ELEMENTS, dtype=np.int64), 0
-    for window in windows(model):
-        sums = Sums(plan, first, floats[: window[-1].offset + window[-1].num_elements])
-        sums.fold(window)
-        yield window, sums
-        first += sums.totals.size
+    """Yields the model window by window with its sums, each valid until the next one is asked for.
+
+    Another thread adds up the next window meanwhile, and one more helps it where there are many updates.
+    """
+    first, buffers = 0, [np.empty(WINDOW_ELEMENTS, dtype=np.int64) for _ in range(2)]
+    before: tuple[Sequence[Segment], Sums] | None = None
+    folding: Future[None] | None = None
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="sums") as pool:
+        for number, window in enumerate(windows(model)):
+            # One window after the other: updates are read in order.
+            if folding is not None:
+                folding.result()
+            sums = Sums(plan, first, buffers[number % 2][: window[-1].offset + window[-1].num_elements], pool)
+            folding = pool.submit(sums.fold, window)
+            if before is not None:
+                yield before
+            before, first = (window, sums), first + sums.totals.size
+        if before is not None and folding is not None:
+            folding.result()
+            yield before
 
 
 def _delta_weight(contribution: Contribution, weight: int) -> float:
@@ -153,7 +170,9 @@ class Sums:
     plan: SumPlan
     first: int
     totals: Int64Array
+    pool: ThreadPoolExecutor
     integer_totals: dict[int, IntegerArray] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
 
     def fold(self, window: Sequence[Segment]) -> None:
         """Adds up the whole window, some updates at a time."""
@@ -201,18 +220,37 @@ class Sums:
         return anew
 
     def _add(self, weighted: Weighted, segments: Sequence[Segment]) -> None:
-        for begin in range(0, len(weighted), _TOGETHER):
-            self._add_together(weighted[begin : begin + _TOGETHER], segments)
+        groups = iter([weighted[begin : begin + _TOGETHER] for begin in range(0, len(weighted), _TOGETHER)])
+
+        def add() -> None:
+            for group in groups:
+                self._add_together(group, segments)
+
+        if len(weighted) <= _TOGETHER:
+            return add()
+        # Whoever is free takes the next group: a core that others need as well only takes fewer.
+        helping = self.pool.submit(add)
+        try:
+            add()
+        finally:
+            helping.result()
+        return None
 
     def _add_together(self, weighted: Weighted, segments: Sequence[Segment]) -> None:
         floats: dict[int, list[tuple[Summand, float]]] = {}
+        integers: list[tuple[int, IntegerArray, int]] = []
         for one, weight in weighted:
             for segment, run in one.runs(segments):
                 if segment.spec.is_float:
                     floats.setdefault(segment.offset, []).append((summand(run), _delta_weight(one, weight)))
                 elif segment.offset in self.integer_totals and isinstance(run, DenseRun):
-                    integer_mean.fold(self.integer_totals[segment.offset], run.values, weight=weight)
-        for segment in segments:
-            if segment.offset in floats:
-                summands, weights = zip(*floats[segment.offset], strict=True)
-                exact_sum.fold_all(self.of(segment), summands, weights=weights, shift=self.plan.shifts[segment.tensor])
+                    integers.append((segment.offset, run.values, weight))
+        # Reading takes longer than adding, and so the other thread is seldom in the way.
+        with self.lock:
+            for offset, values, weight in integers:
+                integer_mean.fold(self.integer_totals[offset], values, weight=weight)
+            for segment in segments:
+                if segment.offset in floats:
+                    summands, weights = zip(*floats[segment.offset], strict=True)
+                    shift = self.plan.shifts[segment.tensor]
+                    exact_sum.fold_all(self.of(segment), summands, weights=weights, shift=shift)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fl_protocol.dtypes import CARRIERS, Values
 from fl_protocol.tensors import LENGTH_BYTES, Header, TensorSpec, header_length, malformed, parse_header
 
-WINDOW_ELEMENTS: Final = 1 << 20
+WINDOW_ELEMENTS: Final = 1 << 19
 _MAX_HEADER_BYTES: Final = 1 << 24
 _ABSENT: Final = -1
 

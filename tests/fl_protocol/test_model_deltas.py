@@ -46,7 +46,8 @@ def pairs(draw: st.DrawFn) -> tuple[bytes, bytes]:
     layout = [(f"t{number}", dtype, shape) for number, (dtype, shape) in enumerate(kinds)]
     size = sum(CARRIERS[dtype].itemsize * int(np.prod(shape)) for _, dtype, shape in layout)
     bits = st.binary(min_size=size, max_size=size)
-    metadata = draw(st.dictionaries(st.text("abc", min_size=1, max_size=3), st.text(max_size=5), max_size=2))
+    texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=5)
+    metadata = draw(st.dictionaries(st.text("abc", min_size=1, max_size=3), texts, max_size=2))
     return render_header(layout, {}) + draw(bits), render_header(layout, metadata) + draw(bits)
 
 
