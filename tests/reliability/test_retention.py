@@ -58,4 +58,7 @@ def files(folder: Path) -> set[str]:
 def named(database_url: str) -> set[str]:
     """Names the blobs whose rows say that their bytes are there."""
     with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as connection:
-        return {blob_id for (blob_id,) in connection.execute("SELECT blob_id FROM blobs WHERE store LIKE 'file:%'")}
+        return {
+            blob_id
+            for (blob_id,) in connection.execute("SELECT blob_id FROM blobs WHERE sealed AND store LIKE 'file:%'")
+        }
