@@ -1,9 +1,11 @@
 """The page of encodings: its vectors hold for who has numpy and AES alone, and a server takes them."""
 
 import hashlib
+import importlib
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 
 from client_sdk.compression.decoder import decode_delta
+from client_sdk.demo import mnist
+from client_sdk.torch import image_dataset
 from fl_protocol.arrays import decode
 from fl_protocol.encodings.byte_shuffle import BlockCutter, shuffled, unshuffle_block
 from fl_protocol.encodings.random_mask import mask_indices, parts_of_window
@@ -75,3 +79,43 @@ def test_the_program_on_the_page_shuffles_as_the_vectors_and_the_server_do() -> 
     cutter = BlockCutter()
     blocks = [*cutter.feed(made[:5]), *cutter.feed(made[5:]), cutter.close()]
     assert b"".join(map(unshuffle_block, blocks)) == body
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(CHECKOUT / "examples"))
+    return importlib.import_module("thin_links")
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """Reads the rows of a table whose first column is an encoding's name."""
+    cells = ([cell.strip() for cell in line.strip("│| ").replace("│", "|").split("|")] for line in text.splitlines())
+    return {row[0]: row[1:] for row in cells if len(row) == 5}
+
+
+def test_the_example_counts_what_travelled_and_measures_what_was_learnt(
+    example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = mnist.load()
+    data = example.shares(images, num_examples=30)[:2]
+    test = image_dataset(images.test_images[:100], images.test_labels[:100])
+    names = ["dense (float32)", "int8 + zstd", "topk 1%"]
+    found = {name: example.train(example.WAYS[name], data, test, num_rounds=2) for name in names}
+    example.report(found, plot=str(tmp_path / "plot.svg"))
+    printed = rows_of(capsys.readouterr().out)
+    assert [len(one.num_bytes) for one in found.values()] == [4, 4, 4]
+    assert 407_080 < found["dense (float32)"].bytes_of_update < 408_000
+    assert float(printed["int8 + zstd"][1]) < 0.25
+    assert float(printed["topk 1%"][1]) < 0.03
+    assert (tmp_path / "plot.svg").read_text().startswith("<svg")
+
+
+def test_the_pages_table_has_every_row_of_the_example_within_what_is_promised(example: Any) -> None:
+    rows = rows_of(PAGE)
+    assert [name for name in rows if name in example.WAYS] == list(example.WAYS)
+    shares = {name: float(rows[name][1]) for name in example.WAYS}
+    points = {name: float(rows[name][3]) for name in example.WAYS}
+    assert shares["int8 + zstd"] < 0.25
+    assert shares["topk 1%"] < 0.03
+    for name in ("int8", "int8 + zstd", "topk 1%", "topk 1% + zstd", "bfloat16", "float16"):
+        assert abs(points[name]) <= 0.5, name
