@@ -39,7 +39,8 @@ def serve(
     blob_store: Annotated[
         str | None,
         typer.Option(
-            help="Where tensors are kept: database or file:///FOLDER [env: FEDQUORUM_BLOB_STORE, else database]"
+            help="Where new tensors are kept: database, file:///FOLDER or s3://BUCKET/PREFIX "
+            "[env: FEDQUORUM_BLOB_STORE, else database]"
         ),
     ] = None,
     behind_proxy: Annotated[

@@ -1,12 +1,15 @@
 """Answers with stored tensors: which form of them, all or a part, or only that the asker has them (RFC 9110, 9111)."""
 
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
+from aggregator_service.api.answers import ZERO_COPY
 from aggregator_service.api.problems import describe
 from aggregator_service.api.ranges import ByteRange, entity_tag, matches, requested_range
 from aggregator_service.flow import downloads
@@ -98,9 +101,9 @@ async def answer(
         num_bytes=content.num_bytes,
     )
     if part is None:
-        return _stream(flow, content, ByteRange(0, content.num_bytes), status=200, headers=headers)
+        return _PartOf(flow, content, ByteRange(0, content.num_bytes), status=200, headers=headers)
     headers["Content-Range"] = f"bytes {part.begin}-{part.end - 1}/{content.num_bytes}"
-    return _stream(flow, content, part, status=206, headers=headers)
+    return _PartOf(flow, content, part, status=206, headers=headers)
 
 
 async def _selected(plain: Content, conditions: Conditions, *, coded: Coded | None, delta: Coded | None) -> Content:
@@ -123,11 +126,33 @@ def _headers(content: Content) -> dict[str, str]:
     return headers | ({"Content-Encoding": "zstd"} if content.form is Form.ZSTD else {})
 
 
-def _stream(flow: Flow, content: Content, part: ByteRange, *, status: int, headers: dict[str, str]) -> Response:
-    media_type = DELTA_MEDIA_TYPE if content.form is Form.DELTA else TENSOR_MEDIA_TYPE
-    pieces = downloads.plain(flow, content, begin=part.begin, end=part.end)
-    length = {"Content-Length": str(part.end - part.begin)}
-    return StreamingResponse(pieces, status_code=status, headers=headers | length, media_type=media_type)
+class _PartOf(StreamingResponse):
+    """A part of a content: by sendfile where a file holds it, else in pieces."""
+
+    def __init__(self, flow: Flow, content: Content, part: ByteRange, *, status: int, headers: dict[str, str]) -> None:
+        super().__init__(
+            downloads.plain(flow, content, begin=part.begin, end=part.end),
+            status_code=status,
+            headers=headers | {"Content-Length": str(part.end - part.begin)},
+            media_type=DELTA_MEDIA_TYPE if content.form is Form.DELTA else TENSOR_MEDIA_TYPE,
+        )
+        self._flow = flow
+        self._content = content
+        self._part = part
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers; whoever gets a file as it lies there checks its digest, as with every download."""
+        is_file = ZERO_COPY in scope.get("extensions", {}) and not self._content.prefix
+        file = await self._flow.blobs.open_local(self._content.blob_id) if is_file else None
+        if file is None:
+            await super().__call__(scope, receive, send)
+            return
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            begin, count = self._content.blob_begin + self._part.begin, self._part.end - self._part.begin
+            await send({"type": ZERO_COPY, "file": file, "offset": begin, "count": count})
+        finally:
+            os.close(file)
 
 
 def _accepts_zstd(header: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from aggregator_service.api.answers import PacedAnswers
 from aggregator_service.api.problems import render
 from fl_protocol.problems import ProblemError, ProblemType
 
@@ -31,6 +32,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Starts the clock for the first request's head."""
         super().connection_made(transport)
+        self.app = PacedAnswers(self.app, transport)
         self._start_deadline(HEADER_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:

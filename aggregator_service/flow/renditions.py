@@ -7,6 +7,7 @@ are noise. Nothing is made before somebody asks, because it would take a round's
 import hashlib
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import partial
 from typing import Final
 
@@ -30,6 +31,7 @@ MAX_DELTA_VERSIONS: Final = 8
 PATIENCE_SECONDS: Final = 5.0
 """How long a request waits for a rendition that is being made; then it gets the whole model."""
 
+_KEPT_FOR: Final = timedelta(days=1)
 _PIECE_NUM_BYTES: Final = 1 << 20
 _LEVEL: Final = 1
 _LEAST_SAVED: Final = 20
@@ -69,6 +71,20 @@ async def delta(flow: Flow, model: ModelRecord, *, base_version: int) -> Content
         return None
     key = RenditionKey(model.run_id, model.version, RenditionKind.DELTA, base_version)
     return await _given(flow, key, of=model.file, pieces=lambda: _delta(flow, base.file, model.file))
+
+
+async def forget_old(flow: Flow) -> int:
+    """Removes renditions that were made a day ago or earlier of versions that are not the newest; gives how many.
+
+    They are made again if somebody asks; a download of one that is under way is cut and goes on with another form.
+    """
+    made_before = await flow.transactions.read_one("now", lambda tx: tx.now()) - _KEPT_FOR
+    total = 0
+    while removed := await flow.transactions.write(
+        "forget_renditions", lambda tx: renditions.remove_old(tx, made_before=made_before)
+    ):
+        total += removed
+    return total
 
 
 async def _given(flow: Flow, key: RenditionKey, *, of: TensorFile, pieces: _Pieces) -> Content | None:

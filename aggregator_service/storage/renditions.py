@@ -1,11 +1,13 @@
 """The renditions table: variants of model versions, each made once and kept for as long as somebody may want it."""
 
+from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from aggregator_service.domain.records import RenditionKey, RenditionKind, RenditionRecord, TensorFile
-from aggregator_service.storage.tables import models, renditions
+from aggregator_service.storage.blobs import remove_blobs
+from aggregator_service.storage.tables import models, renditions, runs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 
 _BY_KEY: Final = (
@@ -15,6 +17,7 @@ _BY_KEY: Final = (
     renditions.c.base_version == sa.bindparam("of_base"),
 )
 _GET: Final = sa.select(renditions).where(*_BY_KEY)
+_DELETE: Final = sa.delete(renditions).where(*_BY_KEY)
 _LOCK: Final = (
     sa.select(models.c.version)
     .where(models.c.run_id == sa.bindparam("of_run"), models.c.version == sa.bindparam("of_version"))
@@ -49,6 +52,22 @@ def insert(tx: WriteTx, rendition: RenditionRecord) -> None:
             created_at=rendition.created_at,
         )
     )
+
+
+def remove_old(tx: WriteTx, *, made_before: datetime) -> int:
+    """Removes up to 100 renditions, with their bytes, of versions that are no longer the newest; gives how many."""
+    is_newest = sa.and_(runs.c.run_id == renditions.c.run_id, runs.c.latest_version == renditions.c.version)
+    old = (
+        sa.select(renditions)
+        .where(renditions.c.created_at < made_before, ~sa.exists().where(is_newest))
+        .order_by(renditions.c.created_at)
+        .limit(100)
+    )
+    found = [_record(row) for row in tx.connection.execute(old)]
+    for rendition in found:
+        tx.connection.execute(_DELETE, _parameters(rendition.key))
+    remove_blobs(tx, *(rendition.file.blob_id for rendition in found if rendition.file is not None))
+    return len(found)
 
 
 def _parameters(key: RenditionKey) -> dict[str, Any]:

@@ -42,7 +42,6 @@ blob_deletions: Final = sa.Table(
     metadata,
     identifier("blob_id", primary_key=True),
     sa.Column("store", sa.Text, nullable=False),
-    sa.Column("num_bytes", sa.BigInteger),
 )
 
 blob_chunks: Final = sa.Table(

@@ -17,7 +17,7 @@ from aggregator_service.domain.helper_mode.records import MaskSumRecord
 from aggregator_service.domain.records import RoundRecord
 from aggregator_service.domain.sessions.records import SessionRecord
 from aggregator_service.domain.sessions.steps import Abort
-from aggregator_service.flow import aggregation, expiry, lifecycle, publication, sealed_rounds
+from aggregator_service.flow import aggregation, expiry, lifecycle, publication, renditions, sealed_rounds
 from aggregator_service.flow.aggregation import Candidate
 from aggregator_service.flow.begun_sums import BegunSum
 from aggregator_service.flow.context import Flow
@@ -182,6 +182,8 @@ class EmbeddedWorker:
         self._orphans_begun_before = None
         if removed:
             _log.info("orphans_swept", count=removed)
+        if forgotten := await renditions.forget_old(self._flow):
+            _log.info("renditions_forgotten", count=forgotten)
         await asyncio.sleep(_SWEEP_SECONDS)
         return 0.001
 

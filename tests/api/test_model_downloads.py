@@ -1,29 +1,37 @@
 """Downloads in each of their forms: what is sent, what is made once and kept, and what caches and resumers rely on."""
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import numpy as np
 import pytest
+from starlette.types import Message
 
+from aggregator_service.api.answers import ZERO_COPY
+from aggregator_service.api.downloads import Conditions, answer
+from aggregator_service.domain.records import TensorFile
+from aggregator_service.flow.downloads import content_of
 from fl_protocol import model_deltas
 from fl_protocol.model_deltas import DeltaHead
-from tests.support.databases import SHARED_POSTGRES_IN_SOAK
-from tests.support.participant import Tensors, create_run, enrol, pack, update_body, wait_for_run
+from tests.support.databases import POSTGRES_IN_SOAK, SHARED_POSTGRES_IN_SOAK
+from tests.support.participant import Tensors, create_run, enrol, pack, unpack, update_body, wait_for_run
 from tests.support.refusals import assert_refused
 from tests.support.server import ServerProcess
 from tests.support.stored import Stored
+from tests.support.zygote import Zygote
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
-
-pytestmark = SHARED_POSTGRES_IN_SOAK
 
 NUM_VERSIONS = 10
 DELTA = "application/vnd.fedquorum.delta"
@@ -66,17 +74,19 @@ def stored(shared_server: ServerProcess) -> Iterator[Stored]:
 
 @pytest.fixture(scope="module")
 def history(shared_operator: httpx.Client) -> History:
-    client = enrol(shared_operator, "writer")
-    run_id = create_run(shared_operator, _model(), num_rounds=NUM_VERSIONS, round={"quorum": 1})
+    return _history(shared_operator, NUM_VERSIONS)
+
+
+def _history(http: httpx.Client, num_versions: int) -> History:
+    client = enrol(http, "writer")
+    run_id = create_run(http, _model(), num_rounds=num_versions, round={"quorum": 1})
     generator = np.random.default_rng(5)
-    for number in range(1, NUM_VERSIONS + 1):
+    for number in range(1, num_versions + 1):
         task = client.claim(run_id, wait=20).json()
         step = {"w": generator.normal(scale=1e-6, size=(50, 1000)).astype(np.float32)}
         assert client.put(task["task_id"], update_body(step, num_examples=1)).status_code == 201
-        wait_for_run(shared_operator, run_id, version=number)
-    answers = [
-        shared_operator.get(f"/v1/runs/{run_id}/models/{version}", headers=PLAIN) for version in range(NUM_VERSIONS + 1)
-    ]
+        wait_for_run(http, run_id, version=number)
+    answers = [http.get(f"/v1/runs/{run_id}/models/{version}", headers=PLAIN) for version in range(num_versions + 1)]
     return History(run_id, [answer.content for answer in answers])
 
 
@@ -93,6 +103,7 @@ def _restored(history: History, delta: bytes, *, base: int, target: int) -> byte
     return b"".join(model_deltas.apply([delta], base=lambda begin, end: whole[begin:end], expected=head))
 
 
+@SHARED_POSTGRES_IN_SOAK
 def test_zstd_is_a_form_of_its_own_with_a_length_and_a_tag(shared_operator: httpx.Client, history: History) -> None:
     answer, body = _raw(shared_operator, history.url(1), Accept_Encoding="zstd")
     assert (answer.status_code, answer.headers["content-encoding"]) == (200, "zstd")
@@ -105,6 +116,7 @@ def test_zstd_is_a_form_of_its_own_with_a_length_and_a_tag(shared_operator: http
     assert {answer.headers["vary"], plain.headers["vary"]} == {"Accept-Encoding"}
 
 
+@SHARED_POSTGRES_IN_SOAK
 def test_shared_caches_may_keep_a_model_and_must_ask_before_each_use(
     shared_operator: httpx.Client, history: History
 ) -> None:
@@ -118,6 +130,7 @@ def test_shared_caches_may_keep_a_model_and_must_ask_before_each_use(
     assert_refused(stranger, "unauthenticated")
 
 
+@SHARED_POSTGRES_IN_SOAK
 def test_who_has_the_newest_version_in_an_accepted_form_is_told_so(
     shared_operator: httpx.Client, history: History
 ) -> None:
@@ -144,6 +157,7 @@ def test_who_has_the_newest_version_in_an_accepted_form_is_told_so(
             assert "cache-control" in answer.headers
 
 
+@SHARED_POSTGRES_IN_SOAK
 def test_a_part_counts_in_the_bytes_of_its_own_form(shared_operator: httpx.Client, history: History) -> None:
     forms = [(history.url(1), "identity"), (history.url(1), "zstd"), (f"{history.url(2)}?base=1", "identity")]
     for url, accepted in forms:
@@ -157,6 +171,7 @@ def test_a_part_counts_in_the_bytes_of_its_own_form(shared_operator: httpx.Clien
         assert (other.status_code, again) == (200, whole)
 
 
+@SHARED_POSTGRES_IN_SOAK
 def test_who_went_off_with_plain_bytes_goes_on_with_plain_bytes(
     shared_operator: httpx.Client, history: History
 ) -> None:
@@ -166,6 +181,7 @@ def test_who_went_off_with_plain_bytes_goes_on_with_plain_bytes(
     assert (rest.status_code, body, "content-encoding" in rest.headers) == (206, history.versions[1][9:], False)
 
 
+@SHARED_POSTGRES_IN_SOAK
 @pytest.mark.parametrize("base", [NUM_VERSIONS - 1, NUM_VERSIONS - 3, NUM_VERSIONS - 8])
 def test_a_delta_turns_an_earlier_version_into_the_newest_exactly(
     shared_operator: httpx.Client, history: History, base: int
@@ -176,6 +192,7 @@ def test_a_delta_turns_an_earlier_version_into_the_newest_exactly(
     assert len(body) < 0.6 * len(history.versions[-1])
 
 
+@SHARED_POSTGRES_IN_SOAK
 @pytest.mark.parametrize("base", [0, 1, NUM_VERSIONS, NUM_VERSIONS + 1, 2**53 - 1])
 def test_the_whole_model_comes_where_no_delta_helps(shared_operator: httpx.Client, history: History, base: int) -> None:
     answer, body = _raw(shared_operator, f"{history.url('latest')}?base={base}")
@@ -183,6 +200,7 @@ def test_the_whole_model_comes_where_no_delta_helps(shared_operator: httpx.Clien
     assert (answer.headers["etag"], body) == (history.tag(NUM_VERSIONS), history.versions[-1])
 
 
+@SHARED_POSTGRES_IN_SOAK
 def test_a_form_that_saves_little_is_not_used(shared_operator: httpx.Client, stored: Stored, history: History) -> None:
     noise = create_run(shared_operator, _noise(), start=False)
     answer, body = _raw(shared_operator, f"/v1/runs/{noise}/models/0", Accept_Encoding="zstd")
@@ -190,6 +208,7 @@ def test_a_form_that_saves_little_is_not_used(shared_operator: httpx.Client, sto
     assert stored.rows("SELECT blob_id FROM renditions WHERE run_id = :run", run=noise) == [(None,)]
 
 
+@SHARED_POSTGRES_IN_SOAK
 def test_a_form_is_made_once_for_all_who_ask_at_once(shared_operator: httpx.Client, stored: Stored) -> None:
     run_id = create_run(shared_operator, _model(), start=False)
     before = stored.counts("blobs", "renditions")
@@ -198,3 +217,60 @@ def test_a_form_is_made_once_for_all_who_ask_at_once(shared_operator: httpx.Clie
         bodies = [each.result()[1] for each in asked]
     assert len(set(bodies)) == 1
     assert stored.counts("blobs", "renditions") == {name: number + 1 for name, number in before.items()}
+
+
+@POSTGRES_IN_SOAK
+def test_files_are_sent_in_every_form_and_part_as_chunks_are(
+    database_url: str, tmp_path: Path, forking: Zygote
+) -> None:
+    server = ServerProcess(
+        database_url, tmp_path, environment={"FEDQUORUM_BLOB_STORE": f"file://{tmp_path}/blobs"}, zygote=forking
+    )
+    with server.start().http() as http:
+        history = _history(http, 2)
+        whole = history.versions[2]
+        assert hashlib.sha256(whole).hexdigest() in http.get(f"{history.url(2)}", headers=PLAIN).headers["etag"]
+        for begin, end in ((0, 1), (5, 150_000), (len(whole) - 1, len(whole))):
+            answer, body = _raw(http, history.url(2), Range=f"bytes={begin}-{end - 1}")
+            assert (answer.status_code, body) == (206, whole[begin:end])
+        assert zstd.decompress(_raw(http, history.url(2), Accept_Encoding="zstd")[1]) == whole
+        delta = _raw(http, f"{history.url(2)}?base=1")[1]
+        assert _restored(history, delta, base=1, target=2) == whole
+        exported = http.get(f"{history.url(2)}/export", headers=PLAIN).content
+        assert unpack(exported)["w"].tobytes() == unpack(whole)["w"].tobytes()
+    server.kill()
+
+
+@dataclass
+class _Files:
+    """Stands for the blobs of a server whose blobs are files; counts what was opened and is still open."""
+
+    path: Path
+    opened: list[int] = field(default_factory=list)
+
+    async def open_local(self, blob_id: str) -> int | None:
+        self.opened.append(os.open(self.path, os.O_RDONLY))
+        return self.opened[-1]
+
+
+@pytest.mark.parametrize("begin", [0, 17])
+async def test_a_file_is_handed_to_the_kernel_and_closed(tmp_path: Path, begin: int) -> None:
+    path = tmp_path / "blob"
+    path.write_bytes(bytes(100))
+    files = _Files(path)
+    plain = content_of(TensorFile("blob_1", "sha256:" + "0" * 64, 100), version=3)
+    asked = Conditions(None, None, f"bytes={begin}-", accepts_zstd=False)
+    messages: list[Message] = []
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+
+    async def receive() -> Message:
+        raise AssertionError("nothing is to be read")
+
+    answered = await answer(cast("Any", SimpleNamespace(blobs=files)), plain, asked, cache_control="no-store")
+    await answered({"type": "http", "extensions": {ZERO_COPY: {}}}, receive, send)
+    assert [message["type"] for message in messages] == ["http.response.start", ZERO_COPY]
+    assert (messages[1]["offset"], messages[1]["count"]) == (begin, 100 - begin)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(files.opened[0])
