@@ -9,8 +9,9 @@ import typer
 
 from aggregator_service import app as composition
 from aggregator_service import server
-from aggregator_service.allocator import limit_arenas
+from aggregator_service.allocator import bound_memory
 from aggregator_service.app import SettingsError
+from aggregator_service.descriptors import allow_descriptors
 from aggregator_service.domain.privacy.ledger import LedgerError
 from aggregator_service.server import ListenError
 from aggregator_service.storage.blobs import BlobStoreError
@@ -56,7 +57,8 @@ def serve(
     The first start prints an operator token once, unless FEDQUORUM_OPERATOR_TOKEN gives it.
     """
     configure_logging()
-    limit_arenas()
+    bound_memory()
+    allow_descriptors()
     with _one_line_errors():
         settings = composition.read_settings(
             host=host, port=port, database_url=database_url, blob_store=blob_store, behind_proxy=behind_proxy

@@ -11,7 +11,7 @@ from typing import Final
 
 from aggregator_service import failpoints
 from aggregator_service.flow.context import Flow
-from aggregator_service.storage.blobs import BlobUpload
+from aggregator_service.storage.blobs import Blobs, BlobUpload
 from fl_protocol.encodings.byte_shuffle import BlockCutter, unshuffle_block
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.streaming import Piece, StreamDecoder
@@ -23,6 +23,9 @@ else:
     from backports import zstd
 
 PIECE_NUM_BYTES: Final = 1 << 20
+_SHORT_NUM_BYTES: Final = 64 << 10
+"""What is no longer is hashed and checked faster than a thread is asked to."""
+
 _WINDOW_LOG_MAX: Final = 23
 
 
@@ -75,6 +78,15 @@ class _Receiver:
             self._on_piece(piece)
         self.upload.append(data)
 
+    def finish(self, blobs: Blobs, last: bytes, announced: str | None) -> str:
+        """Takes the last piece, makes all of it durable and gives its digest."""
+        self.take(last)
+        self._decoder.close()
+        digest = f"sha256:{self.hash.hexdigest()}"
+        _check_digest(digest, announced)
+        blobs.finish_blocking(self.upload)
+        return digest
+
 
 async def receive(flow: Flow, body: Body, *, decoder: StreamDecoder, on_piece: Callable[[Piece], None]) -> Received:
     """Receives, checks and stores a body; on any failure nothing of it stays.
@@ -82,21 +94,24 @@ async def receive(flow: Flow, body: Body, *, decoder: StreamDecoder, on_piece: C
     Raises whatever the decoder or `on_piece` raise, `digest-mismatch` if the body is not what was announced, and
     `malformed-update` for a broken compressed stream.
     """
-    upload = BlobUpload(flow.new_id("blob"))
+    upload, last = BlobUpload(flow.new_id("blob")), b""
     receiver = _Receiver(upload, decoder, on_piece)
     try:
         async for data in _decoded(_gathered(body.chunks), body.coding):
-            if len(data) < PIECE_NUM_BYTES:
-                receiver.take(data)
-            else:
+            if len(data) >= PIECE_NUM_BYTES:
                 await asyncio.to_thread(receiver.take, data)
+            elif body.coding is ContentCoding.IDENTITY:
+                # Only the last piece is short: what is left to do with it, and after it, takes one turn of a thread.
+                last = data
+            else:
+                receiver.take(data)
             if upload.is_due:
                 await flow.blobs.flush(upload)
                 failpoints.reach("intake.chunks_stored")
-        decoder.close()
-        digest = f"sha256:{receiver.hash.hexdigest()}"
-        _check_digest(digest, body.digest)
-        await flow.blobs.finish(upload)
+        if len(last) > _SHORT_NUM_BYTES or flow.blobs.waits_for_disk(upload):
+            digest = await flow.blobs.threaded(receiver.finish, flow.blobs, last, body.digest)
+        else:
+            digest = receiver.finish(flow.blobs, last, body.digest)
     except BaseException:
         await asyncio.shield(flow.blobs.discard(upload))
         raise

@@ -127,10 +127,6 @@ class Transactions:
         """
         return await asyncio.wrap_future(self._submit(_Pending(name, body, item, Future(), group=name)))
 
-    def write_grouped_blocking(self, name: str, item: Item, body: GroupBody[Item, T]) -> T:
-        """Does the same from a worker thread."""
-        return self._submit(_Pending(name, body, item, Future(), group=name)).result()
-
     async def read(self, name: str, body: Callable[[ReadTx], T]) -> T:
         """Runs a body against one consistent view of the database."""
         loop = asyncio.get_running_loop()

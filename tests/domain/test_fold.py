@@ -1,7 +1,9 @@
 """The whole fold: blobs in, the next model's bytes out, against exact arithmetic."""
 
 import itertools
+import threading
 import tracemalloc
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -47,7 +49,7 @@ def spec(**optimizer):
     return RunSpec(server_optimizer=SgdServerOptimizer(**optimizer))
 
 
-def run(base, updates, run_spec=None, state=None, round_number=1):
+def run(base, updates, run_spec=None, state=None, round_number=1, begun=None):
     model, next_state = bytearray(), bytearray()
     aggregate(
         reader(base),
@@ -57,6 +59,7 @@ def run(base, updates, run_spec=None, state=None, round_number=1):
         optimizer_state=None if state is None else reader(state),
         write_model=model.extend,
         write_state=next_state.extend,
+        begun=begun,
     )
     return bytes(model), bytes(next_state)
 
@@ -102,6 +105,35 @@ def test_200_arrival_orders_give_the_same_bytes():
     source = np.random.default_rng(2)
     for _ in range(200):
         assert run(blob_of(base), [updates[at] for at in source.permutation(25)], spec(momentum=0.9)) == expected
+
+
+def test_each_update_is_read_by_one_thread_at_a_time_in_order_while_several_threads_add(monkeypatch):
+    monkeypatch.setattr(windows, "WINDOW_ELEMENTS", 8)
+    base, deltas, weights = example(23, 4)
+    expected = run(blob_of(base), [sealed(delta, weight) for delta, weight in zip(deltas, weights, strict=True)])
+    both_read, threads = threading.Event(), {threading.get_ident()}
+
+    def watched(update):
+        lock, last = threading.Lock(), [0]
+
+        def read(begin, end):
+            assert lock.acquire(blocking=False)
+            threads.add(threading.get_ident())
+            if len(threads) == 3:
+                both_read.set()
+            elif threading.current_thread() is not threading.main_thread():
+                # Of the two that add, the first one waits for the other.
+                assert both_read.wait(30)
+            assert begin >= last[0]
+            last[0] = begin
+            lock.release()
+            return update.read(begin, end)
+
+        return replace(update, read=read)
+
+    updates = [watched(sealed(delta, weight)) for delta, weight in zip(deltas, weights, strict=True)]
+    assert run(blob_of(base), updates) == expected
+    assert both_read.is_set()
 
 
 @pytest.mark.parametrize("window", [1, 3, 8, 17, 44, 45, 1000])

@@ -46,11 +46,12 @@ def pairs(draw: st.DrawFn) -> tuple[bytes, bytes]:
     layout = [(f"t{number}", dtype, shape) for number, (dtype, shape) in enumerate(kinds)]
     size = sum(CARRIERS[dtype].itemsize * int(np.prod(shape)) for _, dtype, shape in layout)
     bits = st.binary(min_size=size, max_size=size)
-    metadata = draw(st.dictionaries(st.text("abc", min_size=1, max_size=3), st.text(max_size=5), max_size=2))
+    texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=5)
+    metadata = draw(st.dictionaries(st.text("abc", min_size=1, max_size=3), texts, max_size=2))
     return render_header(layout, {}) + draw(bits), render_header(layout, metadata) + draw(bits)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(pairs(), st.integers(1, 200))
 def test_a_delta_gives_the_targets_exact_bytes_for_any_bits_of_any_types(pair: tuple[bytes, bytes], piece: int) -> None:
     base, target = (bytes(part) for part in pair)

@@ -144,7 +144,7 @@ def held(store: Store, place: Outside | None) -> Iterator[Held]:
     outside = None if place is None else open_store(place.url)
     if outside is not None:
         outside.check()
-    blobs_ = Blobs(store.transactions, outside)
+    blobs_ = Blobs(store.transactions, outside, rows_ahead=0)
     yield Held(store, blobs_, place)
     blobs_.close()
 

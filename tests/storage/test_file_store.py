@@ -3,9 +3,12 @@
 import os
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import anyio
 import pytest
+import sqlalchemy as sa
 
 from aggregator_service.storage.blobs import (
     CHUNK_NUM_BYTES,
@@ -16,7 +19,10 @@ from aggregator_service.storage.blobs import (
     check_location,
     open_store,
 )
+from aggregator_service.storage.blobs.ready import ROWS_AHEAD
+from aggregator_service.storage.tables import blobs
 from fl_protocol.problems import ProblemError, ProblemType
+from tests.support.records import later
 from tests.support.store import Store
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -32,16 +38,16 @@ def held(store: Store, folder: Path) -> Iterator[Blobs]:
     """Blobs on files, as a server opens them."""
     place = open_store(f"file://{folder}")
     place.check()
-    blobs = Blobs(store.transactions, place)
-    yield blobs
-    blobs.close()
+    held = Blobs(store.transactions, place)
+    yield held
+    held.close()
 
 
-def put(store: Store, blobs: Blobs, data: bytes, blob_id: str = "blob_1") -> None:
+def put(store: Store, held: Blobs, data: bytes, blob_id: str = "blob_1") -> None:
     upload = BlobUpload(blob_id)
     upload.append(data)
-    blobs.finish_blocking(upload)
-    store.write(lambda tx: blobs.seal(tx, upload))
+    held.finish_blocking(upload)
+    store.write(lambda tx: held.seal(tx, upload))
 
 
 def test_files_and_folders_are_their_owners_alone(store: Store, held: Blobs, folder: Path) -> None:
@@ -82,6 +88,24 @@ def test_what_was_not_finished_cannot_be_sealed(store: Store, held: Blobs) -> No
     upload.append(b"more")
     with pytest.raises(ValueError, match="before it was finished"):
         store.write(lambda tx: held.seal(tx, upload))
+
+
+def test_rows_stand_ahead_of_files_and_each_is_given_once(store: Store, held: Blobs, folder: Path) -> None:
+    """Forty small files cost two commits before their first byte instead of forty, and what is left over is swept."""
+    uploads = [BlobUpload(f"blob_{number:04x}00ff") for number in range(40)]
+    commits: list[object] = []
+    sa.event.listen(store.transactions.database.writer, "commit", commits.append)
+    with ThreadPoolExecutor(8) as threads:
+        for upload in uploads:
+            upload.append(upload.blob_id.encode())
+        list(threads.map(held.finish_blocking, uploads))
+    assert len(commits) == 2
+    store.write(lambda tx: held.seal(tx, *uploads))
+    assert len({upload.blob_id for upload in uploads}) == 40
+    assert {path.name for path in folder.rglob("*") if path.is_file()} == {upload.blob_id for upload in uploads}
+    left = store.read(lambda tx: tx.connection.execute(sa.select(blobs.c.blob_id).where(~blobs.c.sealed)).all())
+    assert len(left) == 2 * (ROWS_AHEAD + 1) - 40
+    assert anyio.run(held.sweep, later(1)) == len(left)
 
 
 def test_a_full_disk_is_told_and_names_nothing(store: Store, held: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:

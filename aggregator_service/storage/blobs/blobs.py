@@ -21,6 +21,7 @@ from aggregator_service import failpoints
 from aggregator_service.storage.blobs import chunks, removals
 from aggregator_service.storage.blobs.chunks import DATABASE, Place
 from aggregator_service.storage.blobs.files import FileStore
+from aggregator_service.storage.blobs.ready import ROWS_AHEAD, ReadyRows
 from aggregator_service.storage.blobs.removals import Deletion
 from aggregator_service.storage.blobs.stores import BlobStoreError, ByteStore, open_store, unavailable
 from aggregator_service.storage.blobs.uploads import CHUNK_NUM_BYTES, BlobCorruptError, BlobUpload
@@ -42,10 +43,14 @@ _log = structlog.get_logger()
 class Blobs:
     """Writes new blobs to one store (`None`: the database) and reads every blob from the one that its row names."""
 
-    def __init__(self, transactions: Transactions, store: ByteStore | None = None) -> None:
+    def __init__(
+        self, transactions: Transactions, store: ByteStore | None = None, *, rows_ahead: int = ROWS_AHEAD
+    ) -> None:
         self._transactions = transactions
+        self._rows_ahead = rows_ahead
         self._store = store
         self._stores = {} if store is None else {store.url: store}
+        self._ready: dict[str, ReadyRows] = {}
         self._places: OrderedDict[str, Place] = OrderedDict()
         self._lock = threading.Lock()
         # Threads of their own: whoever waits for a disk here must not keep others from hashing what they receive.
@@ -64,7 +69,7 @@ class Blobs:
             await self._transactions.write("store_chunks", lambda tx: _write_ahead(tx, upload))
             upload.written()
         else:
-            await self._threaded(self.flush_blocking, upload)
+            await self.threaded(self.flush_blocking, upload)
 
     def flush_blocking(self, upload: BlobUpload) -> None:
         """Does the same from a worker thread."""
@@ -77,8 +82,12 @@ class Blobs:
 
     async def finish(self, upload: BlobUpload) -> None:
         """Makes all of an upload durable unless the database holds it; comes before the transaction that seals it."""
-        if self._store_of(upload) is not None:
-            await self._threaded(self.finish_blocking, upload)
+        if self.waits_for_disk(upload):
+            await self.threaded(self.finish_blocking, upload)
+
+    def waits_for_disk(self, upload: BlobUpload) -> bool:
+        """Tells whether the end of an upload is written before the transaction that seals it, not in it."""
+        return self._store_of(upload) is not None
 
     def finish_blocking(self, upload: BlobUpload) -> None:
         """Does the same from a worker thread."""
@@ -88,7 +97,7 @@ class Blobs:
     async def discard(self, upload: BlobUpload) -> None:
         """Removes what was written of an upload that nothing will name."""
         if upload.is_begun:
-            await self._threaded(self.discard_blocking, upload)
+            await self.threaded(self.discard_blocking, upload)
 
     def discard_blocking(self, upload: BlobUpload) -> None:
         """Does the same from a worker thread."""
@@ -127,7 +136,7 @@ class Blobs:
         """Makes everything appended to a reserved blob durable and notes how much that is: `resume` goes on there."""
         store = self._store_of(upload)
         if store is not None:
-            await self._threaded(self.finish_blocking, upload)
+            await self.threaded(self.finish_blocking, upload)
 
         def note(tx: WriteTx) -> None:
             if store is None:
@@ -148,7 +157,7 @@ class Blobs:
         store = self._store_of(upload)
         unit = CHUNK_NUM_BYTES if store is None else store.unit
         full = place.num_bytes // unit * unit
-        upload.append(await self._threaded(self.read_blocking, blob_id, full, place.num_bytes))
+        upload.append(await self.threaded(self.read_blocking, blob_id, full, place.num_bytes))
         upload.num_bytes = upload.num_durable = place.num_bytes
         upload.num_written = full // CHUNK_NUM_BYTES
         upload.checksums += place.checksums[: upload.num_written * CHECKSUM_NUM_BYTES]
@@ -185,7 +194,7 @@ class Blobs:
 
     async def open_local(self, blob_id: str) -> int | None:
         """Does the same from a coroutine."""
-        return await self._threaded(self.open_local_blocking, blob_id)
+        return await self.threaded(self.open_local_blocking, blob_id)
 
     async def sweep(self, older_than: datetime) -> int:
         """Removes blobs that were never sealed and were begun before a given instant; gives their number."""
@@ -201,7 +210,7 @@ class Blobs:
         """Removes the files and objects of blobs that are gone from the database; gives how many."""
         total, behind = 0, ""
         while found := await self._transactions.read_one("find_removals", partial(removals.pending, behind=behind)):
-            removed = await self._threaded(self._remove_all, found)
+            removed = await self.threaded(self._remove_all, found)
             failpoints.reach("blobs.bytes_removed")
             if removed:
                 await self._transactions.write("note_removals", partial(removals.done, blob_ids=removed))
@@ -223,14 +232,21 @@ class Blobs:
     def _write(self, store: ByteStore, upload: BlobUpload, *, last: bool) -> None:
         """Writes what was collected; the blob's row is there before its first byte."""
         if not upload.is_begun:
-            upload.store = store.url
-            self._transactions.write_grouped_blocking("begin_blob", upload, _insert_all)
+            self._begin(store, upload)
             failpoints.reach("blobs.begun")
         with upload.lock:
             if upload.is_discarded:
                 return
             _write_collected(store, upload, last=last)
         failpoints.reach("blobs.bytes_written")
+
+    def _begin(self, store: ByteStore, upload: BlobUpload) -> None:
+        """Gives an upload the identifier of a row that stands before the first byte is written."""
+        with self._lock:
+            if store.url not in self._ready:
+                self._ready[store.url] = ReadyRows(self._transactions, store.url, rows_ahead=self._rows_ahead)
+            ready = self._ready[store.url]
+        upload.blob_id, upload.store = ready.take(upload.blob_id), store.url
 
     def _read(self, look: _Look, blob_id: str, begin: int, end: int) -> bytes:
         numbers = chunks.chunk_range(begin, end)
@@ -252,7 +268,7 @@ class Blobs:
             if isinstance(found, list):
                 return found[0]
             place = found
-        return await self._threaded(self._bytes_of, blob_id, place, numbers)
+        return await self.threaded(self._bytes_of, blob_id, place, numbers)
 
     def _bytes_of(self, blob_id: str, place: Place, numbers: range) -> bytes:
         """Reads whole chunks from a store, all in one, and checks each."""
@@ -292,7 +308,8 @@ class Blobs:
                 self._stores[url] = open_store(url)
             return self._stores[url]
 
-    async def _threaded(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def threaded(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls what may wait for a disk."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *args, **kwargs))
 
 
@@ -300,12 +317,6 @@ def _write_ahead(tx: WriteTx, upload: BlobUpload) -> None:
     if upload.num_written == 0 and not upload.is_resumable:
         chunks.insert(tx, [upload], store=DATABASE)
     chunks.write(tx, [upload], last=False)
-
-
-def _insert_all(tx: WriteTx, uploads: Sequence[BlobUpload]) -> list[None]:
-    for store in {upload.store for upload in uploads if upload.store is not None}:
-        chunks.insert(tx, [upload for upload in uploads if upload.store == store], store=store)
-    return [None] * len(uploads)
 
 
 def _write_collected(store: ByteStore, upload: BlobUpload, *, last: bool) -> None:
