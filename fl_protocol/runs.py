@@ -12,6 +12,7 @@ from fl_protocol.specs.buffering import check_buffering
 from fl_protocol.specs.encodings import DenseEncoding, Encoding, check_encoding
 from fl_protocol.specs.evaluation import EvaluationSpec, check_evaluation
 from fl_protocol.specs.initial_model import PreviousModel, UploadedModel
+from fl_protocol.specs.local_budgets import check_budgets
 from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.privacy import Privacy, check_privacy
 from fl_protocol.specs.protection import NoPrivacy, NoSecureAggregation
@@ -61,6 +62,7 @@ class RunSpec(RequestMessage):
         check_buffering(self)
         check_server_optimizer(self.server_optimizer, num_rounds=self.num_rounds)
         check_training(self.training, num_rounds=self.num_rounds)
+        check_budgets(self)
         check_algorithm(self.algorithm, round_=self.round, strategy=self.strategy, training=self.training)
         check_selection(self.selection, self.round, strategy=self.strategy, algorithm=self.algorithm)
         check_strategy(self.strategy, combined_by_strategy(self))

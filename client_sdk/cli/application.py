@@ -4,7 +4,19 @@ from typing import Final
 
 import typer
 
-from client_sdk.cli import clients, demo, helper, identity, models, participation, privacy, runs, service, tokens
+from client_sdk.cli import (
+    clients,
+    demo,
+    helper,
+    identity,
+    models,
+    participation,
+    planning,
+    privacy,
+    runs,
+    service,
+    tokens,
+)
 
 app: Final = typer.Typer(
     help="Federated learning over HTTP: serve it, run it, take part in it.",
@@ -15,6 +27,7 @@ app: Final = typer.Typer(
 )
 service.add_to(app)
 app.command("demo")(demo.demo)
+app.command("plan")(planning.plan)
 app.command("participate")(participation.participate)
 app.add_typer(runs.app, name="run", help="Create, steer and watch runs (operator).")
 app.add_typer(clients.app, name="clients", help="List, enrol and revoke clients (operator).")

@@ -45,7 +45,7 @@ class TrainingTask:
 
     @property
     def local_epochs(self) -> int:
-        """The number of local epochs of this round."""
+        """The number of local epochs of this round, unless `training.local_steps` says how long it is."""
         return local_epochs(self.training, self.round)
 
 

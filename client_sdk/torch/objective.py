@@ -1,12 +1,15 @@
-"""What is done to a step's gradient, and when local training ends early."""
+"""What is done to a step's gradient, and when local training ends."""
 
+import itertools
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
+from client_sdk.session.work import TrainingTask
 from fl_protocol.specs.training import EarlyStop, TrainingSpec
 
 
@@ -50,6 +53,38 @@ class Anchor:
             for parameter, origin in self.pairs:
                 if parameter.grad is not None:
                     parameter.grad.add_(parameter - origin, alpha=self.proximal_mu)
+
+
+@dataclass(slots=True)
+class Budget:
+    """Counts a task's local steps and time: so many steps or so many epochs, and no step begun after so many seconds.
+
+    There is at least one step, whatever the time.
+    """
+
+    num_steps: int | None
+    num_epochs: int
+    seconds: float
+    clock: Callable[[], float]
+    begun: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.begun = self.clock()
+
+    @classmethod
+    def of(cls, task: TrainingTask, *, clock: Callable[[], float] = time.monotonic) -> "Budget":
+        """Starts the clock of a task."""
+        training = task.training
+        seconds = math.inf if training.max_seconds is None else training.max_seconds
+        return cls(training.local_steps, task.local_epochs, seconds, clock)
+
+    def epochs(self) -> Iterable[int]:
+        """Numbers the passes over the data, without an end where steps are counted."""
+        return range(self.num_epochs) if self.num_steps is None else itertools.count()
+
+    def is_spent(self, num_steps: int) -> bool:
+        """Tells after a step, given how many there have been, whether it was the last one."""
+        return num_steps == self.num_steps or self.clock() - self.begun >= self.seconds
 
 
 @dataclass(slots=True)

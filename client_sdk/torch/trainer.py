@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from client_sdk.session.work import TrainedModel, TrainingTask
 from client_sdk.torch.freezing import frozen
-from client_sdk.torch.objective import Gradient, Patience
+from client_sdk.torch.objective import Budget, Gradient, Patience
 from client_sdk.torch.parameters import load_into, module_structure, tensors_of
 from client_sdk.torch.scaffold import LocalSteps
 from fl_protocol.tasks import EvaluationReport
@@ -34,8 +34,10 @@ class TorchTrainer:
     `data` is a Dataset of (input, target) pairs, shuffled and batched here, or a DataLoader, which then decides both.
     `optimizer` (plain SGD by default) is called for each task with the trained parameters and the round's learning
     rate. What is drawn here depends on `seed`, `client` and the round alone, so a repeated round gives the same bits;
-    give a DataLoader a `generator` and it is seeded likewise. Dropout draws from PyTorch's process-wide generator,
-    which is left alone. Metrics: mean `loss` of the last epoch (without the proximal term), and `accuracy` if the
+    give a DataLoader a `generator` and it is seeded likewise; a budget of time
+    (`training.max_seconds`) gives what the machine can do in it. Dropout draws from PyTorch's process-wide generator,
+    which is left alone. An update stands for the examples of the longest pass over the data: all of them, unless the
+    task's budget ends before. Metrics: mean `loss` of the last pass (without the proximal term), and `accuracy` if the
     output is [N, classes] and the target [N] integers.
     """
 
@@ -66,16 +68,16 @@ class TorchTrainer:
         """
         load_into(self.module, task.model)
         with frozen(self.module, task.parameters):
-            tally, steps = self._train(task)
+            tally, steps, num_examples = self._train(task)
         return TrainedModel(
             tensors=tensors_of(self.module, where=lambda name: not task.parameters.is_frozen(name)),
-            num_examples=tally.num_examples,
+            num_examples=num_examples,
             metrics=tally.metrics(),
             local_steps=steps.count,
             control=steps.control(),
         )
 
-    def _train(self, task: TrainingTask) -> "tuple[Tally, LocalSteps]":
+    def _train(self, task: TrainingTask) -> "tuple[Tally, LocalSteps, int]":
         training = task.training
         generator = torch.Generator().manual_seed(round_seed(self._seed, client=self._client, round_number=task.round))
         batches = _shuffled(self._data, batch_size=training.batch_size, generator=generator)
@@ -84,15 +86,20 @@ class TorchTrainer:
         gradient, patience = Gradient.of(trained, training), Patience(training.early_stop)
         steps = LocalSteps(self.module, task, optimizer)
         self.module.train()
-        tally = Tally()
-        for _ in range(task.local_epochs):
+        budget, tally, num_examples, is_over = Budget.of(task), Tally(), 0, False
+        for _ in budget.epochs():
             tally = Tally()
             for inputs, targets in batches:
                 batch = (inputs.to(self._device), targets.to(self._device))
                 self._step(batch, optimizer, gradient=gradient, steps=steps, tally=tally)
-            if patience.is_over(tally.mean_loss):
+                is_over = budget.is_spent(steps.count)
+                if is_over:
+                    break
+            num_examples = max(num_examples, tally.num_examples)
+            # Without any data there is no step to be counted.
+            if is_over or not tally.num_examples or patience.is_over(tally.mean_loss):
                 break
-        return tally, steps
+        return tally, steps, num_examples
 
     def _step(
         self,

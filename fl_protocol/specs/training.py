@@ -34,7 +34,8 @@ class TrainingSpec(RequestMessage):
 
     `learning_rate` follows `schedule` over the rounds; `local_epochs` is replaced from the rounds on that
     `local_epochs_by_round` names; a step's gradient is scaled down to the norm `max_gradient_norm` if it is larger;
-    `proximal_mu` above 0 is FedProx (Li et al. 2020).
+    `proximal_mu` above 0 is FedProx (Li et al. 2020). With `local_steps` a round has so many steps of the optimizer
+    instead of epochs; after `max_seconds` it ends with the step that is under way.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -48,6 +49,8 @@ class TrainingSpec(RequestMessage):
     local_epochs_by_round: Annotated[list[EpochsFromRound], Field(max_length=MAX_STEPS)] = Field(default=[])
     max_gradient_norm: Annotated[float, Field(gt=0, le=1e30)] | None = None
     early_stop: EarlyStop | None = None
+    local_steps: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    max_seconds: Annotated[float, Field(gt=0, le=366 * 86400)] | None = None
 
 
 def local_learning_rate(training: TrainingSpec, round_number: int) -> float:

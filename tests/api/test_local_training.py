@@ -42,6 +42,8 @@ def test_clients_are_told_all_of_it(shared_operator: httpx.Client) -> None:
         "local_epochs_by_round": [{"from_round": 3, "local_epochs": 1}],
         "max_gradient_norm": 1.0,
         "early_stop": {"patience": 2, "min_delta": 0.01},
+        "local_steps": None,
+        "max_seconds": 4.5,
         "mine": {"further": [1, None]},
     }
     run_id = create_run(shared_operator, small_model(), round={"quorum": 1}, num_rounds=4, training=training)

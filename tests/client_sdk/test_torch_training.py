@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from client_sdk import TrainingSpec, TrainingTask
 from client_sdk.torch import TorchTrainer, classifier, sgd, tensors_of
-from client_sdk.torch.objective import Patience
+from client_sdk.torch.objective import Budget, Patience
 from fl_protocol.specs.training import EarlyStop
 
 torch.set_num_threads(1)
@@ -99,3 +99,29 @@ def test_patience_counts_epochs_in_a_row_and_a_loss_that_is_no_number_is_no_prog
     patience = Patience(EarlyStop(patience=2, min_delta=0.1))
     losses = [1.0, 0.95, 0.85, 0.8, float("nan")]
     assert [patience.is_over(loss) for loss in losses] == [False, False, False, False, True]
+
+
+@pytest.mark.parametrize(("steps", "num_examples"), [(3, 24), (5, 40), (13, 40)])
+def test_a_budget_of_steps_is_kept_exactly_within_an_epoch_or_over_several(steps: int, num_examples: int) -> None:
+    result = TorchTrainer(classifier(SIZES, seed=1), DATA)(task(local_steps=steps))
+    assert (result.local_steps, result.num_examples) == (steps, num_examples)
+    again = TorchTrainer(classifier(SIZES, seed=2), DATA)(task(local_steps=steps))
+    for name, tensor in result.tensors.items():
+        np.testing.assert_array_equal(again.tensors[name], tensor)
+    if steps == 5:
+        epoch = TorchTrainer(classifier(SIZES, seed=3), DATA)(task(local_epochs=1))
+        for name, tensor in result.tensors.items():
+            np.testing.assert_array_equal(epoch.tensors[name], tensor)
+
+
+def test_a_budget_of_time_ends_with_the_step_that_is_under_way() -> None:
+    seconds = iter((10.0, 11.0, 12.0, 12.5, 13.0))
+    budget = Budget.of(task(max_seconds=2.5, local_epochs=9), clock=lambda: next(seconds))
+    assert [budget.is_spent(steps) for steps in (1, 2, 3)] == [False, False, True]
+    result = TorchTrainer(classifier(SIZES, seed=1), DATA)(task(max_seconds=1e-9, local_epochs=9))
+    assert (result.local_steps, result.num_examples) == (1, 8)
+
+
+def test_a_budget_of_steps_needs_data() -> None:
+    empty = DataLoader([], batch_size=8)
+    assert TorchTrainer(classifier(SIZES, seed=1), empty)(task(local_steps=5)).local_steps == 0

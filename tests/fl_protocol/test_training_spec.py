@@ -48,6 +48,17 @@ def test_the_rate_follows_its_schedule():
             "training.local_epochs_by_round[0].from_round 21 never comes; it must be at most num_rounds 20",
         ),
         ({"local_epochs_by_round": [{"from_round": 1, "local_epochs": 1}]}, "greater than or equal to 2"),
+        (
+            {"local_steps": 10, "local_epochs": 2},
+            "training.local_epochs counts epochs and training.local_steps 10 steps",
+        ),
+        ({"local_steps": 10, "early_stop": {}}, "training.early_stop counts epochs"),
+        (
+            {"local_steps": 10, "local_epochs_by_round": [{"from_round": 2, "local_epochs": 1}]},
+            "training.local_epochs_by_round counts epochs",
+        ),
+        ({"max_seconds": 600}, "training.max_seconds 600 must be below round.deadline_seconds 600"),
+        ({"local_steps": 0}, "greater than or equal to 1"),
         ({"max_gradient_norm": 0}, "greater than 0"),
         ({"early_stop": {"patience": 0}}, "greater than or equal to 1"),
         ({"early_stop": {"min_delta": -1}}, "greater than or equal to 0"),
