@@ -135,7 +135,7 @@ def test_rounding_at_random_is_unbiased_and_never_more_than_a_step_off(bits: int
 
 def test_rows_of_zeros_and_the_smallest_numbers_are_encoded() -> None:
     tiny = np.float32(1e-45)
-    values = np.stack([np.full(20, -0.0), np.full(20, tiny), np.full(20, np.finfo(np.float32).max)]).astype(np.float32)
+    values = np.stack([np.zeros(20), np.full(20, tiny), np.full(20, np.finfo(np.float32).max)]).astype(np.float32)
     made = encode_delta({"w": values}, Int8Encoding())
     found = decoded(_body(made.tensors), {"w": values.shape}, {"kind": "int8"})["w"]
     assert (found[0] == 0).all()
