@@ -4,8 +4,9 @@ VENV ?= .venv
 # More for pytest, for example ARGS="-k rounds"; tests wait for disks and processes half of the time, so two files run at once,
 # in the order of their names: the longest are then not the last, when one of the two has nothing left to do.
 ARGS ?=
-# Which benchmarks; all of them where none is named.
+# Which benchmarks; all of them where none is named. SAVE=--save writes what they find into docs/benchmarks.md.
 NAMES ?=
+SAVE ?=
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --constraint constraints.txt
@@ -38,10 +39,11 @@ examples: $(DEV)  ## Runs the examples that take minutes (ARGS="-k attackers" pi
 	$(BIN)/python -m pytest -m soak tests/docs/test_examples.py $(ARGS)
 
 bench: $(DEV)  ## Measures, as ratios to what the machine can do (NAMES="fold upload" picks some)
-	$(BIN)/python -m benchmarks $(NAMES)
+	$(BIN)/python -m benchmarks $(SAVE) $(NAMES)
 
-bench-peers: $(DEV) $(VENV)-flower/.installed  ## Measures the robust strategies beside Flower, which gets an environment of its own
-	FEDQUORUM_BENCH_FLOWER=$(VENV)-flower/bin/python $(BIN)/python -m benchmarks robust_strategies
+bench-peers: $(DEV) $(VENV)-flower/.installed $(VENV)-nvflare/.installed  ## Measures beside Flower and NVFlare, which get environments of their own
+	FEDQUORUM_BENCH_FLOWER=$(VENV)-flower/bin/python FEDQUORUM_BENCH_NVFLARE=$(VENV)-nvflare/bin/python \
+	  $(BIN)/python -m benchmarks $(SAVE) beside_peers robust_strategies
 
 check: lint types imports dependencies migrations-check test  ## What CI runs
 
@@ -69,7 +71,7 @@ reference: $(DEV)  ## Writes docs/api-reference from the docstrings
 	$(BIN)/python scripts/make_reference.py
 
 clean:  ## Removes the virtual environment and the tools' caches
-	rm -rf $(VENV) $(VENV)-flower build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .schemathesis
+	rm -rf $(VENV) $(VENV)-flower $(VENV)-nvflare build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .schemathesis
 
 $(VENV)/pyvenv.cfg:
 	@command -v $(PYTHON) >/dev/null || { echo 'FedQuorum needs Python 3.11 or newer, and there is no $(PYTHON). Debian: apt-get install python3 python3-venv' >&2; exit 1; }
@@ -79,10 +81,10 @@ $(VENV)/pyvenv.cfg:
 	@echo 'Making a virtual environment in $(VENV) ...'
 	@$(PYTHON) -m venv --clear $(VENV)
 
-$(VENV)-flower/.installed: benchmarks/peers/flower.txt | $(VENV)/pyvenv.cfg
-	@echo 'Installing Flower into $(VENV)-flower ...'
-	@$(PYTHON) -m venv --clear $(VENV)-flower
-	@$(VENV)-flower/bin/python -m pip install -qq --disable-pip-version-check --no-input --requirement benchmarks/peers/flower.txt
+$(VENV)-flower/.installed $(VENV)-nvflare/.installed: $(VENV)-%/.installed: benchmarks/peers/%.txt | $(VENV)/pyvenv.cfg
+	@echo 'Installing $* into $(VENV)-$* ...'
+	@$(PYTHON) -m venv --clear $(VENV)-$*
+	@$(VENV)-$*/bin/python -m pip install -qq --disable-pip-version-check --no-input --requirement $<
 	@touch $@
 
 $(DEMO): $(VENV)/pyvenv.cfg pyproject.toml constraints.txt

@@ -13,6 +13,8 @@ NAMES: Final = (
     "blobs.begun",
     "blobs.bytes_written",
     "blobs.bytes_removed",
+    "retention.in_transaction",
+    "retention.after_commit",
     "intake.chunks_stored",
     "intake.received",
     "intake.before_commit",

@@ -9,10 +9,11 @@ import time
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import report
 from benchmarks.measurements import Row
 
 NAMES = ("fold", "masks", "noise", "sessions", "upload", "download", "small_updates", "whole_round", "long_polls")
-LONGER = ("eager", "robust_strategies", "sessions_under_load")
+LONGER = ("beside_peers", "eager", "robust_strategies", "sessions_under_load")
 """Those that only run when they are named."""
 
 
@@ -22,7 +23,9 @@ def main() -> int:
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} (these by default), {', '.join(LONGER)}"
     )
-    names = parser.parse_args().names or list(NAMES)
+    parser.add_argument("--save", action="store_true", help="write tables and plots into docs/benchmarks.md, too")
+    given = parser.parse_args()
+    names = given.names or list(NAMES)
     if unknown := sorted(set(names) - {*NAMES, *LONGER}):
         parser.error(f"there is no benchmark {', '.join(unknown)}; there are {', '.join((*NAMES, *LONGER))}")
     # What is compared runs on one core; numpy's BLAS reads this when a benchmark first imports numpy.
@@ -35,6 +38,8 @@ def main() -> int:
         begin = time.monotonic()
         rows = module.measure()
         console.print(_table(name, str(module.__doc__).splitlines()[0], rows))
+        if given.save and not report.save(name, rows):
+            console.print(f"docs/benchmarks.md has no markers for {name}: not saved", highlight=False)
         console.print(f"python -m benchmarks {name}: {time.monotonic() - begin:.0f} s\n", highlight=False)
     return 0
 
@@ -46,13 +51,9 @@ def _table(name: str, caption: str, rows: list[Row]) -> Table:
     table.add_column("of what")
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        figures = (_figure(value) for value in (row.median, row.low, row.high))
+        figures = (report.figure(value) for value in (row.median, row.low, row.high))
         table.add_row(row.name, row.unit, *figures, ratio, row.ratio_of)
     return table
-
-
-def _figure(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def _measure(blob_store: str) -> list[Row]:
     values = np.random.default_rng(0).normal(scale=0.01, size=NUM_ELEMENTS).astype(np.float32)
     for num_updates in (FEW, MANY):
         with fresh_server("sqlite", blob_store=blob_store) as server:
-            seconds[num_updates] = asyncio.run(_seconds_to_model(server, values, num_updates=num_updates))
+            seconds[num_updates] = asyncio.run(seconds_to_model(server, values, num_updates=num_updates))
             peaks[num_updates] = server.peak_mebibytes()
     few, lowest = float(np.median(seconds[FEW])), peaks[FEW]
     return [
@@ -49,7 +49,7 @@ def _measure(blob_store: str) -> list[Row]:
     ]
 
 
-async def _seconds_to_model(server: Server, values: NDArray[np.float32], *, num_updates: int) -> list[float]:
+async def seconds_to_model(server: Server, values: NDArray[np.float32], *, num_updates: int) -> list[float]:
     """Gives the time of each round but the first, which warms up."""
     async with Load(server.url, in_flight=IN_FLIGHT) as load:
         names = [{"name": f"client-{number}"} for number in range(num_updates)]

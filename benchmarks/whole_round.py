@@ -44,7 +44,7 @@ def _measure(database: str, *, num_parameters: int, num_rounds: int) -> list[Row
     values = np.random.default_rng(0).normal(scale=0.01, size=num_parameters).astype(np.float32)
     plain = _median_seconds(lambda: _hash_and_store(values), repetitions=5)
     with fresh_server(database) as server:
-        seconds = asyncio.run(_round_seconds(server, values, num_rounds=num_rounds))
+        seconds = asyncio.run(round_seconds(server, values, num_rounds=num_rounds))
         peak = server.peak_mebibytes()
     size = f"{database}, {num_parameters // 10**6}M parameters"
     what = f"hash and fsync of {NUM_CLIENTS} updates and a model ({plain:.3g} s)"
@@ -54,7 +54,7 @@ def _measure(database: str, *, num_parameters: int, num_rounds: int) -> list[Row
     ]
 
 
-async def _round_seconds(server: Server, values: Values, *, num_rounds: int) -> list[float]:
+async def round_seconds(server: Server, values: Values, *, num_rounds: int) -> list[float]:
     """Gives how long each round took but the first, which warms up."""
     async with AggregatorClient(server.url, token=OPERATOR_TOKEN) as client:
         operator = Operator(client)

@@ -25,7 +25,7 @@ FedQuorumError
     ├── InvalidMetadataError        DigestMismatchError        TooManyRequestsError
     ├── RequestTimeoutError         InternalServerError        UnavailableError
     ├── EquivocationError           PhaseClosedError           SessionAbortedError
-    └── InvalidMessageError         InsufficientStorageError
+    └── InvalidMessageError         InsufficientStorageError   RemovedError
 """
 
 import re
@@ -224,6 +224,12 @@ class RunFinishedError(ServerError):
     """The run is over: there will be no more tasks."""
 
     problem_type = ProblemType.RUN_FINISHED
+
+
+class RemovedError(ServerError):
+    """The run's retention policy has removed these bytes; what is known of them stays."""
+
+    problem_type = ProblemType.REMOVED
 
 
 class TooLargeError(ServerError):

@@ -27,7 +27,7 @@ class Model(ResponseMessage):
 
     `round` is the one whose updates made these tensors, `parent_version` what they were added to. A version that a
     rollback or a quarantine published again has the tensors of `restored_from`, which then is its parent too. `tags`
-    are those of ModelTag.
+    are those of ModelTag. `removed_at`: since when the run's retention policy has left nothing of it but this.
     """
 
     version: int
@@ -39,6 +39,7 @@ class Model(ResponseMessage):
     parent_version: int | None = None
     restored_from: int | None = None
     tags: list[str] = Field(default_factory=list)
+    removed_at: Timestamp | None = None
 
 
 class RollbackRequest(RequestMessage):

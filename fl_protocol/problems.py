@@ -25,6 +25,7 @@ class ProblemType(StrEnum):
     SESSION_ABORTED = "session-aborted"
     INVALID_MESSAGE = "invalid-message"
     RUN_FINISHED = "run-finished"
+    REMOVED = "removed"
     TOO_LARGE = "too-large"
     RANGE_NOT_SATISFIABLE = "range-not-satisfiable"
     UNSUPPORTED_MEDIA_TYPE = "unsupported-media-type"

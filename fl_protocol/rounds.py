@@ -69,7 +69,8 @@ class Contribution(ResponseMessage):
 
     It was made from the model `staleness` versions before the round's base version. `weight`: what it weighs in the
     mean, known once the round is sealed; before that, what it would weigh by itself; never discounted by staleness.
-    `local_steps` is told for FedNova only. One that is `skipped` has no tensors and counts as zero.
+    `local_steps` is told for FedNova only. One that is `skipped` has no tensors and counts as zero. `removed_at`: since
+    when its bytes are gone by the run's retention policy.
     """
 
     update_id: str
@@ -83,6 +84,7 @@ class Contribution(ResponseMessage):
     accepted_at: Timestamp
     local_steps: int | None = None
     skipped: bool = False
+    removed_at: Timestamp | None = None
 
 
 class EventType(StrEnum):

@@ -16,6 +16,7 @@ from fl_protocol.specs.local_budgets import check_budgets
 from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.privacy import Privacy, check_privacy
 from fl_protocol.specs.protection import NoPrivacy, NoSecureAggregation
+from fl_protocol.specs.retention import RetentionSpec
 from fl_protocol.specs.rounds import AnyRoundSpec, RoundSpec
 from fl_protocol.specs.secure_aggregation import SecureAggregation, check_secure_aggregation, combined_by_strategy
 from fl_protocol.specs.selection import OpenSelection, SelectionSpec, check_selection
@@ -48,6 +49,7 @@ class RunSpec(RequestMessage):
     privacy: Privacy = NoPrivacy()
     secure_aggregation: SecureAggregation = NoSecureAggregation()
     initial_model: InitialModel = UploadedModel()
+    retention: RetentionSpec = RetentionSpec()
 
     @field_validator("training")
     @classmethod

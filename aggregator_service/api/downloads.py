@@ -34,7 +34,7 @@ DOWNLOADED: Final[dict[int | str, dict[str, Any]]] = {
     },
     206: {"description": "The part of the same form that Range asked for", "content": _TENSORS},
     304: {"description": _CACHED},
-    **describe(ProblemType.NOT_FOUND, ProblemType.RANGE_NOT_SATISFIABLE),
+    **describe(ProblemType.NOT_FOUND, ProblemType.REMOVED, ProblemType.RANGE_NOT_SATISFIABLE),
 }
 DOWNLOADED_OR_DELTA: Final[dict[int | str, dict[str, Any]]] = DOWNLOADED | {
     status: {

@@ -32,6 +32,7 @@ STATUS: Final[Mapping[ProblemType, int]] = {
     ProblemType.ROUND_CLOSED: 410,
     ProblemType.SESSION_ABORTED: 410,
     ProblemType.RUN_FINISHED: 410,
+    ProblemType.REMOVED: 410,
     ProblemType.TOO_LARGE: 413,
     ProblemType.UNSUPPORTED_MEDIA_TYPE: 415,
     ProblemType.RANGE_NOT_SATISFIABLE: 416,

@@ -114,6 +114,7 @@ def render_model(model: ModelRecord, run: RunRecord) -> Model:
         parent_version=model.parent_version,
         restored_from=model.restored_from,
         tags=[tag.value for tag, applies in tags.items() if applies],
+        removed_at=model.removed_at,
     )
 
 
@@ -150,6 +151,7 @@ def render_contribution(update: UpdateRecord) -> Contribution:
         accepted_at=update.accepted_at,
         local_steps=update.local_steps,
         skipped=update.skipped,
+        removed_at=update.removed_at,
     )
 
 

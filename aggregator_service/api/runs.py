@@ -113,6 +113,7 @@ async def stop_run(flow: FlowDependency, _caller: Caller, run_id: Identifier) ->
         ProblemType.MALFORMED_REQUEST,
         ProblemType.NOT_FOUND,
         ProblemType.REQUEST_TIMEOUT,
+        ProblemType.REMOVED,
         ProblemType.STATE_CONFLICT,
         ProblemType.IDEMPOTENCY_KEY_REUSED,
         ProblemType.TOO_LARGE,

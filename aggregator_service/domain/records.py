@@ -61,6 +61,7 @@ class ModelRecord:
     control_blob_id: str | None = None
     control_digest: str | None = None
     control_num_bytes: int | None = None
+    removed_at: datetime | None = None
 
     @property
     def file(self) -> TensorFile:
@@ -205,6 +206,7 @@ class UpdateRecord:
     local_steps: int | None = None
     counts_once: bool = True
     skipped: bool = False
+    removed_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

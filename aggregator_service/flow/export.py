@@ -9,6 +9,7 @@ from aggregator_service.flow.context import Flow
 from aggregator_service.flow.downloads import Content
 from aggregator_service.flow.lifecycle import no_such_run
 from aggregator_service.flow.reading import no_such_version
+from aggregator_service.flow.retention import check_kept
 from aggregator_service.flow.sealed_rounds import effective_weights
 from aggregator_service.storage import models, rounds, runs, updates
 from aggregator_service.storage.transactions import ReadTx
@@ -28,7 +29,7 @@ from fl_protocol.tensors import LENGTH_BYTES, MAX_HEADER_BYTES, Header, parse_he
 
 
 async def exported(flow: Flow, run_id: str, version: int) -> Content:
-    """Gives a version with its lineage in the header; raises `not-found`.
+    """Gives a version with its lineage in the header; raises `not-found` and `removed`.
 
     The digest of the whole takes one pass over the model, the first time that this process is asked.
     """
@@ -79,6 +80,7 @@ def _lineage(tx: ReadTx, run_id: str, version: int) -> tuple[ModelRecord, Lineag
     model = models.get(tx, run_id, version)
     if model is None:
         raise no_such_version(run, version)
+    check_kept(model)
     parent = None if model.parent_version is None else models.get(tx, run_id, model.parent_version)
     contributed = _updates(tx, run, model)
     # A file is handed on, and by its digest anyone could tell whether an update is the one they guess. Of masked ones

@@ -23,6 +23,9 @@ async def layout_of_run(flow: Flow, run_id: str, *, version: int) -> Header:
     if known is not None:
         return known
     model = await flow.transactions.read_one("look_up_model", lambda tx: models.get(tx, run_id, version))
+    if model is not None and model.removed_at is not None:
+        # Whoever repeats an old update is answered as ever; the initial model is never removed.
+        model = await flow.transactions.read_one("look_up_model", lambda tx: models.get(tx, run_id, 0))
     if model is None:
         raise LookupError(f"run {run_id} has no model version {version}")
     return await layout_of(flow, model)

@@ -88,7 +88,7 @@ async def _check_previous(flow: Flow, spec: RunSpec) -> None:
     model = await flow.transactions.read_one(
         "look_up_model", lambda tx: models.get(tx, previous.run_id, previous.version)
     )
-    if model is not None:
+    if model is not None and model.removed_at is None:
         layout = await layout_of(flow, model)
         check_model(layout, spec)
         check_masked_model(layout, spec)

@@ -18,6 +18,7 @@ from aggregator_service.domain.records import (
 )
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.lifecycle import no_such_run
+from aggregator_service.flow.retention import check_kept
 from aggregator_service.flow.sealed_rounds import effective_weights
 from aggregator_service.flow.selection import POLL_SECONDS
 from aggregator_service.storage import clients, events, models, rounds, runs, updates
@@ -97,13 +98,14 @@ def no_such_version(run: RunRecord, version: int) -> ProblemError:
 
 
 async def get_model(flow: Flow, run_id: str, version: int) -> ModelRecord:
-    """Gives a model version; raises `not-found`."""
+    """Gives a model version that is to be downloaded; raises `not-found` and `removed`."""
 
     def body(tx: ReadTx) -> ModelRecord:
         run = _run(tx, run_id)
         model = models.get(tx, run_id, version)
         if model is None:
             raise no_such_version(run, version)
+        check_kept(model)
         return model
 
     return await flow.transactions.read("get_model", body)
@@ -130,6 +132,7 @@ async def get_best_model(flow: Flow, run_id: str) -> ModelRecord:
             watched = run.spec.evaluation.watched
             missing = "its evaluation names no metric" if watched is None else f"nobody reported {watched.metric!r} yet"
             raise ProblemError(ProblemType.NOT_FOUND, f"the run has no best model version: {missing}")
+        check_kept(best)
         return best
 
     return await flow.transactions.read("get_best_model", body)

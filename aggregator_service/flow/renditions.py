@@ -67,7 +67,7 @@ async def delta(flow: Flow, model: ModelRecord, *, base_version: int) -> Content
     if not 1 <= model.version - base_version <= MAX_DELTA_VERSIONS:
         return None
     base = await flow.transactions.read_one("get_model", lambda tx: models.get(tx, model.run_id, base_version))
-    if base is None:
+    if base is None or base.removed_at is not None:
         return None
     key = RenditionKey(model.run_id, model.version, RenditionKind.DELTA, base_version)
     return await _given(flow, key, of=model.file, pieces=lambda: _delta(flow, base.file, model.file))

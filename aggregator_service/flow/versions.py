@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from aggregator_service.domain.records import ModelRecord, RunRecord
+from aggregator_service.flow.retention import check_kept
 from aggregator_service.storage import events, models, runs
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.problems import ProblemError, ProblemType
@@ -50,7 +51,7 @@ def publish_again(tx: WriteTx, run: RunRecord, version: ModelRecord) -> ModelRec
 def take_over(tx: WriteTx, run: RunRecord, previous: PreviousModel) -> None:
     """Gives a new run its version 0 from another run's history; raises `invalid-request` if there is no such version.
 
-    The bytes are shared, not copied.
+    The bytes are shared, not copied. Raises `removed` where the other run's policy has left none.
     """
     source = runs.get(tx, previous.run_id)
     if source is None:
@@ -62,6 +63,7 @@ def take_over(tx: WriteTx, run: RunRecord, previous: PreviousModel) -> None:
             ProblemType.INVALID_REQUEST,
             f"initial_model.version: run {previous.run_id} has no model version {previous.version}; {newest}",
         )
+    check_kept(model)
     taken = replace(
         model,
         run_id=run.run_id,

@@ -1,5 +1,6 @@
 """The renditions table: variants of model versions, each made once and kept for as long as somebody may want it."""
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any, Final
 
@@ -68,6 +69,14 @@ def remove_old(tx: WriteTx, *, made_before: datetime) -> int:
         tx.connection.execute(_DELETE, _parameters(rendition.key))
     remove_blobs(tx, *(rendition.file.blob_id for rendition in found if rendition.file is not None))
     return len(found)
+
+
+def remove_of_versions(tx: WriteTx, run_id: str, versions: Collection[int]) -> None:
+    """Removes every rendition of some versions."""
+    chosen = sa.and_(renditions.c.run_id == run_id, renditions.c.version.in_(list(versions)))
+    found = tx.connection.execute(sa.select(renditions.c.blob_id).where(chosen)).scalars().all()
+    tx.connection.execute(sa.delete(renditions).where(chosen))
+    remove_blobs(tx, *(blob_id for blob_id in found if blob_id is not None))
 
 
 def _parameters(key: RenditionKey) -> dict[str, Any]:

@@ -71,6 +71,7 @@ models: Final = sa.Table(
     identifier("control_blob_id", sa.ForeignKey("blobs.blob_id")),
     sa.Column("control_digest", sa.String(71)),
     sa.Column("control_num_bytes", sa.BigInteger),
+    sa.Column("removed_at", Instant),
 )
 
 renditions: Final = sa.Table(
@@ -195,6 +196,7 @@ updates: Final = sa.Table(
     sa.Column("local_steps", sa.BigInteger),
     sa.Column("counts_once", sa.Boolean, nullable=False, server_default=sa.true()),
     sa.Column("skipped", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("removed_at", Instant),
     sa.Index(None, "round_id", "client_id"),
     sa.Index(
         "uq_updates_round_id_client_id",

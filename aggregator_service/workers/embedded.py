@@ -17,7 +17,7 @@ from aggregator_service.domain.helper_mode.records import MaskSumRecord
 from aggregator_service.domain.records import RoundRecord
 from aggregator_service.domain.sessions.records import SessionRecord
 from aggregator_service.domain.sessions.steps import Abort
-from aggregator_service.flow import aggregation, expiry, lifecycle, publication, renditions, sealed_rounds
+from aggregator_service.flow import aggregation, expiry, lifecycle, publication, renditions, retention, sealed_rounds
 from aggregator_service.flow.aggregation import Candidate
 from aggregator_service.flow.begun_sums import BegunSum
 from aggregator_service.flow.context import Flow
@@ -35,6 +35,7 @@ from aggregator_service.storage import mask_sums, rounds, sessions
 from aggregator_service.storage.blobs import BlobCorruptError
 from aggregator_service.storage.leases import exclusive
 from fl_protocol.helper_mode import MaskSumState
+from fl_protocol.rounds import RoundState
 from fl_protocol.sessions import SessionState
 
 _IDLE_SECONDS: Final = 5.0
@@ -65,7 +66,7 @@ class EmbeddedWorker:
             ("unmask", topics.WORK, self._unmask_all),
             ("expire", topics.WORK, self._expire),
             ("sweep", topics.WORK, self._sweep),
-            ("remove_bytes", topics.WORK, self._remove_bytes),
+            ("retain", topics.WORK, self._retain),
         )
         self._tasks = [
             asyncio.create_task(self._repeat(name, step, topic=topic), name=name) for name, topic, step in loops
@@ -173,6 +174,10 @@ class EmbeddedWorker:
             )
             return None if found is None else (found, mask_summing.compute(self._flow, found))
 
+    async def _is_aggregating(self, round_: RoundRecord) -> bool:
+        found = await self._flow.transactions.read_one("get_round", lambda tx: rounds.get(tx, round_.round_id))
+        return found is not None and found.state is RoundState.AGGREGATING
+
     async def _expire(self) -> float:
         due = await expiry.expire(self._flow)
         return _IDLE_SECONDS if due is None else max(0.001, min(due, _IDLE_SECONDS))
@@ -187,7 +192,10 @@ class EmbeddedWorker:
         await asyncio.sleep(_SWEEP_SECONDS)
         return 0.001
 
-    async def _remove_bytes(self) -> float:
+    async def _retain(self) -> float:
+        removed = await retention.remove_old(self._flow)
+        if removed:
+            _log.info("removed_by_policy", count=removed)
         await self._flow.blobs.remove_bytes()
         return _IDLE_SECONDS
 
@@ -198,6 +206,9 @@ class EmbeddedWorker:
         except AggregationStoppedError:
             return
         except (ModelOverflowError, OptimizerStateError, BlobCorruptError) as error:
+            if not await self._is_aggregating(round_):
+                # Somebody else has ended it meanwhile, and what it was made of may be gone by the run's policy.
+                return
             reason = f"round {round_.number} cannot be aggregated: {error}"
             _log.error("run_failed", run_id=round_.run_id, reason=reason)
             await lifecycle.fail_run(self._flow, round_.run_id, reason)

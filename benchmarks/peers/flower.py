@@ -2,10 +2,11 @@
 
 import os
 import subprocess
-from pathlib import Path
 from typing import Final
 
-PYTHON: Final = Path(os.environ.get("FEDQUORUM_BENCH_FLOWER", ".venv-flower/bin/python"))
+from benchmarks.peers.environments import PYTHONS
+
+PYTHON: Final = PYTHONS["Flower"]
 """The interpreter of an environment that has `flwr`."""
 
 # Runs where nothing but Flower and numpy is installed. Makes the same arrays as the benchmark, one layer a client.

@@ -43,7 +43,9 @@ _OF_MASKED_RUNS = tuple(name for name in failpoints.NAMES if name.startswith(("s
 """Points that only masked runs pass; test_session_kills.py and test_helper_kills.py have plans for them."""
 _OF_LARGE_ROUNDS = tuple(name for name in failpoints.NAMES if name.startswith("eager."))
 """Points that rounds of so few clients never pass; test_eager_folding.py has a plan for them."""
-_OF_OTHER_RUNS = (*_OF_DECISIONS, *_OF_FILES, *_OF_MASKED_RUNS, *_OF_LARGE_ROUNDS)
+_OF_POLICIES = tuple(name for name in failpoints.NAMES if name.startswith("retention."))
+"""Points that runs pass which do not keep everything; test_retention.py has a plan for them."""
+_OF_OTHER_RUNS = (*_OF_DECISIONS, *_OF_FILES, *_OF_POLICIES, *_OF_MASKED_RUNS, *_OF_LARGE_ROUNDS)
 
 
 def small_plan(num_random: int, num_cold: int) -> list[Fault]:

@@ -17,6 +17,7 @@ STATUS = {
     "phase-closed": 409,
     "round-closed": 410,
     "run-finished": 410,
+    "removed": 410,
     "session-aborted": 410,
     "too-large": 413,
     "unsupported-media-type": 415,

@@ -1,7 +1,7 @@
 """The bytes of models and updates: written durably before a row names them."""
 
 from aggregator_service.storage.blobs.blobs import Blobs
-from aggregator_service.storage.blobs.removals import remove_blobs
+from aggregator_service.storage.blobs.removals import empty_blobs, remove_blobs
 from aggregator_service.storage.blobs.stores import BlobStoreError, ByteStore, check_location, open_store
 from aggregator_service.storage.blobs.uploads import CHUNK_NUM_BYTES, BlobCorruptError, BlobUpload
 
@@ -13,6 +13,7 @@ __all__ = [
     "Blobs",
     "ByteStore",
     "check_location",
+    "empty_blobs",
     "open_store",
     "remove_blobs",
 ]

@@ -19,7 +19,7 @@ from xxhash import xxh3_64_digest
 
 from aggregator_service import failpoints
 from aggregator_service.storage.blobs import chunks, removals
-from aggregator_service.storage.blobs.chunks import DATABASE, Place
+from aggregator_service.storage.blobs.chunks import DATABASE, REMOVED, Place
 from aggregator_service.storage.blobs.files import FileStore
 from aggregator_service.storage.blobs.ready import ROWS_AHEAD, ReadyRows
 from aggregator_service.storage.blobs.removals import Deletion
@@ -187,7 +187,7 @@ class Blobs:
         place = self._places.get(blob_id)
         if place is None:
             place = self._transactions.read_one_blocking("find_blob", lambda tx: chunks.place(tx, blob_id))
-        if place is None or not place.sealed or place.store == DATABASE:
+        if place is None or not place.sealed or place.store in (DATABASE, REMOVED):
             return None
         store = self._opened(place.store)
         return store.open(blob_id, place.num_bytes) if isinstance(store, FileStore) else None

@@ -20,6 +20,9 @@ from aggregator_service.storage.transactions import ReadTx, WriteTx
 DATABASE: Final = "database"
 """What a blob's row says where its bytes are chunks in the database; else it says the URL of a store."""
 
+REMOVED: Final = "removed"
+"""What it says once its bytes are gone, and rows go on naming it."""
+
 _INSERT_BLOB: Final = sa.insert(blobs)
 _INSERT_CHUNK: Final = sa.insert(blob_chunks)
 _SEAL: Final = (
@@ -151,6 +154,8 @@ def place(tx: ReadTx, blob_id: str) -> Place | None:
 def read(tx: ReadTx, *, blob_id: str, numbers: range) -> list[bytes] | Place:
     """Reads whole chunks and checks each, or tells where they are if the database does not hold them."""
     rows = tx.connection.execute(_READ, {"blob_id": blob_id, "first": numbers[0], "last": numbers[-1]}).all()
+    if rows and rows[0].store == REMOVED:
+        raise BlobCorruptError(f"the bytes of blob {blob_id} were removed")
     if rows and rows[0].store != DATABASE:
         return Place(rows[0].store, rows[0].num_bytes, rows[0].sealed, rows[0].checksums or b"")
     found = {row.number: row.data for row in rows if row.data is not None and zlib.crc32(row.data) == row.checksum}

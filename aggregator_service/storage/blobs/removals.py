@@ -10,8 +10,8 @@ from typing import Final
 import sqlalchemy as sa
 
 from aggregator_service.domain import topics
-from aggregator_service.storage.blobs.chunks import DATABASE
-from aggregator_service.storage.tables import blob_deletions, blobs
+from aggregator_service.storage.blobs.chunks import DATABASE, REMOVED
+from aggregator_service.storage.tables import blob_chunks, blob_deletions, blobs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 
 _A_TURN: Final = 100
@@ -38,15 +38,27 @@ def remove_unsealed(tx: WriteTx, blob_id: str) -> None:
     _remove(tx, sa.and_(blobs.c.blob_id == blob_id, blobs.c.sealed.is_(False)))
 
 
+def empty_blobs(tx: WriteTx, *blob_ids: str) -> None:
+    """Removes the bytes of blobs that rows go on naming: what is known of them stays."""
+    chosen = blobs.c.blob_id.in_(blob_ids)
+    _note_deletions(tx, chosen)
+    tx.connection.execute(sa.delete(blob_chunks).where(blob_chunks.c.blob_id.in_(blob_ids)))
+    tx.connection.execute(sa.update(blobs).where(chosen).values(store=REMOVED, checksums=None))
+
+
 def _remove(tx: WriteTx, chosen: sa.ColumnElement[bool]) -> None:
+    _note_deletions(tx, chosen)
+    tx.connection.execute(sa.delete(blobs).where(chosen))
+
+
+def _note_deletions(tx: WriteTx, chosen: sa.ColumnElement[bool]) -> None:
     query = sa.select(blobs.c.blob_id, blobs.c.store)
     # Locked, so that nobody seals one meanwhile.
-    rows = tx.connection.execute(query.where(chosen, blobs.c.store != DATABASE).with_for_update()).all()
+    rows = tx.connection.execute(query.where(chosen, blobs.c.store.not_in([DATABASE, REMOVED])).with_for_update()).all()
     if rows:
         values = [{"blob_id": row.blob_id, "store": row.store} for row in rows]
         tx.connection.execute(sa.insert(blob_deletions), values)
         tx.wake(topics.WORK)
-    tx.connection.execute(sa.delete(blobs).where(chosen))
 
 
 def pending(tx: ReadTx, *, behind: str = "") -> list[Deletion]:

@@ -1,0 +1,56 @@
+"""Flower and NVFlare do the same work in the same run (`python -m benchmarks beside_peers`, after `make bench-peers`).
+
+From the last of 50 updates of 10M parameters to the new model, beside the peers' own code that decodes and averages
+them in memory; and a whole round of four instant clients with 1M parameters, beside NVFlare's simulator.
+"""
+
+import asyncio
+from typing import Final
+
+import numpy as np
+
+from benchmarks.eager import MANY, NUM_ELEMENTS, seconds_to_model
+from benchmarks.measurements import Row, row
+from benchmarks.peers import environments
+from benchmarks.server import fresh_server
+from benchmarks.whole_round import NUM_CLIENTS, round_seconds
+
+REPETITIONS: Final = 3
+SMALL_MODEL: Final = 1_000_000
+NUM_ROUNDS: Final = 6
+
+
+def measure() -> list[Row]:
+    """Measures FedQuorum with file blobs and whichever of the peers is installed."""
+    installed = [peer for peer, python in environments.PYTHONS.items() if python.exists()]
+    return [*_aggregation(installed), *_round(installed)]
+
+
+def _aggregation(installed: list[str]) -> list[Row]:
+    values = np.random.default_rng(0).normal(scale=0.01, size=NUM_ELEMENTS).astype(np.float32)
+    with fresh_server("sqlite", blob_store="files") as server:
+        seconds = asyncio.run(seconds_to_model(server, values, num_updates=MANY))
+        peak = server.peak_mebibytes()
+    own, what = float(np.median(seconds)), f"{MANY} x {NUM_ELEMENTS // 10**6}M"
+    rows = [row(f"{what}: FedQuorum, last update to model", "s", seconds)]
+    rows.append(row(f"{what}: FedQuorum's server, peak memory", "MiB", [peak]))
+    for peer in installed:
+        told = environments.aggregation(peer, num_updates=MANY, num_elements=NUM_ELEMENTS, repetitions=REPETITIONS)
+        name, ratio_of = f"{what}: {peer} {told['version']}", "FedQuorum's"
+        rows.append(row(f"{name}, decode and average", "s", told["seconds"], of=own, ratio_of=ratio_of))
+        rows.append(
+            row(f"{name}, peak memory with the updates", "MiB", [told["peak_mebibytes"]], of=peak, ratio_of=ratio_of)
+        )
+    return rows
+
+
+def _round(installed: list[str]) -> list[Row]:
+    values = np.random.default_rng(0).normal(scale=0.01, size=SMALL_MODEL).astype(np.float32)
+    with fresh_server("sqlite", blob_store="files") as server:
+        seconds = asyncio.run(round_seconds(server, values, num_rounds=NUM_ROUNDS))
+    own = float(np.median(seconds))
+    rows = [row("round, 1M parameters: FedQuorum over HTTP", "s", seconds)]
+    if "NVFlare" in installed:
+        theirs = environments.nvflare_rounds(num_clients=NUM_CLIENTS, num_elements=SMALL_MODEL, num_rounds=NUM_ROUNDS)
+        rows.append(row("round, 1M parameters: NVFlare's simulator", "s", theirs, of=own, ratio_of="FedQuorum's"))
+    return rows

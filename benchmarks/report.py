@@ -1,0 +1,60 @@
+"""Writes a benchmark's rows into docs/benchmarks.md, between its markers, with bars of its ratios."""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Final
+
+from benchmarks.measurements import Row
+
+_DOCS: Final = Path(__file__).parents[1] / "docs"
+_PAGE: Final = _DOCS / "benchmarks.md"
+_PLOTS: Final = _DOCS / "plots"
+_LABELS, _BARS, _LINE = 430, 300, 22
+
+
+def figure(value: float) -> str:
+    """Gives a number with the digits that mean something."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def save(name: str, rows: Sequence[Row]) -> bool:
+    """Replaces what is between `<!-- begin NAME -->` and `<!-- end NAME -->`; False where the page lacks these."""
+    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+    before, found, rest = _PAGE.read_text().partition(begin)
+    after = rest.partition(end)[2]
+    if not found:
+        return False
+    _PLOTS.mkdir(exist_ok=True)
+    Path(_PLOTS, f"{name}.svg").write_text(_bars([row for row in rows if row.ratio is not None]))
+    plot = f"![The ratios of {name}](plots/{name}.svg)"
+    _PAGE.write_text(f"{before}{begin}{_table(rows)}\n\n{plot}\n{end}{after}")
+    return True
+
+
+def _table(rows: Sequence[Row]) -> str:
+    lines = ["| measured | unit | median | low | high | ratio | of what |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        figures = " | ".join(figure(value) for value in (row.median, row.low, row.high))
+        lines.append(f"| {row.name} | {row.unit} | {figures} | {ratio} | {row.ratio_of} |")
+    return "\n".join(lines)
+
+
+def _bars(rows: Sequence[Row]) -> str:
+    most = max((row.ratio or 0.0 for row in rows), default=1.0)
+    width, height = _LABELS + _BARS + 70, _LINE * len(rows) + 6
+    size = f'width="{width}" height="{height}"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">',
+        f'<rect {size} fill="white"/>',
+    ]
+    for place, row in enumerate(rows):
+        top, ratio = _LINE * place + 4, row.ratio or 0.0
+        length = max(1.0, _BARS * ratio / most)
+        parts.append(
+            f'<text x="{_LABELS - 6}" y="{top + 13}" text-anchor="end">{escape(row.name)}</text>'
+            f'<rect x="{_LABELS}" y="{top}" width="{length:.1f}" height="{_LINE - 6}" fill="#3b6ea5"/>'
+            f'<text x="{_LABELS + length + 5:.1f}" y="{top + 13}">{ratio:.2f}</text>'
+        )
+    return "\n".join([*parts, "</svg>", ""])
