@@ -11,7 +11,7 @@ COPY fl_protocol ./fl_protocol
 COPY client_sdk ./client_sdk
 COPY aggregator_service ./aggregator_service
 COPY migrations ./migrations
-RUN /opt/fedquorum/bin/pip install --constraint constraints.txt ".[server,postgres]"
+RUN /opt/fedquorum/bin/pip install --constraint constraints.txt ".[server,postgres,objects]"
 
 FROM ${BASE_IMAGE} AS runtime
 LABEL org.opencontainers.image.title="FedQuorum" \

@@ -92,5 +92,5 @@ $(DEMO): $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 
 $(DEV): $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 	@echo 'Installing FedQuorum with PyTorch and the development tools into $(VENV): a few minutes the first time ...'
-	@$(PIP_INSTALL) --editable '.[demo,postgres,dpsgd,examples,dev]'
+	@$(PIP_INSTALL) --editable '.[demo,postgres,objects,dpsgd,examples,dev]'
 	@touch $(DEMO) $@

@@ -11,6 +11,7 @@ from aggregator_service import app as composition
 from aggregator_service import server
 from aggregator_service.allocator import limit_arenas
 from aggregator_service.app import SettingsError
+from aggregator_service.descriptors import allow_descriptors
 from aggregator_service.domain.privacy.ledger import LedgerError
 from aggregator_service.server import ListenError
 from aggregator_service.storage.blobs import BlobStoreError
@@ -39,7 +40,8 @@ def serve(
     blob_store: Annotated[
         str | None,
         typer.Option(
-            help="Where tensors are kept: database or file:///FOLDER [env: FEDQUORUM_BLOB_STORE, else database]"
+            help="Where new tensors are kept: database, file:///FOLDER or s3://BUCKET/PREFIX "
+            "[env: FEDQUORUM_BLOB_STORE, else database]"
         ),
     ] = None,
     behind_proxy: Annotated[
@@ -56,6 +58,7 @@ def serve(
     """
     configure_logging()
     limit_arenas()
+    allow_descriptors()
     with _one_line_errors():
         settings = composition.read_settings(
             host=host, port=port, database_url=database_url, blob_store=blob_store, behind_proxy=behind_proxy

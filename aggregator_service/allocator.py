@@ -2,10 +2,15 @@
 
 import contextlib
 import ctypes
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 _M_ARENA_MAX: Final = -8
 _NUM_ARENAS: Final = 2
+
+_MADV_DONTNEED: Final = 4
+_MAPPINGS: Final = Path("/proc/self/smaps")
 
 
 def limit_arenas() -> None:
@@ -16,3 +21,26 @@ def limit_arenas() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _NUM_ARENAS)
+
+
+def give_back_pages_of(library: str) -> None:
+    """Lets the pages of a loaded library go that are as its file has them; who calls it again reads them again.
+
+    A compiler that was needed for a moment would otherwise stay resident with tens of MiB.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        madvise = ctypes.CDLL(None, use_errno=True).madvise
+        madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        for begin, end in _unchanged_mappings(library):
+            madvise(begin, end - begin, _MADV_DONTNEED)
+
+
+def _unchanged_mappings(library: str) -> Iterator[tuple[int, int]]:
+    begin, end, is_wanted = 0, 0, False
+    for line in _MAPPINGS.read_text().splitlines():
+        name, *values = line.split()
+        if not name.endswith(":"):
+            begin, end = (int(address, 16) for address in name.split("-"))
+            is_wanted = library in values[-1]
+        elif is_wanted and name == "Anonymous:" and values[0] == "0":
+            yield begin, end

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from benchmarks.measurements import Row
 
-NAMES = ("fold", "masks", "noise", "sessions", "upload", "download", "small_updates", "whole_round")
+NAMES = ("fold", "masks", "noise", "sessions", "upload", "download", "small_updates", "whole_round", "long_polls")
 LONGER = ("eager", "robust_strategies", "sessions_under_load")
 """Those that only run when they are named."""
 

@@ -1,50 +1,100 @@
-"""Folding float32 deltas into the exact sum, against a plain read of the same memory (`python -m benchmarks fold`)."""
+"""Folding 160 MiB of updates into the exact sum, against a plain read of as many bytes."""
 
-from collections.abc import Callable
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aggregator_service.domain import exact_sum
+from aggregator_service.domain.exact_sum import Quantised, Sparse, Summand
 from benchmarks.measurements import Row, in_turns, row
 
-NUM_ELEMENTS = 10_000_000
+NUM_BYTES = 160 << 20
+"""Of all updates together: several times what a cache holds."""
+NUM_UPDATES = 8
 WINDOW = 1 << 20
+ROW = 1 << 12
 REPETITIONS = 15
+WEIGHT, SHIFT = 12_345, 40
 
-Values = NDArray[np.float32]
+Cut = Callable[[int, int, int], Summand]
+"""Gives the elements [begin, end) of an update."""
 
 
 def measure() -> list[Row]:
-    """Measures plain reads, the fold, and a float64 sum that is not exact, in turns."""
-    values = (np.random.default_rng(0).standard_normal(NUM_ELEMENTS) * 0.01).astype(np.float32)
-    shift = exact_sum.shift([(float(np.abs(values).max()), 12_345)])
-    accumulator = np.zeros(WINDOW, dtype=np.int64)
-    scratch = np.empty(exact_sum.SCRATCH_ELEMENTS)
-    naive = np.zeros(WINDOW)
+    """Measures plain reads and folds in turns."""
+    source = np.random.default_rng(0)
+    stored: NDArray[np.uint8] = source.integers(0, 256, NUM_BYTES, dtype=np.uint8)
+    codes = stored.reshape(NUM_UPDATES, -1)
+    singles = (source.standard_normal((NUM_UPDATES, NUM_BYTES // 4 // NUM_UPDATES)) * 0.01).astype(np.float32)
+    scales = np.full(WINDOW // ROW, 0.001, dtype=np.float32)
+    indices = np.arange(0, WINDOW, 100, dtype=np.uint32)
+    num_singles, num_codes = singles.shape[1], codes.shape[1]
 
-    def fold(tile: Values) -> None:
-        exact_sum.fold(accumulator[: tile.size], tile, weight=12_345, shift=shift, scratch=scratch)
+    def single(update: int, begin: int, end: int) -> Summand:
+        return singles[update, begin:end]
 
-    def sum_float64(tile: Values) -> None:
-        np.add(naive[: tile.size], tile * np.float64(12_345), out=naive[: tile.size])
+    def int8(update: int, begin: int, end: int) -> Summand:
+        return Quantised(codes[update, begin:end].view(np.int8), scales, ROW)
 
-    work: dict[str, Callable[[], object]] = {
-        "plain read: add int64": lambda: np.add.reduce(values.view(np.int64)),
-        "plain read: or int64": lambda: np.bitwise_or.reduce(values.view(np.int64)),
-        "exact sum": lambda: _each_window(values, fold),
-        "naive float64 sum": lambda: _each_window(values, sum_float64),
+    def int4(update: int, begin: int, end: int) -> Summand:
+        return Quantised(codes[update, begin // 2 : end // 2], scales, ROW)
+
+    def sparse(update: int, begin: int, end: int) -> Summand:
+        return Sparse(indices, singles[update, begin:end][: indices.size])
+
+    one_core: dict[str, Callable[[], object]] = {
+        "plain read: add int64": lambda: np.add.reduce(stored.view(np.int64)),
+        "plain read: or int64": lambda: np.bitwise_or.reduce(stored.view(np.int64)),
+        "float32": lambda: _fold(single, num_singles),
+        "float32, one at a time": lambda: _fold(single, num_singles, together=1),
+        "int8": lambda: _fold(int8, num_codes),
+        "int4 of half the bytes": lambda: _fold(int4, num_codes),
+        "1% of as many float32": lambda: _fold(sparse, num_singles),
+        "naive float64 sum of float32": lambda: _naive(singles),
     }
-    milliseconds = {
-        name: [1e3 * second for second in seconds] for name, seconds in in_turns(work, repetitions=REPETITIONS).items()
+    threads: dict[str, Callable[[], object]] = {
+        "float32, one thread": lambda: _fold(single, num_singles),
+        "float32, two threads": lambda: _fold(single, num_singles, num_threads=2),
+        "int8, one thread": lambda: _fold(int8, num_codes),
+        "int8, two threads": lambda: _fold(int8, num_codes, num_threads=2),
     }
-    plain = min(float(np.median(times)) for name, times in milliseconds.items() if name.startswith("plain"))
+    alone = in_turns(one_core, repetitions=REPETITIONS, clock=time.process_time)
+    elapsed = in_turns(threads, repetitions=REPETITIONS)
+    plain = min(statistics.median(times) for name, times in alone.items() if name.startswith("plain"))
     return [
-        row(f"{name}, 40 MB", "ms", times, of=plain, ratio_of="the faster plain read")
-        for name, times in milliseconds.items()
+        *(row(f"{name}, CPU", "s", times, of=plain, ratio_of="the faster plain read") for name, times in alone.items()),
+        *(
+            row(name, "s", times, of=statistics.median(elapsed[f"{name.split(',')[0]}, one thread"]), ratio_of="one")
+            for name, times in elapsed.items()
+        ),
     ]
 
 
-def _each_window(values: Values, work: Callable[[Values], None]) -> None:
-    for begin in range(0, values.size, WINDOW):
-        work(values[begin : begin + WINDOW])
+def _fold(cut: Cut, num_elements: int, *, together: int = NUM_UPDATES, num_threads: int = 1) -> None:
+    """Folds whole windows, which threads take as they come."""
+    begins = iter(range(0, num_elements - WINDOW + 1, WINDOW))
+    threads = [threading.Thread(target=_fold_windows, args=(cut, begins, together)) for _ in range(num_threads - 1)]
+    for thread in threads:
+        thread.start()
+    _fold_windows(cut, begins, together)
+    for thread in threads:
+        thread.join()
+
+
+def _fold_windows(cut: Cut, begins: Iterator[int], together: int) -> None:
+    accumulator = np.zeros(WINDOW, dtype=np.int64)
+    for begin in begins:
+        for first in range(0, NUM_UPDATES, together):
+            updates = [cut(update, begin, begin + WINDOW) for update in range(first, first + together)]
+            exact_sum.fold_all(accumulator, updates, weights=[WEIGHT] * together, shift=SHIFT)
+
+
+def _naive(singles: NDArray[np.float32]) -> None:
+    total = np.zeros(WINDOW)
+    for update in singles:
+        for begin in range(0, update.size - WINDOW + 1, WINDOW):
+            np.add(total, update[begin : begin + WINDOW] * np.float64(WEIGHT), out=total)

@@ -46,13 +46,14 @@ from client_sdk.session.progress import (
     Waiting,
     WorkRefused,
 )
+from client_sdk.session.skipping import carries_over
 from client_sdk.session.work import Evaluator, TrainedDelta, TrainedModel, Trainer
 from client_sdk.transfer import Body, Content, StoredModel, body_of_tensors, compressed_body, read_model
 from fl_protocol.arrays import Tensor
 from fl_protocol.presets import promise
 from fl_protocol.promises import Promise
 from fl_protocol.runs import RunSpec
-from fl_protocol.specs.encodings import ZstdCompression, keeps_residual
+from fl_protocol.specs.encodings import ZstdCompression
 from fl_protocol.tasks import EvaluationReport, Task
 
 if TYPE_CHECKING:
@@ -279,11 +280,11 @@ class Performer:
         try:
             receipt = await self.client.put_update(action.task.task_id, body)
         except ServerError as error:
-            if left:
+            if left is not None:
                 await _in_thread(functools.partial(self.residuals.refused, body.digest))
             await self._note(action.task, outcome_of(error))
             return self._refused(action.task, error)
-        if left:
+        if left is not None:
             await _in_thread(functools.partial(self.residuals.accepted, body.digest))
         await self._note(action.task, Outcome.ACCEPTED)
         if update.personal:
@@ -292,16 +293,17 @@ class Performer:
         self.tell(UpdateAccepted(action.task, receipt))
         return self.session.sent(action.task)
 
-    def _encoded(self, task: Task, update: Update) -> tuple[Body, Left]:
-        """Gives the body of an update, and what it leaves for the next one, which is kept before anything is sent."""
-        residual = self.residuals.load(task) if keeps_residual(task.encoding) else {}
+    def _encoded(self, task: Task, update: Update) -> tuple[Body, Left | None]:
+        """Gives the body of an update, and what it leaves for the next one, kept before anything is sent."""
+        has_residual = carries_over(task)
+        residual = self.residuals.load(task) if has_residual else {}
         encoded = encoded_update(update, task, residual=residual)
         body = body_of_tensors(encoded.tensors, encoded.metadata)
-        if encoded.left:
+        if has_residual:
             self.residuals.prepare(body.digest, encoded.left)
         if isinstance(task.encoding.compression, ZstdCompression):
             body = compressed_body(body, level=task.encoding.compression.level)
-        return body, encoded.left
+        return body, encoded.left if has_residual else None
 
     async def _aggregate(self, action: machine.Aggregate) -> machine.Action:
         task, update = action.task, action.update

@@ -69,7 +69,7 @@ class Contribution(ResponseMessage):
 
     It was made from the model `staleness` versions before the round's base version. `weight`: what it weighs in the
     mean, known once the round is sealed; before that, what it would weigh by itself; never discounted by staleness.
-    `local_steps` is told for FedNova only.
+    `local_steps` is told for FedNova only. One that is `skipped` has no tensors and counts as zero.
     """
 
     update_id: str
@@ -82,6 +82,7 @@ class Contribution(ResponseMessage):
     num_bytes: int
     accepted_at: Timestamp
     local_steps: int | None = None
+    skipped: bool = False
 
 
 class EventType(StrEnum):

@@ -19,6 +19,7 @@ from fl_protocol.specs.rounds import AnyRoundSpec, RoundSpec
 from fl_protocol.specs.secure_aggregation import SecureAggregation, check_secure_aggregation, combined_by_strategy
 from fl_protocol.specs.selection import OpenSelection, SelectionSpec, check_selection
 from fl_protocol.specs.server_optimizers import ServerOptimizer, SgdServerOptimizer, check_server_optimizer
+from fl_protocol.specs.skipping import NoSkipping, Skipping, check_skipping
 from fl_protocol.specs.strategies import MeanStrategy, Strategy, check_strategy
 from fl_protocol.specs.training import TrainingSpec, check_training
 
@@ -42,6 +43,7 @@ class RunSpec(RequestMessage):
     algorithm: Algorithm = FedAvgAlgorithm()
     evaluation: EvaluationSpec = EvaluationSpec()
     encoding: Encoding = DenseEncoding()
+    skipping: Skipping = NoSkipping()
     privacy: Privacy = NoPrivacy()
     secure_aggregation: SecureAggregation = NoSecureAggregation()
     initial_model: InitialModel = UploadedModel()
@@ -66,6 +68,7 @@ class RunSpec(RequestMessage):
         check_privacy(self)
         check_secure_aggregation(self)
         check_encoding(self)
+        check_skipping(self)
         return self
 
 

@@ -14,6 +14,7 @@ from fl_protocol.specs.encodings import Encoding
 from fl_protocol.specs.parameters import ParametersSpec
 from fl_protocol.specs.privacy import Privacy
 from fl_protocol.specs.secure_aggregation import SecureAggregation
+from fl_protocol.specs.skipping import NoSkipping, Skipping
 from fl_protocol.specs.training import TrainingSpec
 
 
@@ -38,6 +39,7 @@ class Task(ResponseMessage):
     For SCAFFOLD `control_variate` is null while the server's is zero (version 0 and one that is published again), and
     `counted_update` is the digest of this client's newest update that a model published since then holds, null if
     there is none: the client's own control variate is the one that it computed with that update, or zero.
+    Where `skipping` or an encoding has clients keep what they did not send, `counted_update` says likewise which count.
     `privacy_claim` is null in a run without privacy, `manifest` in one without secure aggregation.
     """
 
@@ -62,6 +64,7 @@ class Task(ResponseMessage):
     counted_update: str | None = None
     privacy_claim: PrivacyClaim | None = None
     manifest: ManifestReference | None = None
+    skipping: Skipping = NoSkipping()
 
 
 class Receipt(ResponseMessage):

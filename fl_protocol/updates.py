@@ -27,6 +27,7 @@ from fl_protocol.specs.privacy import (
     LocalLaplacePrivacy,
     Privacy,
 )
+from fl_protocol.specs.skipping import NoSkipping, Skipping
 from fl_protocol.tensors import (
     LENGTH_BYTES,
     MAX_NAME_LENGTH,
@@ -40,6 +41,8 @@ from fl_protocol.tensors import (
 NUM_EXAMPLES_KEY: Final = "num_examples"
 METRICS_KEY: Final = "metrics"
 LOCAL_STEPS_KEY: Final = "local_steps"
+SKIPPED_KEY: Final = "skipped"
+SKIPPED: Final = "true"
 
 _NAMES_SHOWN: Final = 12
 _FEDAVG: Final = FedAvgAlgorithm()
@@ -247,6 +250,26 @@ def update_seed(header: Header, encoding: Encoding) -> bytes | None:
     if seed is None:
         raise _invalid(f"{SEED_KEY} {text[:80]!r} must be 64 lower-case hexadecimal digits")
     return seed
+
+
+def is_skipped(header: Header, skipping: Skipping) -> bool:
+    """Tells whether an update says that it is too small to be sent: it has no tensors then and counts as zero.
+
+    Where the run has no skipping the key means nothing beside tensors. Raises ProblemError: invalid-metadata for one
+    that the run does not allow, or another value; structure-mismatch naming a tensor that it holds all the same.
+    """
+    text = header.metadata.get(SKIPPED_KEY)
+    if text is None or (header.tensors and isinstance(skipping, NoSkipping)):
+        return False
+    if isinstance(skipping, NoSkipping):
+        raise _invalid(f"{SKIPPED_KEY}: the run's skipping.kind is 'none', so that every update holds its tensors")
+    if text != SKIPPED:
+        raise _invalid(f"{SKIPPED_KEY} {text[:32]!r} must be {SKIPPED!r}, or left out where tensors are sent")
+    if header.tensors:
+        raise _mismatch(
+            f"tensor {header.tensors[0].name!r} is in an update that says it is {SKIPPED_KEY}; leave it out"
+        )
+    return True
 
 
 def update_metadata(header: Header, algorithm: Algorithm = _FEDAVG) -> UpdateMetadata:

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.object_server import ObjectServer, object_server
 from tests.support.participant import close_connections
 from tests.support.postgres import fresh_database, private_postgres
 from tests.support.server import ServerProcess
@@ -71,6 +72,15 @@ def _fresh(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
     server_url, template = request.getfixturevalue("postgres_server_url"), request.getfixturevalue("postgres_template")
     with fresh_database(server_url, f"t{uuid.uuid4().hex}", template=template) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
+    """A real S3-compatible server for the whole session; its variables are set for this process, too."""
+    with object_server(tmp_path_factory.mktemp("objects")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
 
 
 @pytest.fixture(scope="session")

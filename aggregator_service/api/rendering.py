@@ -149,6 +149,7 @@ def render_contribution(update: UpdateRecord) -> Contribution:
         num_bytes=update.num_bytes,
         accepted_at=update.accepted_at,
         local_steps=update.local_steps,
+        skipped=update.skipped,
     )
 
 
@@ -178,6 +179,7 @@ def render_task(assignment: Assignment) -> Task:
         counted_update=assignment.counted_update,
         privacy_claim=assignment.privacy_claim,
         manifest=None if assignment.manifest is None else render_manifest_reference(assignment.manifest),
+        skipping=spec.skipping,
     )
 
 

@@ -40,16 +40,15 @@ _ANSWERED: dict[int | str, dict[str, Any]] = {200: {"model": Receipt, "descripti
     response_model=Task,
 )
 @allow(TokenKind.CLIENT)
-async def claim_task(
-    flow: FlowDependency, client_id: CallingClient, response: Response, run_id: Identifier, wait: Wait = 0
-) -> Any:
+async def claim_task(flow: FlowDependency, client_id: CallingClient, run_id: Identifier, wait: Wait = 0) -> Response:
     """Gives the caller its task in the run: a new one (201), the one it holds (200), or nothing for now (204)."""
     with flow.telemetry.waiting():
         answer = await selection.claim(flow, run_id=run_id, client_id=client_id, wait_seconds=wait)
     if isinstance(answer, selection.NothingNow):
         return Response(status_code=204, headers={"Retry-After": str(answer.retry_after_seconds)})
-    response.status_code = 201 if answer.is_new else 200
-    return render_task(answer)
+    # FastAPI would check the task once more, and thousands of claims may be answered at the same moment.
+    task = render_task(answer).model_dump_json()
+    return Response(task, status_code=201 if answer.is_new else 200, media_type="application/json")
 
 
 @router.delete(

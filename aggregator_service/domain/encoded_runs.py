@@ -6,11 +6,12 @@ from typing import Any, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator_service.domain import exact_sum
-from aggregator_service.domain.encoded_sum import Float32Array, IndexArray, fold_int4, fold_int8, fold_sparse
-from aggregator_service.domain.exact_sum import Int64Array
+from aggregator_service.domain.exact_sum import Quantised, Sparse, Summand
 from fl_protocol.dtypes import Float64Array, Values, as_native_float
 from fl_protocol.encodings.quantised import dequantise, unpack_int4
+
+Float32Array = NDArray[np.float32]
+IndexArray = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,35 +61,17 @@ class SparseRun:
 Run = DenseRun | Int8Run | Int4Run | SparseRun
 
 
-def fold_run(accumulator: Int64Array, run: Run, *, weight: float, shift: int, scratch: Float64Array) -> None:
-    """Adds round_half_even(delta * weight * 2^shift) of each element; a DenseRun adds the bias of `exact_sum`, too."""
+def summand(run: Run) -> Summand:
+    """Gives what the exact sum adds for a run of floating-point elements."""
     match run:
         case DenseRun():
-            native = as_native_float(run.values, run.dtype)
-            exact_sum.fold(accumulator, native, weight=weight, shift=shift, scratch=scratch)
+            return run.values
         case Int8Run():
-            fold_int8(
-                accumulator,
-                run.codes,
-                run.scales,
-                row_elements=run.row_elements,
-                first_in_row=run.first_in_row,
-                weight=weight,
-                shift=shift,
-            )
+            return Quantised(run.codes, run.scales, run.row_elements, run.first_in_row)
         case Int4Run():
-            fold_int4(
-                accumulator,
-                run.packed,
-                run.scales,
-                row_elements=run.row_elements,
-                first_in_row=run.first_in_row,
-                skips_one=run.skips_one,
-                weight=weight,
-                shift=shift,
-            )
+            return Quantised(run.packed, run.scales, run.row_elements, run.first_in_row, int(run.skips_one))
         case SparseRun():
-            fold_sparse(accumulator, run.indices, run.values, weight=weight, shift=shift)
+            return Sparse(run.indices.astype(np.uint32, copy=False), run.values)
         case _:
             assert_never(run)
 

@@ -185,7 +185,7 @@ class UpdateRecord:
 
     `round_id` names the attempt that counts it, to whose base version its own is `staleness` versions behind.
     `local_steps` is what FedNova normalises by, None for other algorithms. Where it `counts_once` the attempt counts no
-    other of the same client.
+    other of the same client. One that is `skipped` has no tensors.
     """
 
     update_id: str
@@ -204,6 +204,7 @@ class UpdateRecord:
     accepted_at: datetime
     local_steps: int | None = None
     counts_once: bool = True
+    skipped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from aggregator_service.domain.digests import Digests
 from aggregator_service.domain.layouts import Layouts
+from aggregator_service.flow.gathering import Gatherings
 from aggregator_service.flow.single_flight import SingleFlight
 from aggregator_service.storage.blobs import Blobs
 from aggregator_service.storage.transactions import Transactions
@@ -33,6 +34,7 @@ class Flow:
     layouts: Layouts
     export_digests: Digests = field(default_factory=Digests)
     single_flight: SingleFlight = field(default_factory=SingleFlight)
+    gatherings: Gatherings = field(default_factory=Gatherings)
 
     def new_id(self, prefix: str) -> str:
         """Makes a fresh identifier."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from aggregator_service.domain.encoded_runs import DenseRun, Run, widen
 from aggregator_service.flow.encoded_windows import Encoded, companions_of, forms_of, read_runs
-from aggregator_service.flow.windows import Layout, RangeReader, Segment, layout_of, read_header, windows
+from aggregator_service.flow.windows import Layout, RangeReader, Segment, layout_of, nothing_of, read_header, windows
 from fl_protocol.dtypes import Values
 from fl_protocol.encodings.forms import Quantised
 from fl_protocol.specs.encodings import Encoding
@@ -24,7 +24,8 @@ _MIN_BLOCK_ELEMENTS: Final = 1 << 10
 class SealedUpdate:
     """One update of a sealed round: its weight, each tensor's largest |delta|, and how to read its bytes.
 
-    `delta_weight` replaces the weight in a mean's floating-point tensors, where it cannot be an integer.
+    `delta_weight` replaces the weight in a mean's floating-point tensors, where it cannot be an integer. One that is
+    `skipped` has no tensors to read: it counts as zero, with its weight.
     """
 
     update_id: str
@@ -33,6 +34,7 @@ class SealedUpdate:
     max_abs: Mapping[str, float]
     read: RangeReader
     delta_weight: float | None = None
+    skipped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,9 @@ def open_contributions(
     known: dict[bytes, Layout] = {}
     forms, opened = forms_of(model, encoding), []
     for update in sorted(updates, key=lambda update: update.digest):
+        if update.skipped:
+            opened.append(Contribution(update, _shared(known, nothing_of(model))))
+            continue
         header = read_header(update.read)
         check_update_structure(header, holds, encoding)
         layout = _shared(known, layout_of(header, model))

@@ -41,6 +41,7 @@ from fl_protocol.tensors import Header
 from fl_protocol.updates import (
     UpdateMetadata,
     check_update_structure,
+    is_skipped,
     max_update_bytes,
     update_header_limit,
     update_layout,
@@ -131,8 +132,9 @@ async def take_update(flow: Flow, ask: Ask, body: Body) -> Accepted:
 
 
 def _check_header(header: Header, ask: Ask) -> None:
-    check_update_structure(header, ask.layout, ask.run.spec.encoding)
-    update_seed(header, ask.run.spec.encoding)
+    if not is_skipped(header, ask.run.spec.skipping):
+        check_update_structure(header, ask.layout, ask.run.spec.encoding)
+        update_seed(header, ask.run.spec.encoding)
     _metadata(header, ask.run.spec)
 
 
@@ -242,6 +244,7 @@ def _update(arrival: _Arrival, *, accepted_at: datetime) -> UpdateRecord:
         accepted_at=accepted_at,
         counts_once=cohort.counts_once(arrival.ask.run.spec),
         local_steps=metadata.local_steps,
+        skipped=is_skipped(received.header, arrival.ask.run.spec.skipping),
     )
 
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
+from aggregator_service.domain import exact_sum
 from aggregator_service.domain.records import RunRecord
 from aggregator_service.domain.standing import Standing
 from aggregator_service.domain.transitions import check_run_transition
@@ -108,6 +109,8 @@ async def start_run(flow: Flow, run_id: str) -> RunRecord:
         _move(tx, run, RunState.RUNNING, started=True)
         _advance(flow, tx, run_id)
 
+    # The compiler needs tens of MiB for a moment: now, and not beside the windows of the first aggregate.
+    await asyncio.to_thread(exact_sum.prepare)
     return await _steer(flow, run_id, RunState.RUNNING, start)
 
 

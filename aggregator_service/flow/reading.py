@@ -1,7 +1,7 @@
 """What callers may look at: runs, rounds, models, clients, contributions and events, in pages and with waits."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Final
@@ -143,17 +143,19 @@ async def wait_for_model(flow: Flow, run_id: str, *, after_version: int, wait_se
 
     def body(tx: ReadTx) -> tuple[bool, ModelRecord | None]:
         run = _run(tx, run_id)
-        if run.latest_version is None or run.latest_version <= after_version:
-            return run.state in FINISHED_RUN_STATES, None
-        return True, models.get(tx, run_id, run.latest_version)
+        newest = None if run.latest_version is None else models.get(tx, run_id, run.latest_version)
+        return run.state in FINISHED_RUN_STATES, newest
+
+    async def look(askers: Sequence[None]) -> Sequence[tuple[bool, ModelRecord | None]]:
+        return [await flow.transactions.read("wait_for_model", body)] * len(askers)
 
     while True:
         seen = flow.wakeups.seen(topic)
-        is_settled, model = await flow.transactions.read("wait_for_model", body)
-        remaining = deadline - loop.time()
-        if is_settled or remaining <= 0 or flow.wakeups.closed:
+        has_ended, newest = await flow.gatherings.ask(("wait_for_model", run_id), None, look)
+        model = newest if newest is not None and newest.version > after_version else None
+        if model is not None or has_ended or deadline <= loop.time() or flow.wakeups.closed:
             return model
-        await flow.wakeups.wait(topic, seen, timeout_seconds=min(remaining, POLL_SECONDS))
+        await flow.wakeups.wait(topic, seen, timeout_seconds=min(deadline - loop.time(), POLL_SECONDS))
 
 
 async def follow_events(flow: Flow, run_id: str, *, after_event_id: int) -> AsyncIterator[EventRecord | None]:

@@ -120,6 +120,7 @@ def sealed_updates(flow: Flow, sealed: SealedRound) -> list[SealedUpdate]:
             weight=weight,
             max_abs=update.max_abs,
             read=ReadAhead(reader(flow, update.blob_id), num_bytes=update.num_bytes, num_readers=len(sealed.updates)),
+            skipped=update.skipped,
         )
         for update, weight in zip(sealed.updates, sealed.weights, strict=True)
     ]

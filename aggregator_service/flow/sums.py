@@ -1,15 +1,14 @@
 """Exact weighted sums, one window of the model after the other; a sum may go on from one of some of the updates."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from aggregator_service.domain import exact_sum, integer_mean
-from aggregator_service.domain.encoded_runs import DenseRun, fold_run
-from aggregator_service.domain.exact_sum import Int64Array, Magnitudes
+from aggregator_service.domain.encoded_runs import DenseRun, summand
+from aggregator_service.domain.exact_sum import Int64Array, Magnitudes, Summand
 from aggregator_service.domain.integer_mean import IntegerArray
 from aggregator_service.domain.strategies.decision import WeightedMean
 from aggregator_service.flow.begun_sums import BegunSum
@@ -17,6 +16,9 @@ from aggregator_service.flow.contributions import Contribution
 from aggregator_service.flow.windows import WINDOW_ELEMENTS, Segment, holds, windows
 from fl_protocol.dtypes import Float64Array
 from fl_protocol.tensors import Header
+
+_TOGETHER: Final = 4
+"""So many updates are added in one pass over the sums; of each a window is in memory."""
 
 Weighted = Sequence[tuple[Contribution, int]]
 
@@ -61,9 +63,12 @@ def plan_mean(
     moving: Header,
     begun: BegunSum | None = None,
 ) -> SumPlan:
-    """Plans a weighted mean, divided by the sum of the weights: each tensor has the grid that the updates choose."""
+    """Plans a weighted mean, divided by the sum of the weights: each tensor has the grid that the updates choose.
+
+    What was skipped weighs there, too, and is zero.
+    """
     weighted = [(one, weight) for one, weight in zip(contributions, decision.weights, strict=True) if weight]
-    waiting, members = _split(weighted, begun)
+    waiting, members = _split([pair for pair in weighted if not pair[0].update.skipped], begun)
     known: Mapping[int, Magnitudes] = {} if begun is None else begun.magnitudes
     magnitudes = {
         tensor: known.get(tensor, Magnitudes()).extended(
@@ -125,14 +130,10 @@ def _integer_sums(weighted: Weighted, model: Header) -> dict[int, _IntegerSum]:
 
 def summed(plan: SumPlan, model: Header) -> Iterator[tuple[Sequence[Segment], "Sums"]]:
     """Yields the model window by window with its sums, each valid until the next one is asked for."""
-    floats, scratch, first = (
-        np.empty(WINDOW_ELEMENTS, dtype=np.int64),
-        np.empty(exact_sum.SCRATCH_ELEMENTS),
-        0,
-    )
+    floats, first = np.empty(WINDOW_ELEMENTS, dtype=np.int64), 0
     for window in windows(model):
         sums = Sums(plan, first, floats[: window[-1].offset + window[-1].num_elements])
-        sums.fold(window, scratch=scratch)
+        sums.fold(window)
         yield window, sums
         first += sums.totals.size
 
@@ -154,12 +155,12 @@ class Sums:
     totals: Int64Array
     integer_totals: dict[int, IntegerArray] = field(default_factory=dict)
 
-    def fold(self, window: Sequence[Segment], *, scratch: Float64Array) -> None:
-        """Adds up the whole window, update after update."""
+    def fold(self, window: Sequence[Segment]) -> None:
+        """Adds up the whole window, some updates at a time."""
         anew = self._begin(window)
-        self._add(self.plan.waiting, window, scratch=scratch)
+        self._add(self.plan.waiting, window)
         if self.plan.begun_members and anew:
-            self._add(self.plan.begun_members, anew, scratch=scratch)
+            self._add(self.plan.begun_members, anew)
 
     def floats(self, segment: Segment, tile: slice) -> Float64Array:
         total = self.of(segment)[tile]
@@ -199,16 +200,19 @@ class Sums:
                 self.integer_totals[segment.offset] = np.zeros(segment.num_elements, dtype) if kept is None else kept
         return anew
 
-    def _add(self, weighted: Weighted, segments: Sequence[Segment], *, scratch: Float64Array) -> None:
-        num_biased: Counter[int] = Counter()
+    def _add(self, weighted: Weighted, segments: Sequence[Segment]) -> None:
+        for begin in range(0, len(weighted), _TOGETHER):
+            self._add_together(weighted[begin : begin + _TOGETHER], segments)
+
+    def _add_together(self, weighted: Weighted, segments: Sequence[Segment]) -> None:
+        floats: dict[int, list[tuple[Summand, float]]] = {}
         for one, weight in weighted:
             for segment, run in one.runs(segments):
                 if segment.spec.is_float:
-                    shift = self.plan.shifts[segment.tensor]
-                    fold_run(self.of(segment), run, weight=_delta_weight(one, weight), shift=shift, scratch=scratch)
-                    num_biased[segment.offset] += isinstance(run, DenseRun)
+                    floats.setdefault(segment.offset, []).append((summand(run), _delta_weight(one, weight)))
                 elif segment.offset in self.integer_totals and isinstance(run, DenseRun):
                     integer_mean.fold(self.integer_totals[segment.offset], run.values, weight=weight)
         for segment in segments:
-            if segment.offset in num_biased:
-                exact_sum.settle(self.of(segment), num_biased[segment.offset])
+            if segment.offset in floats:
+                summands, weights = zip(*floats[segment.offset], strict=True)
+                exact_sum.fold_all(self.of(segment), summands, weights=weights, shift=self.plan.shifts[segment.tensor])

@@ -73,12 +73,17 @@ def read_header(read: RangeReader) -> Header:
 
 def layout_of(header: Header, model: Header) -> Layout:
     """Gives where each tensor of the model starts in a blob with another header."""
-    begins = np.full(len(model.tensors), _ABSENT, dtype=np.int64)
+    begins = nothing_of(model)
     for tensor, spec in enumerate(model.tensors):
         held = header.by_name.get(spec.name)
         if held is not None:
             begins[tensor] = header.data_start + held.begin
     return begins
+
+
+def nothing_of(model: Header) -> Layout:
+    """Gives the layout of a blob that has none of the model's tensors."""
+    return np.full(len(model.tensors), _ABSENT, dtype=np.int64)
 
 
 def holds(layout: Layout, tensor: int) -> bool:

@@ -1,5 +1,6 @@
 """The run_clients table: when each client last asked a run for a task, and who is excluded from the run."""
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any, Final
 
@@ -14,6 +15,10 @@ from aggregator_service.storage.transactions import ReadTx, WriteTx
 _MOST_COUNTED: Final = 1_000_000
 _GET: Final = sa.select(run_clients).where(
     run_clients.c.run_id == sa.bindparam("run_id"), run_clients.c.client_id == sa.bindparam("client_id")
+)
+_OF_CLIENTS: Final = sa.select(run_clients).where(
+    run_clients.c.run_id == sa.bindparam("run_id"),
+    run_clients.c.client_id.in_(sa.bindparam("client_ids", expanding=True)),
 )
 _COUNT_SEEN: Final = sa.select(sa.func.count()).select_from(
     sa.select(run_clients.c.client_id)
@@ -44,9 +49,17 @@ def get(tx: ReadTx, run_id: str, client_id: str) -> AttendanceRecord | None:
     return None if row is None else AttendanceRecord(**fields(row))
 
 
-def mark_seen(tx: WriteTx, run_id: str, client_id: str) -> None:
-    """Records that a client asks a run for a task now."""
-    tx.connection.execute(_MARK_SEEN[tx.dialect], {"run_id": run_id, "client_id": client_id, "seen_at": tx.now()})
+def of_clients(tx: ReadTx, run_id: str, client_ids: Collection[str]) -> dict[str, AttendanceRecord]:
+    """Gives what a run knows of some clients; who never asked and is not excluded is left out."""
+    rows = tx.connection.execute(_OF_CLIENTS, {"run_id": run_id, "client_ids": list(client_ids)})
+    found = [AttendanceRecord(**fields(row)) for row in rows]
+    return {record.client_id: record for record in found}
+
+
+def mark_seen(tx: WriteTx, run_id: str, *client_ids: str) -> None:
+    """Records that clients, at least one, ask a run for a task now."""
+    seen = [{"run_id": run_id, "client_id": client_id, "seen_at": tx.now()} for client_id in client_ids]
+    tx.connection.execute(_MARK_SEEN[tx.dialect], seen)
 
 
 def count_seen(tx: ReadTx, run_id: str, *, since: datetime) -> int:

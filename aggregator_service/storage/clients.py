@@ -1,5 +1,6 @@
 """The clients table."""
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -13,6 +14,14 @@ from aggregator_service.storage.transactions import ReadTx, WriteTx
 _SEEN_PRECISION: Final = timedelta(seconds=30)
 
 _GET: Final = sa.select(clients).where(clients.c.client_id == sa.bindparam("client_id"))
+_MARK_SEEN: Final = (
+    sa.update(clients)
+    .where(
+        clients.c.client_id.in_(sa.bindparam("client_ids", expanding=True)),
+        clients.c.last_seen_at.is_(None) | (clients.c.last_seen_at < sa.bindparam("before")),
+    )
+    .values(last_seen_at=sa.bindparam("now"))
+)
 
 
 def insert(tx: WriteTx, client: ClientRecord) -> None:
@@ -51,9 +60,8 @@ def revoke(tx: WriteTx, client_id: str) -> bool:
     )
 
 
-def mark_seen(tx: WriteTx, client: ClientRecord) -> None:
-    """Records that a client asked for work, to the precision of half a minute."""
-    if client.last_seen_at is None or tx.now() - client.last_seen_at > _SEEN_PRECISION:
-        tx.connection.execute(
-            sa.update(clients).where(clients.c.client_id == client.client_id).values(last_seen_at=tx.now())
-        )
+def mark_seen(tx: WriteTx, client_ids: Collection[str]) -> None:
+    """Records that clients asked for work, to the precision of half a minute."""
+    now = tx.now()
+    parameters = {"client_ids": list(client_ids), "now": now, "before": now - _SEEN_PRECISION}
+    tx.connection.execute(_MARK_SEEN, parameters)

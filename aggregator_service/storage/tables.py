@@ -42,7 +42,6 @@ blob_deletions: Final = sa.Table(
     metadata,
     identifier("blob_id", primary_key=True),
     sa.Column("store", sa.Text, nullable=False),
-    sa.Column("num_bytes", sa.BigInteger),
 )
 
 blob_chunks: Final = sa.Table(
@@ -195,6 +194,7 @@ updates: Final = sa.Table(
     sa.Column("accepted_at", Instant, nullable=False),
     sa.Column("local_steps", sa.BigInteger),
     sa.Column("counts_once", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Column("skipped", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Index(None, "round_id", "client_id"),
     sa.Index(
         "uq_updates_round_id_client_id",

@@ -1,6 +1,6 @@
 """The tasks table: what each client of a cohort was asked to do."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -21,6 +21,12 @@ _OF_CLIENT: Final = sa.select(tasks).where(
     tasks.c.kind == sa.bindparam("kind"),
 )
 _FIND: Final = _OF_CLIENT.order_by(tasks.c.turn.desc()).limit(1)
+_OF_CLIENTS: Final = tasks.c.client_id.in_(sa.bindparam("client_ids", expanding=True))
+_NEWEST: Final = (
+    sa.select(tasks)
+    .where(tasks.c.round_id == sa.bindparam("round_id"), tasks.c.kind == sa.bindparam("kind"), _OF_CLIENTS)
+    .order_by(tasks.c.turn)
+)
 _IS_OUT: Final = (
     (tasks.c.run_id == sa.bindparam("of_run"))
     & (tasks.c.kind == TaskKind.TRAIN.value)
@@ -28,7 +34,7 @@ _IS_OUT: Final = (
 )
 _OUT: Final = sa.select(tasks).where(_IS_OUT).order_by(tasks.c.task_id)
 _COUNT_OUT: Final = sa.select(sa.func.count()).select_from(tasks).where(_IS_OUT)
-_HELD: Final = sa.select(tasks).where(_IS_OUT, tasks.c.client_id == sa.bindparam("client_id"))
+_HELD: Final = sa.select(tasks).where(_IS_OUT, _OF_CLIENTS)
 _POSTPONE: Final = (
     sa.update(tasks)
     .where(_IS_OUT, tasks.c.deadline_at.is_not(None))
@@ -75,22 +81,30 @@ def _record(row: sa.Row[Any] | None) -> TaskRecord | None:
     return None if row is None else record(fields(row))
 
 
-def insert(tx: WriteTx, task: TaskRecord) -> None:
-    """Adds a task; a client has at most one of a kind in an attempt and turn."""
+def _by_client(tx: ReadTx, query: Any, parameters: Mapping[str, Any]) -> dict[str, TaskRecord]:
+    found = [record(fields(row)) for row in tx.connection.execute(query, parameters)]
+    return {task.client_id: task for task in found}
+
+
+def insert(tx: WriteTx, *new: TaskRecord) -> None:
+    """Adds tasks, at least one; a client has at most one of a kind in an attempt and turn."""
     tx.connection.execute(
         _INSERT,
-        {
-            "task_id": task.task_id,
-            "run_id": task.run_id,
-            "round_id": task.round_id,
-            "client_id": task.client_id,
-            "kind": task.kind.value,
-            "state": task.state.value,
-            "base_version": task.base_version,
-            "assigned_at": task.assigned_at,
-            "deadline_at": task.deadline_at,
-            "turn": task.turn,
-        },
+        [
+            {
+                "task_id": task.task_id,
+                "run_id": task.run_id,
+                "round_id": task.round_id,
+                "client_id": task.client_id,
+                "kind": task.kind.value,
+                "state": task.state.value,
+                "base_version": task.base_version,
+                "assigned_at": task.assigned_at,
+                "deadline_at": task.deadline_at,
+                "turn": task.turn,
+            }
+            for task in new
+        ],
     )
 
 
@@ -111,6 +125,12 @@ def find(tx: ReadTx, *, round_id: str, client_id: str, kind: TaskKind) -> TaskRe
     return _record(tx.connection.execute(_FIND, parameters).one_or_none())
 
 
+def newest(tx: ReadTx, *, round_id: str, client_ids: Collection[str], kind: TaskKind) -> dict[str, TaskRecord]:
+    """Does the same for several clients; one that never had such a task is left out."""
+    parameters = {"round_id": round_id, "client_ids": list(client_ids), "kind": kind.value}
+    return _by_client(tx, _NEWEST, parameters)
+
+
 def out(tx: ReadTx, run_id: str) -> list[TaskRecord]:
     """Lists the tasks to train that a run waits for, of whatever round."""
     return [record(fields(row)) for row in tx.connection.execute(_OUT, {"of_run": run_id})]
@@ -122,10 +142,9 @@ def count_out(tx: ReadTx, run_id: str) -> int:
     return total
 
 
-def held(tx: ReadTx, run_id: str, client_id: str) -> TaskRecord | None:
-    """Gives the task to train that a client of a buffered run is at work on; it has one at most."""
-    parameters = {"of_run": run_id, "client_id": client_id}
-    return _record(tx.connection.execute(_HELD, parameters).one_or_none())
+def held(tx: ReadTx, run_id: str, client_ids: Collection[str]) -> dict[str, TaskRecord]:
+    """Gives the task to train that each client of a buffered run is at work on; it has one at most."""
+    return _by_client(tx, _HELD, {"of_run": run_id, "client_ids": list(client_ids)})
 
 
 def deadlines(tx: ReadTx) -> dict[str, datetime]:

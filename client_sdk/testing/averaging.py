@@ -46,11 +46,13 @@ def _moved(name: str, base: Tensor, *, told: list[tuple[dict[str, Tensor], int, 
     if not present:
         return base
     dtype = dtype_of(base)
-    total = sum(weight for _, weight, _ in present)
     if dtype not in FLOAT_FORMATS:
-        mean = sum(weight * _wide(delta, dtype) for delta, weight, _ in present) / total
+        held = sum(weight for _, weight, _ in present)
+        mean = sum(weight * _wide(delta, dtype) for delta, weight, _ in present) / held
         counters: NDArray[Any] = (_wide(base, dtype) + np.rint(mean)).astype(CARRIERS[dtype])
         return counters
+    # A skipped update holds nothing and weighs all the same.
+    total = sum(weight for _, weight, _ in told)
     step = sum(weight * scale * _wide(delta, dtype_of(delta)) for delta, weight, scale in present) / total
     values = from_float64(_wide(base, dtype) + step, dtype)
     return RawTensor("BF16", values) if dtype == "BF16" else values

@@ -30,7 +30,14 @@ from fl_protocol.runs import FINISHED_RUN_STATES, Run, RunSpec, RunState
 from fl_protocol.specs.algorithms import ScaffoldAlgorithm
 from fl_protocol.specs.privacy import LocalGaussianPrivacy, LocalLaplacePrivacy
 from fl_protocol.tasks import ControlVariate, EvaluationReport, Receipt, Task, TaskKind
-from fl_protocol.updates import check_model, check_update_structure, update_layout, update_metadata, update_seed
+from fl_protocol.updates import (
+    check_model,
+    check_update_structure,
+    is_skipped,
+    update_layout,
+    update_metadata,
+    update_seed,
+)
 
 Headers = Mapping[str, str]
 
@@ -188,8 +195,9 @@ class FakeRun:
             raise ProblemError(ProblemType.ROUND_CLOSED, f"round {held.task.round} closed without this update")
         header = header_of(content)
         model = header_of(self.models[-1])
-        check_update_structure(header, update_layout(model, self.run.spec), self.run.spec.encoding)
-        update_seed(header, self.run.spec.encoding)
+        if not is_skipped(header, self.run.spec.skipping):
+            check_update_structure(header, update_layout(model, self.run.spec), self.run.spec.encoding)
+            update_seed(header, self.run.spec.encoding)
         update_metadata(header, self.run.spec.algorithm)
         decode(content)
         held.update = content
@@ -254,6 +262,7 @@ class FakeRun:
             control_variate=self._control_of(version) if kind is TaskKind.TRAIN else None,
             counted_update=self._counted_update(client),
             privacy_claim=self._claim_for(client, number=number) if kind is TaskKind.TRAIN else None,
+            skipping=self.run.spec.skipping,
         )
         self.tasks[task.task_id] = FakeTask(task, client)
         return task

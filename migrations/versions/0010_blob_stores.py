@@ -17,7 +17,6 @@ def upgrade() -> None:
         "blob_deletions",
         sa.Column("blob_id", sa.String(length=64), nullable=False),
         sa.Column("store", sa.Text(), nullable=False),
-        sa.Column("num_bytes", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("blob_id", name=op.f("pk_blob_deletions")),
     )
 

@@ -13,12 +13,11 @@ import pytest
 
 from client_sdk.client import AggregatorClient, Seams
 from client_sdk.transfer import Content, StoredModel
-from tests.support.databases import SHARED_ON_SQLITE
 from tests.support.participant import create_run, enrol, update_body, wait_for_run
 from tests.support.proxy import Cuts, Proxy
 from tests.support.server import ServerProcess
-
-pytestmark = SHARED_ON_SQLITE
+from tests.support.store import copy_private
+from tests.support.zygote import Zygote
 
 HEADS_NUM_BYTES = 2000
 """What a request and the head of its answer have at most."""
@@ -82,6 +81,21 @@ async def _downloaded(
             )
         assert proxy.cuts.num_made >= num_cuts // 2
         return stored, proxy.cuts.num_bytes_answered
+
+
+@pytest.fixture(scope="module", params=["files", pytest.param("database", marks=pytest.mark.soak)])
+def shared_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, forking: Zygote
+) -> Iterator[ServerProcess]:
+    """A server that sends files by sendfile, or chunks of its database in pieces."""
+    folder = tmp_path_factory.mktemp("server")
+    copy_private(request.getfixturevalue("sqlite_template"), folder / "fedquorum.db")
+    store = f"file://{folder}/blobs" if request.param == "files" else request.param
+    process = ServerProcess(
+        f"sqlite:///{folder}/fedquorum.db", folder, environment={"FEDQUORUM_BLOB_STORE": store}, zygote=forking
+    ).start()
+    yield process
+    process.kill()
 
 
 @pytest.fixture(scope="module")

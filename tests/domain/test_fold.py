@@ -47,7 +47,7 @@ def spec(**optimizer):
     return RunSpec(server_optimizer=SgdServerOptimizer(**optimizer))
 
 
-def run(base, updates, run_spec=None, state=None, round_number=1):
+def run(base, updates, run_spec=None, state=None, round_number=1, begun=None):
     model, next_state = bytearray(), bytearray()
     aggregate(
         reader(base),
@@ -57,6 +57,7 @@ def run(base, updates, run_spec=None, state=None, round_number=1):
         optimizer_state=None if state is None else reader(state),
         write_model=model.extend,
         write_state=next_state.extend,
+        begun=begun,
     )
     return bytes(model), bytes(next_state)
 

@@ -17,10 +17,8 @@ UNLIKELY = 1e-6
 
 def noised_sum(updates, *, clipping_norm, noise_multiplier, key=KEY):
     totals = np.zeros(updates[0].size, dtype=np.int64)
-    scratch = np.empty(exact_sum.SCRATCH_ELEMENTS)
     for values in updates:
-        exact_sum.fold(totals, values, weight=1.0, shift=lattice.shift(clipping_norm), scratch=scratch)
-    exact_sum.settle(totals, len(updates))
+        exact_sum.fold(totals, values, weight=1.0, shift=lattice.shift(clipping_norm))
     stddev = lattice.noise_stddev(noise_multiplier, clipping_norm=clipping_norm, num_elements=totals.size)
     noise.add_lattice_gaussian(totals, key=key, first=0, stddev=stddev)
     return totals

@@ -36,10 +36,7 @@ def norm_of(values):
 
 def summed(values, *, clipping_norm, factor):
     totals = np.zeros(values.size, dtype=np.int64)
-    exact_sum.fold(
-        totals, values, weight=factor, shift=lattice.shift(clipping_norm), scratch=np.empty(exact_sum.SCRATCH_ELEMENTS)
-    )
-    exact_sum.settle(totals, 1)
+    exact_sum.fold(totals, values, weight=factor, shift=lattice.shift(clipping_norm))
     return totals
 
 

@@ -50,7 +50,7 @@ def pairs(draw: st.DrawFn) -> tuple[bytes, bytes]:
     return render_header(layout, {}) + draw(bits), render_header(layout, metadata) + draw(bits)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(pairs(), st.integers(1, 200))
 def test_a_delta_gives_the_targets_exact_bytes_for_any_bits_of_any_types(pair: tuple[bytes, bytes], piece: int) -> None:
     base, target = (bytes(part) for part in pair)

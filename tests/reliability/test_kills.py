@@ -14,6 +14,7 @@ import pytest
 from aggregator_service import failpoints
 from tests.support.chaos import Fault, KillAfter, KillAt, carry_out, check_nothing_is_left_over, taking_part
 from tests.support.ledger import NUM_CLIENTS, Ledger, check_run, initial_model
+from tests.support.object_server import BUCKET, ObjectServer
 from tests.support.participant import create_run, wait_for_run
 from tests.support.server import ServerProcess, free_port
 from tests.support.zygote import Zygote
@@ -134,6 +135,14 @@ def test_many_kills_with_blobs_in_files_lose_nothing_and_leave_no_file(
     plan = files_plan(num_random=15)
     survive(database_url, tmp_path, plan=plan, forking=forking, num_padding=num_padding, FEDQUORUM_BLOB_STORE=store)
     check_files_are_blobs(database_url, folder)
+
+
+@pytest.mark.soak
+def test_kills_with_blobs_in_objects_lose_nothing(
+    database_url: str, tmp_path: Path, forking: Zygote, objects: ObjectServer
+) -> None:
+    store = {"FEDQUORUM_BLOB_STORE": f"s3://{BUCKET}/{tmp_path.name.replace('_', '-')}"}
+    survive(database_url, tmp_path, plan=files_plan(num_random=3), forking=forking, **objects.environment, **store)
 
 
 @pytest.mark.soak

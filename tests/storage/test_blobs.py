@@ -1,14 +1,17 @@
 """Blobs: what was written comes back, whatever is not that is noticed, and what was never finished is swept."""
 
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
+import obstore
 import pytest
 import sqlalchemy as sa
+from obstore.store import from_url
 
 from aggregator_service.storage.blobs import (
     CHUNK_NUM_BYTES,
@@ -21,6 +24,7 @@ from aggregator_service.storage.blobs import (
 from aggregator_service.storage.blobs.blobs import CHUNKS_KEPT
 from aggregator_service.storage.tables import blob_chunks, blob_deletions, blobs
 from aggregator_service.storage.transactions import WriteTx
+from tests.support.object_server import BUCKET
 from tests.support.records import later
 from tests.support.store import Store
 
@@ -29,24 +33,74 @@ SIZES = [0, 1, CHUNK_NUM_BYTES - 1, CHUNK_NUM_BYTES, CHUNK_NUM_BYTES + 1, 5 * CH
 
 pytestmark = pytest.mark.parametrize(
     ("database_url", "place"),
-    [("sqlite", "database"), ("postgres", "database"), ("sqlite", "file")],
+    [
+        ("sqlite", "database"),
+        ("postgres", "database"),
+        ("sqlite", "file"),
+        pytest.param("sqlite", "s3", marks=pytest.mark.soak),
+    ],
     indirect=True,
 )
 
 
+class Outside(Protocol):
+    """Bytes outside the database, as somebody with access to the store itself sees and harms them."""
+
+    url: str
+
+    def names(self) -> list[str]:
+        """Names every file or object."""
+
+    def change(self, how: Callable[[bytes], bytes]) -> None:
+        """Changes the bytes of the only one."""
+
+
+class Files:
+    """A folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.url = folder, f"file://{folder}"
+
+    def names(self) -> list[str]:
+        return [str(path) for path in self.folder.rglob("*") if path.is_file()]
+
+    def change(self, how: Callable[[bytes], bytes]) -> None:
+        (name,) = self.names()
+        Path(name).write_bytes(how(Path(name).read_bytes()))
+
+
+class Objects:
+    """A prefix in a bucket."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._store = from_url(url, client_options={"allow_http": True})
+
+    def names(self) -> list[str]:
+        return [meta["path"] for listed in obstore.list(self._store) for meta in listed]
+
+    def change(self, how: Callable[[bytes], bytes]) -> None:
+        (name,) = self.names()
+        data = how(bytes(obstore.get(self._store, name).bytes()))
+        obstore.put(self._store, name, data, use_multipart=False)
+
+
 @dataclass
 class Held:
-    """Blobs on one store, with the database that names them; `folder` holds what lies outside it."""
+    """Blobs on one store, with the database that names them; `outside` is what lies outside it, if anything does."""
 
     store: Store
     blobs: Blobs
-    folder: Path | None
+    outside: "Outside | None"
 
     def begin(self, blob_id: str) -> BlobUpload:
         """Writes the first chunks of a blob and stops there."""
         upload = BlobUpload(blob_id)
         upload.append(pattern(2 * CHUNK_NUM_BYTES))
-        self.blobs.flush_blocking(upload)
+        if self.outside is None:
+            self.blobs.flush_blocking(upload)
+        else:
+            self.blobs.finish_blocking(upload)
         return upload
 
     def write(self, data: bytes, blob_id: str = "blob_1", *, piece: int = 1 << 19) -> None:
@@ -62,34 +116,35 @@ class Held:
     def counts(self) -> tuple[int, int]:
         """Counts blobs, and what holds their bytes: chunks, or files."""
         num_blobs = self.count(blobs)
-        return num_blobs, self.count(blob_chunks) if self.folder is None else len(self.files())
+        return num_blobs, self.count(blob_chunks) if self.outside is None else len(self.outside.names())
 
     def count(self, table: sa.Table) -> int:
         query = sa.select(sa.func.count()).select_from(table)
         return self.store.read(lambda tx: tx.connection.execute(query).scalar_one())
 
-    def files(self) -> list[Path]:
-        """Gives every file outside the database."""
-        assert self.folder is not None
-        return [path for path in self.folder.rglob("*") if path.is_file()]
-
     def num_pieces(self, num_chunks: int) -> int:
-        """Gives how many rows or files hold a blob of so many chunks."""
-        return num_chunks if self.folder is None else 1
+        """Gives how many rows, files or objects hold a blob of so many chunks, of which there are at most 8."""
+        return num_chunks if self.outside is None else 1
 
 
 @pytest.fixture
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
-    """The folder of blobs; None where the database holds them."""
-    return None if request.param == "database" else tmp_path / "blobs"
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Outside | None:
+    """A store outside the database; None where the database holds the blobs."""
+    if request.param == "database":
+        return None
+    if request.param == "file":
+        return Files(tmp_path / "blobs")
+    request.getfixturevalue("objects")
+    return Objects(f"s3://{BUCKET}/{uuid.uuid4().hex}")
 
 
 @pytest.fixture
-def held(store: Store, place: Path | None) -> Iterator[Held]:
+def held(store: Store, place: Outside | None) -> Iterator[Held]:
     """An empty store of each kind."""
-    blobs_ = Blobs(store.transactions, None if place is None else open_store(f"file://{place}"))
-    if place is not None:
-        place.mkdir()
+    outside = None if place is None else open_store(place.url)
+    if outside is not None:
+        outside.check()
+    blobs_ = Blobs(store.transactions, outside)
     yield Held(store, blobs_, place)
     blobs_.close()
 
@@ -105,7 +160,7 @@ def counted_reads(held: Held) -> Iterator[list[str]]:
     reads: list[str] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        if "blob_chunks" in statement and held.folder is None:
+        if "blob_chunks" in statement and held.outside is None:
             reads.append(statement)
 
     engine = held.store.transactions.database.readers
@@ -206,18 +261,8 @@ async def test_bytes_that_could_not_be_read_are_not_remembered(held: Held) -> No
 
 def spoil(held: Held, harm: str) -> None:
     """Harms chunk 2 of a blob."""
-    if held.folder is not None:
-        (path,) = held.files()
-        data, at = path.read_bytes(), 2 * CHUNK_NUM_BYTES
-        if harm == "missing":
-            # As a power cut leaves a file that was not synced: as long as it was, and empty.
-            path.write_bytes(data[:at] + bytes(len(data) - at))
-            return
-        before = b"x" if harm == "lengthened" else b""
-        after = b"" if harm == "shortened" else data[at + CHUNK_NUM_BYTES :]
-        chunk = data[at:] if harm == "shortened" else data[at : at + CHUNK_NUM_BYTES]
-        chunk = chunk[:5] if harm == "shortened" else spoiled(bytearray(chunk), harm)
-        path.write_bytes(data[:at] + before + chunk + after)
+    if held.outside is not None:
+        held.outside.change(lambda data: harmed(data, harm))
         return
     of_chunk = sa.and_(blob_chunks.c.blob_id == "blob_1", blob_chunks.c.number == 2)
 
@@ -226,15 +271,24 @@ def spoil(held: Held, harm: str) -> None:
             tx.connection.execute(sa.delete(blob_chunks).where(of_chunk))
             return
         data = tx.connection.execute(sa.select(blob_chunks.c.data).where(of_chunk)).scalar_one()
-        tx.connection.execute(sa.update(blob_chunks).where(of_chunk).values(data=spoiled(bytearray(data), harm)))
+        tx.connection.execute(sa.update(blob_chunks).where(of_chunk).values(data=spoiled(bytes(data), harm)))
 
     held.store.write(body)
 
 
-def spoiled(data: bytearray, harm: str) -> bytes:
+def spoiled(data: bytes, harm: str) -> bytes:
     """Gives a chunk that was harmed."""
     flipped = data[:12345] + bytes([data[12345] ^ 1]) + data[12346:]
-    return bytes({"flipped": flipped, "shortened": data[:-1], "lengthened": data + b"x", "missing": b""}[harm])
+    return {"flipped": flipped, "shortened": data[:-1], "lengthened": b"x" + data}[harm]
+
+
+def harmed(data: bytes, harm: str) -> bytes:
+    """Gives a whole blob whose chunk 2 was harmed, in a file that was cut off or that a power cut left empty."""
+    at, end = 2 * CHUNK_NUM_BYTES, 3 * CHUNK_NUM_BYTES
+    if harm == "shortened":
+        return data[: at + 5]
+    chunk = bytes(CHUNK_NUM_BYTES) if harm == "missing" else spoiled(data[at:end], harm)
+    return data[:at] + chunk + data[end:]
 
 
 @pytest.mark.parametrize("harm", ["flipped", "shortened", "missing", "lengthened"])
@@ -264,7 +318,7 @@ async def test_a_discarded_upload_leaves_nothing(held: Held) -> None:
     assert held.counts() == (0, 0)
     # What was still on its way to the disk comes too late.
     upload.append(bytes(CHUNK_NUM_BYTES))
-    if held.folder is not None:
+    if held.outside is not None:
         await held.blobs.flush(upload)
     assert held.counts() == (0, 0)
     assert held.count(blob_deletions) == 0

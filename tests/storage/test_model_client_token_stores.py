@@ -49,12 +49,7 @@ def test_the_last_sight_of_a_client_is_kept_to_half_a_minute(store: Store) -> No
     store.write(lambda tx: clients.insert(tx, client_record()))
 
     def seen() -> object:
-        def body(tx: WriteTx) -> None:
-            client = clients.get(tx, "client_1")
-            assert client is not None
-            clients.mark_seen(tx, client)
-
-        store.write(body)
+        store.write(lambda tx: clients.mark_seen(tx, ["client_1"]))
         found = store.read(lambda tx: clients.get(tx, "client_1"))
         assert found is not None
         return found.last_seen_at

@@ -46,8 +46,8 @@ def test_a_rendition_is_found_by_its_whole_key_and_is_the_only_one(store: Store)
     for one in made:
         assert store.read(lambda tx, one=one: renditions.get(tx, one.key)) == one  # type: ignore[misc]
         assert store.write(lambda tx, one=one: renditions.lock(tx, one.key)) == one  # type: ignore[misc]
-        with pytest.raises(REFUSED):
-            store.write(lambda tx, one=one: renditions.insert(tx, one))  # type: ignore[misc]
+    with pytest.raises(REFUSED):
+        store.write(lambda tx: renditions.insert(tx, made[1]))
     for other in (RenditionKey("run_1", 1, RenditionKind.ZSTD), RenditionKey("run_1", 1, RenditionKind.DELTA, 1)):
         assert store.read(lambda tx, key=other: renditions.get(tx, key)) is None  # type: ignore[misc]
 

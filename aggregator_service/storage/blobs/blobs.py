@@ -214,7 +214,7 @@ class Blobs:
     def _is_removed(self, deletion: Deletion) -> bool:
         """Removes bytes that nobody reads any more; what cannot be removed now is tried again later."""
         try:
-            self._opened(deletion.store).remove(deletion.blob_id, deletion.num_bytes)
+            self._opened(deletion.store).remove(deletion.blob_id)
         except (OSError, BlobStoreError) as error:
             _log.warning("bytes_not_removed", blob_id=deletion.blob_id, store=deletion.store, reason=str(error))
             return False

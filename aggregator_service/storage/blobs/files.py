@@ -60,7 +60,7 @@ class FileStore:
             raise BlobCorruptError(f"the file of blob {blob_id} ends before byte {end}")
         return data
 
-    def remove(self, blob_id: str, num_bytes: int | None) -> None:  # noqa: ARG002 - a file is one, however long
+    def remove(self, blob_id: str) -> None:
         with suppress(FileNotFoundError):
             self._path(blob_id).unlink()
 

@@ -20,11 +20,10 @@ _PENDING: Final = sa.select(blob_deletions).order_by(blob_deletions.c.blob_id).l
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """Bytes that are to be removed; their number is None where an upload was never finished."""
+    """Bytes that are to be removed, and where they are."""
 
     blob_id: str
     store: str
-    num_bytes: int | None
 
 
 def remove_blobs(tx: WriteTx, *blob_ids: str) -> None:
@@ -40,14 +39,11 @@ def remove_unsealed(tx: WriteTx, blob_id: str) -> None:
 
 
 def _remove(tx: WriteTx, chosen: sa.ColumnElement[bool]) -> None:
-    query = sa.select(blobs.c.blob_id, blobs.c.store, blobs.c.num_bytes, blobs.c.sealed)
+    query = sa.select(blobs.c.blob_id, blobs.c.store)
     # Locked, so that nobody seals one meanwhile.
     rows = tx.connection.execute(query.where(chosen, blobs.c.store != DATABASE).with_for_update()).all()
     if rows:
-        values = [
-            {"blob_id": row.blob_id, "store": row.store, "num_bytes": row.num_bytes if row.sealed else None}
-            for row in rows
-        ]
+        values = [{"blob_id": row.blob_id, "store": row.store} for row in rows]
         tx.connection.execute(sa.insert(blob_deletions), values)
         tx.wake(topics.WORK)
     tx.connection.execute(sa.delete(blobs).where(chosen))
@@ -56,7 +52,7 @@ def _remove(tx: WriteTx, chosen: sa.ColumnElement[bool]) -> None:
 def pending(tx: ReadTx, *, behind: str = "") -> list[Deletion]:
     """Gives up to 100 blobs whose bytes are to be removed, those whose identifiers come after a given one."""
     query = _PENDING.where(blob_deletions.c.blob_id > behind)
-    return [Deletion(row.blob_id, row.store, row.num_bytes) for row in tx.connection.execute(query)]
+    return [Deletion(row.blob_id, row.store) for row in tx.connection.execute(query)]
 
 
 def done(tx: WriteTx, blob_ids: Sequence[str]) -> None:

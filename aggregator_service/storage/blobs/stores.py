@@ -33,8 +33,8 @@ class ByteStore(Protocol):
     def read(self, blob_id: str, begin: int, end: int) -> bytes:
         """Gives the bytes [begin, end); raises BlobCorruptError if they are not there, OSError if nobody can tell."""
 
-    def remove(self, blob_id: str, num_bytes: int | None) -> None:
-        """Removes a blob, however much of it there is: `num_bytes` if that is known; raises OSError."""
+    def remove(self, blob_id: str) -> None:
+        """Removes a blob, however much of it there is, or nothing if there is none; raises OSError."""
 
 
 def check_location(url: str) -> str:
@@ -46,7 +46,9 @@ def check_location(url: str) -> str:
         _folder(url)
         return url
     if parts.scheme not in OBJECT_SCHEMES:
-        raise BlobStoreError(f"blob store {url!r} is not known; use database, file:///folder, or s3://bucket/prefix")
+        raise BlobStoreError(
+            f"blob store {url!r} is not known; use database, file:///folder, s3://, gs:// or az://bucket/prefix"
+        )
     if not parts.netloc or "@" in parts.netloc or parts.query or parts.fragment:
         # What stands here is stored with each blob, where no secret belongs.
         raise BlobStoreError(
@@ -61,7 +63,12 @@ def open_store(url: str) -> ByteStore:
         from aggregator_service.storage.blobs.files import FileStore  # noqa: PLC0415
 
         return FileStore(url, _folder(url))
-    raise BlobStoreError(f"blob store {url!r} is not available in this version")
+    try:
+        # It comes with the extra [objects], which a server without such a store does without.
+        from aggregator_service.storage.blobs.objects import ObjectStore  # noqa: PLC0415
+    except ImportError as error:
+        raise BlobStoreError(f"blob store {url!r} needs: pip install 'fedquorum[objects]' ({error})") from None
+    return ObjectStore(url)
 
 
 def check_blob_id(blob_id: str) -> str:
