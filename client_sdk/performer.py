@@ -290,7 +290,7 @@ class Performer:
         if update.personal:
             await _in_thread(functools.partial(self.personal.keep, update.personal))
         self.done.num_updates += 1
-        self.tell(UpdateAccepted(action.task, receipt))
+        self.tell(UpdateAccepted(action.task, receipt, body.num_bytes))
         return self.session.sent(action.task)
 
     def _encoded(self, task: Task, update: Update) -> tuple[Body, Left | None]:

@@ -39,7 +39,9 @@ class _Paced:
         began = loop.time()
         left = GRACE_SECONDS + self._num_bytes / MIN_BYTES_A_SECOND - self._waited_seconds
         try:
-            message = await asyncio.wait_for(self._receive(), min(left, MAX_SILENCE_SECONDS))
+            # Not `wait_for`, which makes a task of each message.
+            async with asyncio.timeout(min(left, MAX_SILENCE_SECONDS)):
+                message = await self._receive()
         except TimeoutError:
             raise _too_slow() from None
         self._waited_seconds += loop.time() - began

@@ -1,5 +1,6 @@
 """When the updates that wait in a collecting round are folded, and which rounds may be folded in parts at all."""
 
+from dataclasses import dataclass
 from typing import Final
 
 from fl_protocol.runs import RunSpec
@@ -8,14 +9,34 @@ from fl_protocol.specs.secure_aggregation import is_masked
 from fl_protocol.specs.strategies import InverseStratumSizeWeighting, MeanStrategy
 
 MIN_UPDATES: Final = 4
-"""A batch reads and writes 8 bytes for each element of the model, which so many updates outweigh."""
+_WORTH_AN_ELEMENT: Final = 16
+"""A batch reads and writes 8 bytes for each element of the model: it should fold at least as many bytes of updates."""
 
-MAX_UPDATES: Final = 16
-"""Whoever waits for a sealed round waits for its last batch, too."""
-
-_MIN_BATCH_BYTES: Final = 16 << 20
+_WORTH_A_BATCH: Final = 16 << 20
 _MIN_AWAITED: Final = 2
-_MAX_WAITING: Final = 2 * MIN_UPDATES
+_WORTH_WAITING_FOR: Final = 2
+"""So many times a batch is folded even when only one more update is awaited."""
+
+_MOST: Final = 4
+"""So many times a batch is folded at most at once: whoever waits for a sealed round waits for its last batch, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How large the updates of a round are, on average, and how many elements its model has."""
+
+    update_bytes: int
+    num_parameters: int
+
+    @property
+    def batch_bytes(self) -> int:
+        """How many bytes of updates are worth a batch."""
+        return max(_WORTH_A_BATCH, _WORTH_AN_ELEMENT * self.num_parameters)
+
+    @property
+    def most_updates(self) -> int:
+        """How many updates a batch has at most."""
+        return max(MIN_UPDATES, _MOST * self.batch_bytes // self.update_bytes)
 
 
 def adds_up_in_parts(spec: RunSpec) -> bool:
@@ -30,12 +51,13 @@ def adds_up_in_parts(spec: RunSpec) -> bool:
     )
 
 
-def is_due(num_waiting: int, *, num_awaited: int, num_bytes: int) -> bool:
-    """Tells whether to fold what waits, of `num_bytes` an update, while `num_awaited` more are to come.
+def is_due(num_waiting: int, *, num_awaited: int, sizes: Sizes) -> bool:
+    """Tells whether to fold the updates that wait, while `num_awaited` more are to come.
 
     Small updates are cheaper to fold all at once. Just before the last update a batch would only be in its way, unless
-    many wait: at most 8 are left to the end, whatever the size of the round.
+    many wait: what is left to the end is less than two batches and one update, whatever the size of the round.
     """
-    if num_waiting < MIN_UPDATES or num_waiting * num_bytes < _MIN_BATCH_BYTES:
+    waiting_bytes = num_waiting * sizes.update_bytes
+    if num_waiting < MIN_UPDATES or waiting_bytes < sizes.batch_bytes:
         return False
-    return num_awaited >= _MIN_AWAITED or num_waiting >= _MAX_WAITING
+    return num_awaited >= _MIN_AWAITED or waiting_bytes >= _WORTH_WAITING_FOR * sizes.batch_bytes

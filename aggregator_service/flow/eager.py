@@ -15,6 +15,7 @@ import structlog
 
 from aggregator_service import failpoints
 from aggregator_service.domain import batches
+from aggregator_service.domain.batches import Sizes
 from aggregator_service.domain.records import RoundRecord
 from aggregator_service.domain.strategies.decision import WeightedMean
 from aggregator_service.flow.begun_sums import BegunSum, Scratch
@@ -31,7 +32,7 @@ from aggregator_service.flow.sealed_rounds import (
 )
 from aggregator_service.flow.sums import SumPlan, plan_mean, plan_noised, summed
 from aggregator_service.flow.windows import read_header
-from aggregator_service.storage import models, rounds, runs
+from aggregator_service.storage import models, rounds, runs, updates
 from aggregator_service.storage.blobs import BlobCorruptError
 from aggregator_service.storage.engine import MAX_HELD_LEASES
 from aggregator_service.storage.leases import exclusive
@@ -65,8 +66,8 @@ class EagerFolding:
         self._flow = flow
         self._lock = threading.Lock()
         self._held: dict[str, _Held] = {}
-        self._update_bytes: dict[str, int | None] = {}
-        """What a dense update of a round has about; None where it is not folded in parts."""
+        self._sizes: dict[str, Sizes | None] = {}
+        """How large updates are, by the first few of a round; None where it is not folded in parts."""
 
     def fold_due(self) -> bool:
         """Folds at most one batch of each collecting round; tells whether there was any."""
@@ -102,14 +103,14 @@ class EagerFolding:
         num_waiting = round_.num_updates - (0 if held is None else len(held.begun.members))
         if num_waiting < batches.MIN_UPDATES or (held is None and len(self._held) == MAX_HELD_LEASES):
             return False
-        if round_.round_id not in self._update_bytes:
-            self._update_bytes[round_.round_id] = self._flow.transactions.read_blocking(
-                "look_up_model", lambda tx: _update_bytes(tx, round_.run_id)
+        if round_.round_id not in self._sizes:
+            self._sizes[round_.round_id] = self._flow.transactions.read_blocking(
+                "look_up_sizes", lambda tx: _sizes(tx, round_)
             )
-        num_bytes, num_awaited = self._update_bytes[round_.round_id], round_.num_awaited or round_.quorum
-        if num_bytes is None:
-            return False
-        return batches.is_due(num_waiting, num_awaited=num_awaited - round_.num_updates, num_bytes=num_bytes)
+        sizes, num_awaited = self._sizes[round_.round_id], round_.num_awaited or round_.quorum
+        return sizes is not None and batches.is_due(
+            num_waiting, num_awaited=num_awaited - round_.num_updates, sizes=sizes
+        )
 
     def _fold(self, round_: RoundRecord) -> bool:
         """Folds what waits; whatever goes wrong with it, the sealed round is folded from the stored bytes."""
@@ -124,7 +125,7 @@ class EagerFolding:
             return False
         except (OSError, EOFError, BlobCorruptError, ProblemError) as error:
             self._drop(round_.round_id)
-            self._update_bytes[round_.round_id] = None
+            self._sizes[round_.round_id] = None
             _log.warning("eager_folding_given_up", round_id=round_.round_id, reason=str(error))
             return False
         except BaseException:
@@ -143,8 +144,10 @@ class EagerFolding:
             begun.bound = noised_bound(sealed)
         if not begun.fits(members, bound=noised_bound(sealed)):
             return False
+        sizes = self._sizes[round_.round_id]
+        most = batches.MIN_UPDATES if sizes is None else sizes.most_updates
         model, num_before = read_header(reader(self._flow, sealed.base.blob_id)), len(begun.members)
-        add_batch(begun, members, model=model, spec=sealed.run.spec)
+        add_batch(begun, members, most=most, model=model, spec=sealed.run.spec)
         self._flow.telemetry.folded_early(len(begun.members) - num_before)
         failpoints.reach("eager.folded")
         return True
@@ -170,7 +173,7 @@ class EagerFolding:
 
     def _forget_others(self, round_ids: set[str]) -> None:
         """Forgets the rounds that do not collect any more, but for those that wait for their aggregate."""
-        self._update_bytes = {one: self._update_bytes[one] for one in self._update_bytes.keys() & round_ids}
+        self._sizes = {one: self._sizes[one] for one in self._sizes.keys() & round_ids}
         others = self._held.keys() - round_ids
         if not others:
             return
@@ -179,13 +182,13 @@ class EagerFolding:
             self._drop(round_id)
 
 
-def add_batch(begun: BegunSum, members: Sequence[SealedUpdate], *, model: Header, spec: RunSpec) -> None:
+def add_batch(begun: BegunSum, members: Sequence[SealedUpdate], *, most: int, model: Header, spec: RunSpec) -> None:
     """Adds the next updates of a round to its begun sum; a tensor whose grid they change is added up anew.
 
-    `members` are all that it has. When it raises, the begun sum is of no use any more.
+    `members` are all that it has; it takes in `most` more of them. When it raises, the begun sum is of no use any more.
     """
     known = [one for one in members if one.update_id in begun.members]
-    batch = [one for one in members if one.update_id not in begun.members][: batches.MAX_UPDATES]
+    batch = [one for one in members if one.update_id not in begun.members][:most]
     contributions = open_clipped(
         [*known, *batch],
         model,
@@ -211,13 +214,12 @@ def _plan(begun: BegunSum, contributions: Sequence[Contribution], *, model: Head
     return plan_mean(decision, contributions, model=model, moving=moving, begun=begun)
 
 
-def _update_bytes(tx: ReadTx, run_id: str) -> int | None:
-    """Gives what a dense update of a run has about; None if its rounds cannot be folded in parts."""
-    run = runs.get(tx, run_id)
+def _sizes(tx: ReadTx, round_: RoundRecord) -> Sizes | None:
+    run = runs.get(tx, round_.run_id)
     if run is None or run.latest_version is None or not batches.adds_up_in_parts(run.spec):
         return None
-    model = models.get(tx, run_id, run.latest_version)
-    return None if model is None else model.num_bytes
+    model, update_bytes = models.get(tx, run.run_id, run.latest_version), updates.mean_num_bytes(tx, round_.round_id)
+    return None if model is None else Sizes(max(1, update_bytes), model.num_parameters)
 
 
 def _folder(dialect: str, database: str | None) -> Path | None:

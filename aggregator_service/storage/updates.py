@@ -77,6 +77,12 @@ def of_round(tx: ReadTx, round_id: str) -> list[UpdateRecord]:
     return [UpdateRecord(**fields(row)) for row in tx.connection.execute(query)]
 
 
+def mean_num_bytes(tx: ReadTx, round_id: str) -> int:
+    """Gives how many bytes the accepted updates of an attempt have on average, 0 if there are none."""
+    query = sa.select(sa.func.avg(updates.c.num_bytes)).where(updates.c.round_id == round_id)
+    return int(tx.connection.execute(query).scalar_one() or 0)
+
+
 def last_counted(tx: ReadTx, *, run_id: str, client_id: str) -> str | None:
     """Gives the digest of a client's newest update that counts for its control variate; None if there is none."""
     return tx.connection.execute(_LAST_COUNTED, {"run_id": run_id, "client_id": client_id}).scalar_one_or_none()

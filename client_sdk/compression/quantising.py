@@ -36,7 +36,7 @@ def quantise(values: NDArray[Any], form: Quantised, *, random: np.random.Generat
 
 def _scales(flat: NDArray[Any], form: Quantised) -> Scales:
     rows = flat.reshape(form.num_rows, -1) if flat.size else flat.reshape(0, 1)
-    peaks = np.maximum(rows.max(axis=1), -rows.min(axis=1)).astype(np.float64)
+    peaks = np.abs(np.maximum(rows.max(axis=1), -rows.min(axis=1))).astype(np.float64)
     with np.errstate(under="ignore"):
         scales: Scales = (peaks / form.most).astype(np.float32)
     too_small = scales.astype(np.float64) * form.most < peaks

@@ -42,7 +42,7 @@ class Contributing:
             receipt = await self.client.put_contribution(self.task.task_id, body)
         finally:
             made.vector.file.close()
-        self.tell(UpdateAccepted(self.task, receipt))
+        self.tell(UpdateAccepted(self.task, receipt, receipt.num_bytes))
         return Contributed(receipt)
 
 

@@ -77,10 +77,11 @@ class PrivacySpent:
 
 @dataclass(frozen=True, slots=True)
 class UpdateAccepted:
-    """The update is durable and will be counted exactly once."""
+    """The update is durable and will be counted exactly once; `num_sent_bytes` is its size on the way, compressed."""
 
     task: Task
     receipt: Receipt
+    num_sent_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

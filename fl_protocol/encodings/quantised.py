@@ -71,7 +71,7 @@ class QuantisedMeasure:
     def take_scales(self, piece: Piece) -> None:
         """Takes the next scales."""
         scales = piece.values
-        wrong = np.flatnonzero(~np.isfinite(scales) | np.signbit(scales))
+        wrong = np.flatnonzero(~np.isfinite(scales) | (scales < 0))
         if wrong.size:
             at, value = piece.first_element + int(wrong[0]), float(scales[wrong[0]])
             kind = ProblemType.VALUE_OUT_OF_RANGE if np.isfinite(value) else ProblemType.NON_FINITE

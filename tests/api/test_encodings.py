@@ -1,6 +1,7 @@
 """Encodings on the server: what arrives is what its bytes stand for, and what cannot be is refused by name."""
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from client_sdk.compression.encoder import encode_delta
 from client_sdk.transfer import body_of_tensors, compressed_body
 from fl_protocol.arrays import RawTensor
+from fl_protocol.encodings.byte_shuffle import shuffled
 from fl_protocol.runs import RunSpec
 from fl_protocol.specs.encodings import ZstdCompression
 from tests.support.encoded import decoded, tensors_of
@@ -26,6 +28,11 @@ from tests.support.participant import (
 from tests.support.refusals import assert_refused
 from tests.support.server import ServerProcess
 from tests.support.stored import Stored
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 MODEL: Tensors = {
     "matrix": np.zeros((6, 20), dtype=np.float32),
@@ -287,6 +294,12 @@ def test_codings_that_the_server_does_not_know_are_refused(
         url, content=b"".join(coded.pieces()), headers={"Content-Type": MEDIA_TYPE, "Content-Encoding": "zstd"}
     )
     assert_refused(plain, "malformed-update")
+    # A bomb costs a piece of the body, whatever lies on top of it.
+    header = (2).to_bytes(8, "little") + b"{}"
+    bomb = zstd.compress(b"".join(shuffled([header, bytes(64 << 20)])))
+    answer = http.put(url, content=bomb, headers={"Content-Type": MEDIA_TYPE, "Content-Encoding": "byte-shuffle, zstd"})
+    assert len(bomb) < 100_000
+    assert answer.status_code in (400, 413, 422), answer.text
 
 
 @pytest.mark.parametrize(

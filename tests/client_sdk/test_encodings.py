@@ -139,6 +139,7 @@ def test_rows_of_zeros_and_the_smallest_numbers_are_encoded() -> None:
     made = encode_delta({"w": values}, Int8Encoding())
     found = decoded(_body(made.tensors), {"w": values.shape}, {"kind": "int8"})["w"]
     assert (found[0] == 0).all()
+    assert not np.signbit(wide(made.tensors["scales:w"])).any()
     assert (np.abs(found[1]) <= 127 * tiny).all()
     np.testing.assert_allclose(found[2], np.finfo(np.float32).max, rtol=1e-6)
 

@@ -1,9 +1,11 @@
 """The page of encodings: its vectors hold for who has numpy and AES alone, and a server takes them."""
 
 import hashlib
+import importlib
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 
 from client_sdk.compression.decoder import decode_delta
+from client_sdk.demo import mnist
+from client_sdk.torch import image_dataset
 from fl_protocol.arrays import decode
 from fl_protocol.encodings.byte_shuffle import BlockCutter, shuffled, unshuffle_block
 from fl_protocol.encodings.random_mask import mask_indices, parts_of_window
@@ -75,3 +79,51 @@ def test_the_program_on_the_page_shuffles_as_the_vectors_and_the_server_do() -> 
     cutter = BlockCutter()
     blocks = [*cutter.feed(made[:5]), *cutter.feed(made[5:]), cutter.close()]
     assert b"".join(map(unshuffle_block, blocks)) == body
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(CHECKOUT / "examples"))
+    return importlib.import_module("thin_links")
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """Reads the rows of a table whose first column is an encoding's name."""
+    cells = ([cell.strip() for cell in line.strip("│| ").replace("│", "|").split("|")] for line in text.splitlines())
+    return {row[0]: row[1:] for row in cells if len(row) == 7}
+
+
+def test_the_example_counts_what_travelled_and_measures_what_was_learnt(
+    example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = mnist.load()
+    data = example.shares(images, num_examples=30)[:2]
+    test = image_dataset(images.test_images[:100], images.test_labels[:100])
+    topk = example.train(example.ENCODINGS["topk 1%"], data, test, num_rounds=2)
+    assert (len(topk.num_bytes), len(topk.num_zstd_bytes), len(topk.accuracies)) == (4, 4, 2)
+    assert topk.zstd_size < topk.size < 0.03 * 203_560
+    example.report({"topk 1%": topk}, plot=str(tmp_path / "plot.svg"))
+    assert rows_of(capsys.readouterr().out)["topk 1%"][:2] == [f"{topk.size:,.0f}", "1.0000"]
+    assert (tmp_path / "plot.svg").read_text().startswith("<svg")
+
+
+def test_the_pages_table_has_every_row_of_the_example_within_what_is_promised(example: Any) -> None:
+    rows = rows_of(PAGE)
+    assert [name for name in rows if name in example.ENCODINGS] == list(example.ENCODINGS)
+    assert float(rows["int8"][3]) < 0.25
+    assert float(rows["topk 1%"][1]) < 0.03
+    for name in ("int8", "topk 1%", "bfloat16", "float16"):
+        assert abs(float(rows[name][5])) <= 0.5, name
+
+
+@pytest.mark.soak
+def test_the_accuracies_of_int8_and_topk_stay_within_half_a_point(example: Any) -> None:
+    images = mnist.load()
+    data = example.shares(images, num_examples=example.NUM_EXAMPLES)
+    test = image_dataset(images.test_images, images.test_labels)
+    plain, *others = (
+        example.train(example.ENCODINGS[name], data, test, num_rounds=example.NUM_ROUNDS).accuracy
+        for name in ("dense (float32)", "int8", "topk 1%")
+    )
+    assert plain > 0.88
+    assert all(abs(accuracy - plain) <= 0.005 for accuracy in others)

@@ -104,7 +104,7 @@ def begin(updates, cuts=(), *, spec=PLAIN, bound=None):
     with closing(Scratch(None)) as scratch:
         begun = BegunSum(scratch, bound)
         for end in (*cuts, len(updates)):
-            add_batch(begun, updates[:end], model=header(), spec=spec)
+            add_batch(begun, updates[:end], most=end, model=header(), spec=spec)
         yield begun
 
 
@@ -210,13 +210,12 @@ def test_a_begun_sum_that_does_not_fit_is_left_alone(change):
         assert fold(updates, begun=begun) == fold(updates)
 
 
-def test_batches_take_in_no_more_than_they_may(monkeypatch):
-    monkeypatch.setattr("aggregator_service.domain.batches.MAX_UPDATES", 3)
+def test_batches_take_in_no_more_than_they_may():
     updates, sizes = members(8, 6), [0]
     with closing(Scratch(None)) as scratch:
         begun = BegunSum(scratch, None)
         while sizes[-1] < 8:
-            add_batch(begun, updates, model=header(), spec=PLAIN)
+            add_batch(begun, updates, most=3, model=header(), spec=PLAIN)
             sizes.append(len(begun.members))
         assert [after - before for before, after in pairwise(sizes)] == [3, 3, 2]
         assert fold(updates, begun=begun) == fold(updates)

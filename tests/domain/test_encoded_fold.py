@@ -6,8 +6,10 @@ import itertools
 import numpy as np
 import pytest
 
+from aggregator_service.domain.encoded_runs import widen
 from aggregator_service.domain.update_norm import UpdateNorm
-from aggregator_service.flow import windows
+from aggregator_service.flow import encoded_windows, windows
+from aggregator_service.flow.contributions import open_contributions
 from aggregator_service.flow.fold import SealedUpdate, aggregate
 from aggregator_service.flow.measures import measure_of
 from client_sdk.compression.encoder import encode_delta
@@ -191,3 +193,33 @@ def test_strategies_that_compare_clients_see_what_the_bytes_stand_for(number, st
         else:
             assert (found[name] <= held.max(axis=0) + 1e-9).all()
             assert (found[name] >= held.min(axis=0) - 1e-9).all()
+
+
+def test_indices_are_found_from_any_window_on(monkeypatch):
+    monkeypatch.setattr(encoded_windows, "_PAGE_INDICES", 4)
+    source, size, count = np.random.default_rng(7), 10_000, 300
+    values = np.zeros(size, dtype=np.float32)
+    chosen = np.sort(source.choice(size, count, replace=False))
+    values[chosen] = source.standard_normal(count)
+    body = blob_of({"indices:w": chosen.astype(np.uint32), "w": values[chosen]}, {})
+    model = header_of(blob_of({"w": values}, {}))
+    encoding = RunSpec.model_validate({"encoding": {"kind": "topk", "count": count}}).encoding
+    update = SealedUpdate("u", "d", 1, {"w": 9.0}, reader(body))
+    (one,) = open_contributions([update], model, holds=model, encoding=encoding)
+    cut = list(windows.windows(model, 777))
+    for window in [*cut, *reversed(cut), cut[0], cut[-1], cut[3]]:
+        ((segment, held),) = one.runs(window)
+        found = np.ones(segment.num_elements, dtype=np.float32)
+        widen(held, found)
+        np.testing.assert_array_equal(found, values[segment.first : segment.first + segment.num_elements])
+
+
+def test_a_stored_update_that_is_cut_short_is_noticed():
+    for number, name in enumerate(NAMES):
+        if "dense" in name:
+            continue
+        spec, updates = example(number)
+        whole = bytes(updates[0].read(0, 1 << 30))
+        cut = SealedUpdate("u", "d", 1, updates[0].max_abs, reader(whole[:-1]))
+        with pytest.raises(EOFError):
+            run(spec, [cut])

@@ -58,7 +58,7 @@ def store_collecting_round(tx: WriteTx, spec: RunSpec | None = None, **changes: 
     rounds.insert(tx, round_record(quorum=20, cohort_size=20, num_updates=NUM_BEGUN, deadline_at=later(1e9), **changes))
     base = pack(small_model())
     store_blob(tx, "blob_base", base)
-    models.insert(tx, model_record(num_bytes=len(base), blob_id="blob_base"))
+    models.insert(tx, model_record(num_bytes=len(base), num_parameters=len(base) // 4, blob_id="blob_base"))
     for number in range(NUM_BEGUN):
         store_update(tx, number)
 
@@ -86,7 +86,7 @@ def store_update(tx: WriteTx, number: int) -> None:
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets batches of small updates be worth their cost."""
-    monkeypatch.setattr(batches, "_MIN_BATCH_BYTES", 0)
+    monkeypatch.setattr(batches, "_WORTH_A_BATCH", 0)
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ async def test_a_batch_that_is_being_folded_is_waited_for(store: Store, monkeypa
 
         monkeypatch.setattr(begun_sums.Scratch, "write", slow_write)
         folding = asyncio.create_task(asyncio.to_thread(eager.fold_due))
-        await wrote.wait()
+        await asyncio.wait_for(wrote.wait(), 20)
 
         def members() -> int:
             with eager.taken("round_1") as begun:
