@@ -35,6 +35,14 @@ class Server:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+STORES = {
+    "sqlite": ("sqlite", "database"),
+    "postgres": ("postgres", "database"),
+    "sqlite with files": ("sqlite", "files"),
+}
+"""The databases and blob stores that most benchmarks measure, by the names that their rows have."""
+
+
 @contextlib.contextmanager
 def fresh_server(database: str, *, blob_store: str = "database") -> Iterator[Server]:
     """Runs a server on a new database, `sqlite` or `postgres`, and removes both afterwards.

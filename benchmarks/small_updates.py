@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.load import TENSORS, Answer, Call, Load
 from benchmarks.measurements import Row, row
-from benchmarks.server import OPERATOR_TOKEN, Server, fresh_server
+from benchmarks.server import OPERATOR_TOKEN, STORES, Server, fresh_server
 from fl_protocol.arrays import encode
 
 IN_FLIGHT = 32
@@ -22,16 +22,17 @@ NUM_ELEMENTS = {"10 KB": 2_500, "440 KB (MNIST's network)": 109_386}
 
 
 def measure() -> list[Row]:
-    """Measures both sizes on both databases."""
-    return [measured for database in ("sqlite", "postgres") for measured in _measure(database)]
+    """Measures both sizes on each store."""
+    return [measured for store in STORES for measured in _measure(store)]
 
 
-def _measure(database: str) -> list[Row]:
-    with fresh_server(database) as server:
-        return asyncio.run(_measure_server(server, database))
+def _measure(store: str) -> list[Row]:
+    database, blob_store = STORES[store]
+    with fresh_server(database, blob_store=blob_store) as server:
+        return asyncio.run(_measure_server(server, store))
 
 
-async def _measure_server(server: Server, database: str) -> list[Row]:
+async def _measure_server(server: Server, store: str) -> list[Row]:
     rows: list[Row] = []
     async with Load(server.url, in_flight=IN_FLIGHT) as load:
         tokens = await _enrol(load)
@@ -47,9 +48,9 @@ async def _measure_server(server: Server, database: str) -> list[Row]:
                 waits.append(_percentile_99(answers))
             plain = float(np.median(files))
             what = f"files written and fsynced one by one ({plain:.0f}/s)"
-            rows.append(row(f"{database}, {size}", "updates/s", rates, of=plain, ratio_of=what))
-            rows.append(row(f"{database}, {size}: 99th percentile", "ms", waits))
-        rows.append(row(f"{database}: server's peak memory", "MiB", [server.peak_mebibytes()]))
+            rows.append(row(f"{store}, {size}", "updates/s", rates, of=plain, ratio_of=what))
+            rows.append(row(f"{store}, {size}: 99th percentile", "ms", waits))
+        rows.append(row(f"{store}: server's peak memory", "MiB", [server.peak_mebibytes()]))
     return rows
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from benchmarks.measurements import Row, in_turns, row
-from benchmarks.server import OPERATOR_TOKEN, fresh_server, listening_process
+from benchmarks.server import OPERATOR_TOKEN, STORES, fresh_server, listening_process
 from client_sdk.client import AggregatorClient
 from client_sdk.operator import Operator
 from client_sdk.transfer import Body, body_of_tensors
@@ -29,15 +29,14 @@ Send = Callable[[], object]
 
 
 def measure() -> list[Row]:
-    """Measures the bare endpoint and the server on each database, in turns."""
+    """Measures the bare endpoint and the server on each store, in turns."""
     values = np.random.default_rng(0).normal(scale=0.01, size=NUM_ELEMENTS).astype(np.float32)
     body = body_of_tensors({"weight": values}, {"num_examples": "1"})
     with contextlib.ExitStack() as stack:
         portal = stack.enter_context(start_blocking_portal())
         work = {
             BARE: stack.enter_context(_bare(portal, body)),
-            "server on sqlite": stack.enter_context(_server("sqlite", portal, body)),
-            "server on postgres": stack.enter_context(_server("postgres", portal, body)),
+            **{f"server on {store}": stack.enter_context(_server(store, portal, body)) for store in STORES},
         }
         seconds = in_turns(work, repetitions=REPETITIONS)
     plain = float(np.median(seconds[BARE]))
@@ -58,9 +57,10 @@ def _bare(portal: BlockingPortal, body: Body) -> Iterator[Send]:
 
 
 @contextlib.contextmanager
-def _server(database: str, portal: BlockingPortal, body: Body) -> Iterator[Send]:
+def _server(store: str, portal: BlockingPortal, body: Body) -> Iterator[Send]:
     """Prepares one client and one task for each upload; the round never closes, so that nothing else goes on."""
-    with fresh_server(database) as server:
+    database, blob_store = STORES[store]
+    with fresh_server(database, blob_store=blob_store) as server:
         prepared = iter(portal.call(_prepare, server.url, body))
 
         def send() -> None:

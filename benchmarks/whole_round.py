@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measurements import Row, row
-from benchmarks.server import OPERATOR_TOKEN, Server, fresh_server
+from benchmarks.server import OPERATOR_TOKEN, STORES, Server, fresh_server
 from client_sdk.client import AggregatorClient
 from client_sdk.operator import Operator
 from client_sdk.participant import participate
@@ -31,22 +31,23 @@ Values = NDArray[np.float32]
 
 
 def measure() -> list[Row]:
-    """Measures both sizes on both databases."""
+    """Measures both sizes on each store."""
     return [
         measured
-        for database in ("sqlite", "postgres")
+        for store in STORES
         for num_parameters, num_rounds in NUM_ROUNDS.items()
-        for measured in _measure(database, num_parameters=num_parameters, num_rounds=num_rounds)
+        for measured in _measure(store, num_parameters=num_parameters, num_rounds=num_rounds)
     ]
 
 
-def _measure(database: str, *, num_parameters: int, num_rounds: int) -> list[Row]:
+def _measure(store: str, *, num_parameters: int, num_rounds: int) -> list[Row]:
     values = np.random.default_rng(0).normal(scale=0.01, size=num_parameters).astype(np.float32)
     plain = _median_seconds(lambda: _hash_and_store(values), repetitions=5)
-    with fresh_server(database) as server:
+    database, blob_store = STORES[store]
+    with fresh_server(database, blob_store=blob_store) as server:
         seconds = asyncio.run(round_seconds(server, values, num_rounds=num_rounds))
         peak = server.peak_mebibytes()
-    size = f"{database}, {num_parameters // 10**6}M parameters"
+    size = f"{store}, {num_parameters // 10**6}M parameters"
     what = f"hash and fsync of {NUM_CLIENTS} updates and a model ({plain:.3g} s)"
     return [
         row(f"{size}: whole round", "s", seconds, of=plain, ratio_of=what),
