@@ -1,7 +1,7 @@
 """Flower and NVFlare do the same work in the same run (`python -m benchmarks beside_peers`, after `make bench-peers`).
 
 From the last of 50 updates of 10M parameters to the new model, beside the peers' own code that decodes and averages
-them in memory; and a whole round of four instant clients with 1M parameters, beside NVFlare's simulator.
+them in memory; and a whole round of four instant clients, beside Flower's deployment and NVFlare's simulator.
 """
 
 import asyncio
@@ -11,19 +11,20 @@ import numpy as np
 
 from benchmarks.eager import MANY, NUM_ELEMENTS, seconds_to_model
 from benchmarks.measurements import Row, row
-from benchmarks.peers import environments
+from benchmarks.peers import environments, flower_deployment
 from benchmarks.server import fresh_server
 from benchmarks.whole_round import NUM_CLIENTS, round_seconds
 
 REPETITIONS: Final = 3
-SMALL_MODEL: Final = 1_000_000
+SIZES: Final = (1_000_000, 10_000_000)
 NUM_ROUNDS: Final = 6
+NUM_FLOWER_ROUNDS: Final = 3
 
 
 def measure() -> list[Row]:
     """Measures FedQuorum with file blobs and whichever of the peers is installed."""
     installed = [peer for peer, python in environments.PYTHONS.items() if python.exists()]
-    return [*_aggregation(installed), *_round(installed)]
+    return [*_aggregation(installed), *_rounds(installed)]
 
 
 def _aggregation(installed: list[str]) -> list[Row]:
@@ -44,13 +45,27 @@ def _aggregation(installed: list[str]) -> list[Row]:
     return rows
 
 
-def _round(installed: list[str]) -> list[Row]:
-    values = np.random.default_rng(0).normal(scale=0.01, size=SMALL_MODEL).astype(np.float32)
-    with fresh_server("sqlite", blob_store="files") as server:
-        seconds = asyncio.run(round_seconds(server, values, num_rounds=NUM_ROUNDS))
-    own = float(np.median(seconds))
-    rows = [row("round, 1M parameters: FedQuorum over HTTP", "s", seconds)]
+def _rounds(installed: list[str]) -> list[Row]:
+    own: dict[int, list[float]] = {}
+    for size in SIZES:
+        values = np.random.default_rng(0).normal(scale=0.01, size=size).astype(np.float32)
+        with fresh_server("sqlite", blob_store="files") as server:
+            own[size] = asyncio.run(round_seconds(server, values, num_rounds=NUM_ROUNDS))
+    peers: dict[str, dict[int, list[float]]] = {}
+    if "Flower" in installed:
+        peers["Flower's deployment"] = flower_deployment.rounds(
+            num_clients=NUM_CLIENTS, num_elements=SIZES, num_rounds=NUM_FLOWER_ROUNDS
+        )
     if "NVFlare" in installed:
-        theirs = environments.nvflare_rounds(num_clients=NUM_CLIENTS, num_elements=SMALL_MODEL, num_rounds=NUM_ROUNDS)
-        rows.append(row("round, 1M parameters: NVFlare's simulator", "s", theirs, of=own, ratio_of="FedQuorum's"))
+        seconds = environments.nvflare_rounds(num_clients=NUM_CLIENTS, num_elements=SIZES[0], num_rounds=NUM_ROUNDS)
+        peers["NVFlare's simulator"] = {SIZES[0]: seconds}
+    rows = [row(f"round, {_millions(size)}: FedQuorum over HTTP", "s", own[size]) for size in SIZES]
+    for peer, measured in peers.items():
+        for size, seconds in measured.items():
+            median = float(np.median(own[size]))
+            rows.append(row(f"round, {_millions(size)}: {peer}", "s", seconds, of=median, ratio_of="FedQuorum's"))
     return rows
+
+
+def _millions(size: int) -> str:
+    return f"{size // 10**6}M parameters"
