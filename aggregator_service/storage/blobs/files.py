@@ -27,13 +27,14 @@ class FileStore:
         self._folder = folder
 
     def check(self) -> None:
-        probe = self._folder / f"probe-{os.getpid()}"
+        # One name: what a start leaves that is killed right here, the next one removes.
+        probe = self._folder / "probe"
         try:
             self._folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
             with _opened(probe, os.O_WRONLY | os.O_CREAT) as file:
                 os.write(file, b"x")
                 os.fsync(file)
-            probe.unlink()
+            probe.unlink(missing_ok=True)
         except OSError as error:
             raise BlobStoreError(f"blob store {self.url!r}: the folder cannot be written: {error.strerror}") from None
 

@@ -4,7 +4,6 @@ Only obstore's synchronous functions are used, on threads: a process with its as
 """
 
 import os
-import secrets
 from typing import Final
 
 import obstore
@@ -19,6 +18,8 @@ _MAX_RETRIES: Final = 3
 _TIMEOUT: Final = "60s"
 _CONNECT_TIMEOUT: Final = "5s"
 _MAX_REASON: Final = 300
+_PROBE: Final = "probe"
+"""One name: what a start leaves that is killed right there, the next one removes."""
 
 
 class ObjectStore:
@@ -44,10 +45,9 @@ class ObjectStore:
             raise BlobStoreError(f"blob store {url!r}: {_reason(error)}") from None
 
     def check(self) -> None:
-        name = f"probe-{secrets.token_hex(8)}"
         try:
-            obstore.put(self._store, name, b"x", use_multipart=False)
-            obstore.delete(self._store, name)
+            obstore.put(self._store, _PROBE, b"x", use_multipart=False)
+            obstore.delete(self._store, _PROBE)
         except (BaseError, OSError) as error:
             raise BlobStoreError(f"blob store {self.url!r} cannot be written: {_reason(error)}") from None
 
