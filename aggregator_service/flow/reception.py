@@ -81,6 +81,9 @@ class _Receiver:
     def finish(self, blobs: Blobs, last: bytes, announced: str | None) -> str:
         """Takes the last piece, makes all of it durable and gives its digest."""
         self.take(last)
+        if self.upload.is_due:
+            blobs.flush_blocking(self.upload)
+            failpoints.reach("intake.chunks_stored")
         self._decoder.close()
         digest = f"sha256:{self.hash.hexdigest()}"
         _check_digest(digest, announced)
@@ -108,7 +111,7 @@ async def receive(flow: Flow, body: Body, *, decoder: StreamDecoder, on_piece: C
             if upload.is_due:
                 await flow.blobs.flush(upload)
                 failpoints.reach("intake.chunks_stored")
-        if len(last) > _SHORT_NUM_BYTES or flow.blobs.waits_for_disk(upload):
+        if upload.num_bytes + len(last) > _SHORT_NUM_BYTES or flow.blobs.waits_for_disk(upload):
             digest = await flow.blobs.threaded(receiver.finish, flow.blobs, last, body.digest)
         else:
             digest = receiver.finish(flow.blobs, last, body.digest)

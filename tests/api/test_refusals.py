@@ -583,7 +583,7 @@ def test_evaluation_is_answered_once(shared_operator: httpx.Client) -> None:
         ({"training": {"batch_size": 1.5}}, ["training.batch_size"]),
         ({"training": {"note": "x" * 20_000}}, ["training", "16384"]),
         ({"evaluation": {"every": -1}}, ["evaluation.every"]),
-        ({"encoding": {"kind": "int8"}}, ["encoding.kind"]),
+        ({"encoding": {"kind": "int9"}}, ["encoding", "int9"]),
         ({"privacy": {"kind": "gaussian"}}, ["privacy.kind"]),
         ({"selection": {"kind": "closed"}}, ["selection.kind"]),
     ],

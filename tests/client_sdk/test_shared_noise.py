@@ -139,6 +139,7 @@ def task_of(spec: RunSpec, *, number: int, told: int, **claimed: Any) -> Task:
         privacy=spec.privacy,
         algorithm=spec.algorithm,
         parameters=spec.parameters,
+        encoding=spec.encoding,
         secure_aggregation=spec.secure_aggregation,
         privacy_claim=claim.model_copy(update=claimed),
     )

@@ -13,8 +13,9 @@ from aggregator_service.flow import intake
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.reception import Body, ContentCoding
 from aggregator_service.storage import clients, events, models, rounds, runs, tasks, updates
+from aggregator_service.storage.asks import AskRecord
 from aggregator_service.storage.tables import blobs
-from aggregator_service.storage.transactions import WriteTx
+from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.problems import ProblemError
 from fl_protocol.rounds import EventType, RoundState
 from fl_protocol.runs import RunSpec, RunState
@@ -52,9 +53,19 @@ def store(database_url: str) -> Iterator[Store]:
         yield opened
 
 
+def found_task(tx: ReadTx, task_id: str) -> AskRecord:
+    task = tasks.get(tx, task_id)
+    assert task is not None
+    round_, run = rounds.get(tx, task.round_id), runs.get(tx, task.run_id)
+    assert round_ is not None
+    assert run is not None
+    return AskRecord(task, round_, run)
+
+
 async def put(flow: Flow, task_id: str, client: int, num_examples: int) -> Accepted:
     """Takes an update in that tells its number of examples."""
-    ask = await intake.look_up(flow, task_id=task_id, client_id=f"client_{client}")
+    found = flow.transactions.read_one_blocking("find_task", lambda tx: found_task(tx, task_id))
+    ask = await intake.look_up(flow, found, task_id=task_id, client_id=f"client_{client}")
     delta = {name: np.full_like(values, num_examples) for name, values in small_model().items()}
 
     async def chunks() -> AsyncIterator[bytes]:
