@@ -52,5 +52,5 @@ def test_a_begun_sum_holds_it_to_the_same_bits(num_begun):
     with closing(Scratch(None)) as scratch:
         begun = BegunSum(scratch, None)
         model = parse_header(base[8 : 8 + int.from_bytes(base[:8], "little")])
-        add_batch(begun, updates[:num_begun], model=model, spec=spec)
+        add_batch(begun, updates[:num_begun], most=num_begun, model=model, spec=spec)
         assert run(base, updates, begun=begun) == whole
