@@ -57,6 +57,8 @@ def measure() -> list[Row]:
         "naive float64 sum of float32": lambda: _naive(singles),
     }
     threads: dict[str, Callable[[], object]] = {
+        "plain read, one thread": lambda: _read(stored, num_threads=1),
+        "plain read, two threads": lambda: _read(stored, num_threads=2),
         "float32, one thread": lambda: _fold(single, num_singles),
         "float32, two threads": lambda: _fold(single, num_singles, num_threads=2),
         "int8, one thread": lambda: _fold(int8, num_codes),
@@ -81,6 +83,17 @@ def _fold(cut: Cut, num_elements: int, *, together: int = NUM_UPDATES, num_threa
     for thread in threads:
         thread.start()
     _fold_windows(cut, begins, together)
+    for thread in threads:
+        thread.join()
+
+
+def _read(stored: NDArray[np.uint8], *, num_threads: int) -> None:
+    """Reads everything once: what the memory gives so many threads together is the most that any fold can have."""
+    parts = np.split(stored.view(np.int64), num_threads)
+    threads = [threading.Thread(target=np.bitwise_or.reduce, args=(part,)) for part in parts[1:]]
+    for thread in threads:
+        thread.start()
+    np.bitwise_or.reduce(parts[0])
     for thread in threads:
         thread.join()
 
