@@ -15,7 +15,7 @@ from fl_protocol.masking import ring
 from fl_protocol.masking.ring import pack, to_words
 from tests.api.test_masked_secrecy import CHI_SQUARE_255, assert_nothing_of, chi_square
 from tests.support.helper_mode import HelperFederation, HelperParty, helper_spec
-from tests.support.masked import BYTES, flat
+from tests.support.masked import BYTES, flat, let_worker_look
 from tests.support.participant import MEDIA_TYPE, create_run, enrol, small_model, unpack, update_body, wait_for_run
 from tests.support.refusals import assert_refused
 from tests.support.server import ServerProcess
@@ -43,12 +43,11 @@ def digest_of(expected: Any) -> str:
 
 
 def let_deadlines_pass(server: ServerProcess, made: HelperFederation, table: str) -> None:
-    """Lets a deadline be over now, however slow the machine; the worker looks again when a run moves on."""
+    """Lets a deadline be over now, however slow the machine."""
     with Stored(server.database_url) as stored:
         stored.change(f"UPDATE {table} SET deadline_at = 0 WHERE run_id = :a", a=made.run_id)
     with server.http() as operator:
-        for step in ("pause", "resume"):
-            assert operator.post(f"/v1/runs/{made.run_id}/{step}").status_code == 200
+        let_worker_look(operator, made.run_id)
 
 
 @pytest.mark.parametrize(("num_helpers", "dropouts"), [(1, 0), (3, 4)])

@@ -10,7 +10,7 @@ import pytest
 from aggregator_service import failpoints
 from tests.support.chaos import check_nothing_is_left_over
 from tests.support.insistent import Insistent, InsistentTransport
-from tests.support.masked import MaskedClient, MaskedCohort, masked_spec, run_through
+from tests.support.masked import MaskedClient, MaskedCohort, let_worker_look, masked_spec, run_through
 from tests.support.participant import closing_later, create_run, small_model, wait_for_run
 from tests.support.server import ServerProcess, free_port
 from tests.support.stored import Stored
@@ -139,8 +139,7 @@ def test_a_session_is_aborted_whole_or_not_at_all(insistent: Insistent) -> None:
     second.send_shares()
     with Stored(insistent.server.database_url) as stored:
         stored.change("UPDATE sessions SET deadline_at = 0")
-    for step in ("pause", "resume"):
-        assert operator.post(f"/v1/runs/{cohort.run_id}/{step}").status_code == 200
+    let_worker_look(operator, cohort.run_id)
     while first.session("shares", 20)["state"] == "shares":
         pass
     assert insistent.num_deaths == 1
