@@ -28,6 +28,8 @@ STATUS: Final[Mapping[ProblemType, int]] = {
     ProblemType.ALREADY_SUBMITTED: 409,
     ProblemType.STATE_CONFLICT: 409,
     ProblemType.EQUIVOCATION: 409,
+    ProblemType.MISMATCHING_UPLOAD_OFFSET: 409,
+    ProblemType.COMPLETED_UPLOAD: 409,
     ProblemType.PHASE_CLOSED: 409,
     ProblemType.ROUND_CLOSED: 410,
     ProblemType.SESSION_ABORTED: 410,

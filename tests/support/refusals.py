@@ -12,6 +12,8 @@ STATUS = {
     "not-found": 404,
     "method-not-allowed": 405,
     "already-submitted": 409,
+    "mismatching-upload-offset": 409,
+    "completed-upload": 409,
     "state-conflict": 409,
     "equivocation": 409,
     "phase-closed": 409,
