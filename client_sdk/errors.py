@@ -25,7 +25,8 @@ FedQuorumError
     ├── InvalidMetadataError        DigestMismatchError        TooManyRequestsError
     ├── RequestTimeoutError         InternalServerError        UnavailableError
     ├── EquivocationError           PhaseClosedError           SessionAbortedError
-    └── InvalidMessageError         InsufficientStorageError   RemovedError
+    ├── InvalidMessageError         InsufficientStorageError   RemovedError
+    └── MismatchingUploadOffsetError  CompletedUploadError
 """
 
 import re
@@ -338,6 +339,18 @@ class InvalidMessageError(ServerError):
     """A message of a masked session has not the form, the signature or the keys that it must have."""
 
     problem_type = ProblemType.INVALID_MESSAGE
+
+
+class MismatchingUploadOffsetError(ServerError):
+    """The bytes do not follow those that the server has of this upload; it is asked for their number and goes on."""
+
+    problem_type = ProblemType.MISMATCHING_UPLOAD_OFFSET
+
+
+class CompletedUploadError(ServerError):
+    """The upload has all its bytes already."""
+
+    problem_type = ProblemType.COMPLETED_UPLOAD
 
 
 class InsufficientStorageError(ServerError):

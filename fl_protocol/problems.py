@@ -19,6 +19,8 @@ class ProblemType(StrEnum):
     METHOD_NOT_ALLOWED = "method-not-allowed"
     ALREADY_SUBMITTED = "already-submitted"
     STATE_CONFLICT = "state-conflict"
+    MISMATCHING_UPLOAD_OFFSET = "mismatching-upload-offset"
+    COMPLETED_UPLOAD = "completed-upload"
     ROUND_CLOSED = "round-closed"
     EQUIVOCATION = "equivocation"
     PHASE_CLOSED = "phase-closed"

@@ -14,6 +14,8 @@ STATUS = {
     "already-submitted": 409,
     "state-conflict": 409,
     "equivocation": 409,
+    "mismatching-upload-offset": 409,
+    "completed-upload": 409,
     "phase-closed": 409,
     "round-closed": 410,
     "run-finished": 410,

@@ -132,18 +132,22 @@ class Blobs:
         upload.store = DATABASE if store is None else store.url
         chunks.insert(tx, [upload], store=upload.store)
 
-    async def checkpoint(self, upload: BlobUpload) -> None:
-        """Makes everything appended to a reserved blob durable and notes how much that is: `resume` goes on there."""
+    async def checkpoint(self, upload: BlobUpload, note: Callable[[WriteTx], None]) -> None:
+        """Makes everything appended to a reserved blob durable, and notes how much that is.
+
+        `note` runs first in the same transaction: where it raises, nothing is noted.
+        """
         store = self._store_of(upload)
         if store is not None:
             await self.threaded(self.finish_blocking, upload)
 
-        def note(tx: WriteTx) -> None:
+        def body(tx: WriteTx) -> None:
+            note(tx)
             if store is None:
                 chunks.write(tx, [upload], last=True)
             chunks.note_durable(tx, upload)
 
-        await self._transactions.write("checkpoint_blob", note)
+        await self._transactions.write("checkpoint_blob", body)
         upload.num_durable = upload.num_bytes
         if store is None:
             upload.written()
