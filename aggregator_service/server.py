@@ -61,6 +61,8 @@ class _Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                # Nobody here asks for a client's address or scheme.
+                proxy_headers=False,
                 backlog=_BACKLOG,
                 timeout_graceful_shutdown=_DRAIN_SECONDS,
             )

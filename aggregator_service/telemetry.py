@@ -2,8 +2,6 @@
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final, TextIO
 
 import structlog
@@ -82,14 +80,9 @@ class Telemetry:
         """Counts one transaction that was run again."""
         self._retries.labels(name).inc()
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Counts a request among the held ones for the length of the block."""
-        self._waiting.inc()
-        try:
-            yield
-        finally:
-            self._waiting.dec()
+    def hold(self, number: int) -> None:
+        """Counts so many requests more, or less, among the held ones."""
+        self._waiting.inc(number)
 
     def render(self) -> bytes:
         """Gives the metrics in Prometheus's text format."""

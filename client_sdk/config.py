@@ -22,6 +22,8 @@ class Limits:
     """How much JSON the pages of one list may be together."""
     max_event_bytes: int = 256 * KIB
     max_model_bytes: int = 64 * GIB
+    resumable_bytes: int = 8 * MIB
+    """A larger update or start model is sent so that it goes on where the line was cut."""
     connect_seconds: float = 10.0
     idle_seconds: float = 60.0
     """The longest silence within one request, in either direction."""

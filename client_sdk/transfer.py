@@ -5,10 +5,10 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from client_sdk.config import PIECE_BYTES
 from client_sdk.errors import UntrustedAnswerError
@@ -56,14 +56,20 @@ class StoredModel:
     num_received: int = 0
 
 
+class Pieces(Protocol):
+    """Produces the same bytes each time, from byte `begin` on; what lies before that costs next to nothing."""
+
+    def __call__(self, begin: int = 0, /) -> Iterable[bytes]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Body:
-    """Bytes to upload, which can be produced again for each attempt.
+    """Bytes to upload, which can be produced again for each attempt, from wherever the last one was cut.
 
     `sha256` is the raw digest of what they are without `coding`, the Content-Encoding that they are sent with.
     """
 
-    pieces: Callable[[], Iterable[bytes]]
+    pieces: Pieces
     num_bytes: int
     sha256: bytes
     coding: str | None = None
@@ -74,38 +80,51 @@ class Body:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Content-Length, so that nothing is chunked, Content-Digest (RFC 9530) and the coding, if there is one."""
-        encoded = base64.b64encode(self.sha256).decode()
-        headers = {"Content-Length": str(self.num_bytes), "Content-Digest": f"sha-256=:{encoded}:"}
+        """Content-Length, so that nothing is chunked, and what describes the whole."""
+        return {"Content-Length": str(self.num_bytes), **self.description}
+
+    @property
+    def description(self) -> dict[str, str]:
+        """Content-Digest (RFC 9530) and the coding, if there is one: what holds for the whole, however it is sent."""
+        headers = {"Content-Digest": f"sha-256=:{base64.b64encode(self.sha256).decode()}:"}
         return headers if self.coding is None else headers | {"Content-Encoding": self.coding}
 
-    async def stream(self) -> AsyncIterator[bytes]:
-        """Yields the pieces, which are produced between two writes to the network."""
-        for piece in self.pieces():
-            yield piece
+    async def stream(self, begin: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """Yields bytes `begin` to `end` in pieces, which are produced between two writes to the network."""
+        left = (self.num_bytes if end is None else end) - begin
+        for piece in self.pieces(begin):
+            if left <= 0:
+                return
+            yield piece[:left]
+            left -= len(piece)
 
 
 def body_of_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Body:
     """Makes the safetensors body of tensors; it keeps them and holds 1 MiB of their encoding at a time."""
-    return _measured(lambda: encode(tensors, metadata))
+    return _measured(lambda begin=0: encode(tensors, metadata, begin=begin))
 
 
 def compressed_body(body: Body, *, level: int) -> Body:
     """Gives a body with its bytes shuffled and compressed, which are kept: they are what is sent at each attempt."""
-    compressor = zstd.ZstdCompressor(level=level)
-    pieces = [compressor.compress(block) for block in shuffled(body.pieces())]
-    pieces.append(compressor.flush())
-    content = body_of_bytes(b"".join(pieces))
+    compressor, compressed = zstd.ZstdCompressor(level=level), bytearray()
+    for block in shuffled(body.pieces()):
+        compressed += compressor.compress(block)
+    compressed += compressor.flush()
+    content = body_of_bytes(compressed)
     return replace(content, sha256=body.sha256, coding=f"{CODING}, zstd")
 
 
-def body_of_bytes(content: bytes) -> Body:
+def body_of_bytes(content: bytes | bytearray) -> Body:
     """Makes the body of bytes that are encoded already."""
     view = memoryview(content)
-    return _measured(lambda: (bytes(view[at : at + PIECE_BYTES]) for at in range(0, len(view), PIECE_BYTES)))
+
+    def pieces(begin: int = 0, /) -> Iterator[bytes]:
+        return (bytes(view[at : at + PIECE_BYTES]) for at in range(begin, len(view), PIECE_BYTES))
+
+    return _measured(pieces)
 
 
-def _measured(pieces: Callable[[], Iterable[bytes]]) -> Body:
+def _measured(pieces: Pieces) -> Body:
     hasher, num_bytes = hashlib.sha256(), 0
     for piece in pieces():
         hasher.update(piece)

@@ -39,15 +39,22 @@ def encoded_size(arrays: Mapping[str, Tensor], metadata: Mapping[str, str]) -> i
     return len(_header_of(arrays, metadata)) + sum(_data_of(tensor).nbytes for tensor in arrays.values())
 
 
-def encode(arrays: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes]:
+def encode(arrays: Mapping[str, Tensor], metadata: Mapping[str, str], *, begin: int = 0) -> Iterator[bytes]:
     """Yields a safetensors file in pieces of 1 MiB (the last one shorter), tensors in the order given.
 
-    Raises ValueError naming the tensor whose type cannot travel.
+    With `begin` it yields what follows the first so many bytes, and reads no tensor that lies before them. Raises
+    ValueError naming the tensor whose type cannot travel.
     """
-    pending = bytearray(_header_of(arrays, metadata))
+    header = _header_of(arrays, metadata)
+    pending, skipped = bytearray(header[begin:]), max(0, begin - len(header))
     for tensor in arrays.values():
+        num_bytes = _data_of(tensor).nbytes
+        if num_bytes <= skipped:
+            skipped -= num_bytes
+            continue
         data = np.ascontiguousarray(_data_of(tensor), dtype=_little_endian(tensor)).reshape(-1)
-        view = data.view(np.uint8).data
+        view = data.view(np.uint8).data[skipped:]
+        skipped = 0
         while len(pending) + len(view) >= PIECE_BYTES:
             taken = max(0, PIECE_BYTES - len(pending))
             pending += view[:taken]

@@ -11,6 +11,7 @@ from aggregator_service.api import (
     clients,
     exclusions,
     helper_mode,
+    holding,
     instruments,
     models,
     operations,
@@ -57,6 +58,7 @@ def create_application(*, version: str, telemetry: Telemetry, lifespan: Lifespan
     )
     problems.install(app, telemetry)
     app.add_middleware(pacing.Pacing)
+    app.add_middleware(holding.Holding, telemetry=telemetry)
     app.add_middleware(instruments.Instruments, telemetry=telemetry)
     protected = [Depends(authenticated)]
     # Routes are tried in this order, and what clients send most is not looked for long.

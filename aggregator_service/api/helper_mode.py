@@ -17,6 +17,7 @@ from aggregator_service.api.dependencies import (
     allow,
 )
 from aggregator_service.api.helper_mode_rendering import render_contributed, render_mask_sum, render_request
+from aggregator_service.api.holding import Held
 from aggregator_service.api.problems import describe
 from aggregator_service.domain.records import TokenKind
 from aggregator_service.flow import enrolment
@@ -124,13 +125,21 @@ async def revoke_helper(flow: FlowDependency, _caller: Caller, signing_key: Sign
     return Response(status_code=204)
 
 
-@router.get(routes.HELPER_REQUESTS, summary="List what waits for a helper", responses=describe())
+@router.get(
+    routes.HELPER_REQUESTS,
+    summary="List what waits for a helper",
+    response_model=MaskRequestList,
+    responses=describe(),
+)
 @allow(TokenKind.HELPER)
-async def list_requests(flow: FlowDependency, signing_key: CallingHelper, wait: Wait = 0) -> MaskRequestList:
+async def list_requests(flow: FlowDependency, signing_key: CallingHelper, wait: Wait = 0) -> Held:
     """Lists the requests that wait for the caller; with `wait` the request is held until there is one."""
-    with flow.telemetry.waiting():
+
+    async def answer() -> MaskRequestList:
         found = await asking.pending(flow, signing_key=signing_key, wait_seconds=wait)
-    return MaskRequestList(items=[render_request(asked) for asked in found])
+        return MaskRequestList(items=[render_request(asked) for asked in found])
+
+    return Held(answer)
 
 
 @router.get(routes.HELPER_REQUEST, summary="Read a request", response_class=Response, responses=_GIVEN | _FOUND)

@@ -29,6 +29,7 @@ from aggregator_service.api.downloads import (
     ConditionsDependency,
     answer,
 )
+from aggregator_service.api.holding import Held
 from aggregator_service.api.problems import describe
 from aggregator_service.api.rendering import Page, render_model
 from aggregator_service.domain.records import ModelRecord, TokenKind
@@ -113,11 +114,16 @@ async def download_latest(
     after: Annotated[int | None, Query(ge=-1, le=2**53 - 1, description="Answer only with a newer version.")] = None,
     wait: Wait = 0,
     base: Base = None,
-) -> Response:
+) -> Held:
     """Gives the newest version; with `after` and `wait` the request is held until there is a newer one."""
-    with flow.telemetry.waiting():
-        newer_than = -1 if after is None else after
-        model = await reading.wait_for_model(flow, run_id, after_version=newer_than, wait_seconds=wait)
+    return Held(partial(_newest, flow, run_id, conditions, after=after, wait_seconds=wait, base=base))
+
+
+async def _newest(
+    flow: Flow, run_id: str, conditions: Conditions, *, after: int | None, wait_seconds: float, base: int | None
+) -> Response:
+    newer_than = -1 if after is None else after
+    model = await reading.wait_for_model(flow, run_id, after_version=newer_than, wait_seconds=wait_seconds)
     if model is None and after is None:
         raise ProblemError(ProblemType.NOT_FOUND, "the run has no model yet; its operator puts version 0")
     if model is None:

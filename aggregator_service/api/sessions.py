@@ -20,6 +20,7 @@ from aggregator_service.api.dependencies import (
     decode_position,
     encode_cursor,
 )
+from aggregator_service.api.holding import Held
 from aggregator_service.api.problems import describe
 from aggregator_service.api.ranges import entity_tag
 from aggregator_service.api.rendering import Page
@@ -178,14 +179,17 @@ async def put_seat(
 @router.get(
     routes.TASK_SEAT,
     summary="Look at a seat",
+    response_model=Seat,
     responses=describe(ProblemType.NOT_FOUND, ProblemType.STATE_CONFLICT, ProblemType.ROUND_CLOSED),
 )
 @allow(TokenKind.CLIENT)
-async def get_seat(flow: FlowDependency, client_id: CallingClient, task_id: Identifier, wait: Wait = 0) -> Seat:
+async def get_seat(flow: FlowDependency, client_id: CallingClient, task_id: Identifier, wait: Wait = 0) -> Held:
     """Tells whether the caller is in a session by now; with `wait` the request is held while it waits for one."""
-    with flow.telemetry.waiting():
-        seating = await seats.get_seat(flow, task_id=task_id, client_id=client_id, wait_seconds=wait)
-    return render_seat(seating)
+
+    async def answer() -> Seat:
+        return render_seat(await seats.get_seat(flow, task_id=task_id, client_id=client_id, wait_seconds=wait))
+
+    return Held(answer)
 
 
 @router.get(routes.ROUND_SESSIONS, summary="List a round's sessions", responses=_FOUND)
@@ -206,7 +210,7 @@ async def list_sessions(
     return Page(items=[render_session(seen) for seen in found], next_cursor=next_cursor)
 
 
-@router.get(routes.SESSION, summary="Look at a session", responses=_FOUND)
+@router.get(routes.SESSION, summary="Look at a session", response_model=Session, responses=_FOUND)
 @allow(TokenKind.OPERATOR, TokenKind.CLIENT)
 async def get_session(
     flow: FlowDependency,
@@ -214,11 +218,15 @@ async def get_session(
     session_id: Identifier,
     state: Annotated[SessionState | None, Query(description="Hold the request while the session is in it.")] = None,
     wait: Wait = 0,
-) -> Session:
+) -> Held:
     """Tells where a session stands; with `state` and `wait` the request is held until it has left that state."""
-    with flow.telemetry.waiting():
-        seen = await reading.get_session(flow, session_id, principal=caller, state=state, wait_seconds=wait)
-    return render_session(seen)
+
+    async def answer() -> Session:
+        return render_session(
+            await reading.get_session(flow, session_id, principal=caller, state=state, wait_seconds=wait)
+        )
+
+    return Held(answer)
 
 
 @router.get(routes.SESSION_ROSTER, summary="Read a roster", response_class=Response, responses=_GIVEN | _FOUND)

@@ -1,5 +1,6 @@
 """Tasks, updates and evaluations: what clients do."""
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
@@ -14,10 +15,12 @@ from aggregator_service.api.dependencies import (
     Wait,
     allow,
 )
+from aggregator_service.api.holding import Held
 from aggregator_service.api.problems import describe
 from aggregator_service.api.rendering import render_evaluation_receipt, render_receipt, render_task
 from aggregator_service.domain.records import TokenKind
 from aggregator_service.flow import evaluation, intake, selection
+from aggregator_service.flow.context import Flow
 from fl_protocol import routes
 from fl_protocol.problems import ProblemType
 from fl_protocol.tasks import EvaluationReport, Receipt, Task
@@ -40,10 +43,13 @@ _ANSWERED: dict[int | str, dict[str, Any]] = {200: {"model": Receipt, "descripti
     response_model=Task,
 )
 @allow(TokenKind.CLIENT)
-async def claim_task(flow: FlowDependency, client_id: CallingClient, run_id: Identifier, wait: Wait = 0) -> Response:
+async def claim_task(flow: FlowDependency, client_id: CallingClient, run_id: Identifier, wait: Wait = 0) -> Held:
     """Gives the caller its task in the run: a new one (201), the one it holds (200), or nothing for now (204)."""
-    with flow.telemetry.waiting():
-        answer = await selection.claim(flow, run_id=run_id, client_id=client_id, wait_seconds=wait)
+    return Held(partial(_claimed, flow, run_id=run_id, client_id=client_id, wait_seconds=wait))
+
+
+async def _claimed(flow: Flow, *, run_id: str, client_id: str, wait_seconds: float) -> Response:
+    answer = await selection.claim(flow, run_id=run_id, client_id=client_id, wait_seconds=wait_seconds)
     if isinstance(answer, selection.NothingNow):
         return Response(status_code=204, headers={"Retry-After": str(answer.retry_after_seconds)})
     # FastAPI would check the task once more, and thousands of claims may be answered at the same moment.

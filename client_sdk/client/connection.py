@@ -12,7 +12,7 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Final, TypeVar
@@ -26,6 +26,7 @@ from client_sdk.endpoints.exchange import Answer, Item, Page, Request, error_of
 from client_sdk.errors import InsecureTransportError, TransportError, UntrustedAnswerError, UsageError, printable
 from client_sdk.retries import retrying
 from client_sdk.transfer import Body, Content, OnBytes, StoredModel
+from client_sdk.uploads import NotResumableError, Upload
 
 Parsed = TypeVar("Parsed")
 Result = TypeVar("Result")
@@ -117,21 +118,7 @@ class Connection:
 
     async def call(self, request: Request[Parsed]) -> Parsed:
         """Sends a request and reads its answer."""
-        seconds = self.limits.answer_seconds + request.wait_seconds
-
-        async def attempt() -> Parsed:
-            with _translated(), anyio.fail_after(seconds):
-                async with self._http.stream(
-                    request.method,
-                    request.path,
-                    params=dict(request.query) or None,
-                    headers=dict(request.headers),
-                    content=request.body,
-                    timeout=self._timeout(request),
-                ) as response:
-                    return await self._parsed(request, response)
-
-        return await self._retrying(attempt)
+        return await self._retrying(lambda: self._send(request))
 
     async def gather(self, page_after: Callable[[str | None], Request[Page[Item]]]) -> list[Item]:
         """Reads a list page by page; raises UntrustedAnswerError for one that does not end."""
@@ -152,23 +139,29 @@ class Connection:
             seen.add(cursor)
 
     async def upload(self, request: Request[Parsed], body: Body) -> Parsed:
-        """Sends a request with a streamed body and reads its answer; every attempt sends the same bytes."""
+        """Sends a request with a streamed body and reads its answer; a large one goes on where an attempt was cut."""
+        whole = replace(request, headers={**request.headers, **body.headers})
+        if request.uploads is None or body.num_bytes <= self.limits.resumable_bytes:
+            return await self._retrying(lambda: self._send(whole, body.stream()))
+        upload = Upload(request, request.uploads, body)
+        try:
+            return await self._retrying(lambda: upload.attempt(self._send), num_bytes=lambda: upload.offset)
+        except NotResumableError:
+            return await self._retrying(lambda: self._send(whole, body.stream()))
 
-        async def attempt() -> Parsed:
-            headers = {**request.headers, **body.headers}
-            with _translated(), anyio.fail_after(None) as scope:
-                async with self._http.stream(
-                    request.method, request.path, headers=headers, content=self._sent(body, scope)
-                ) as response:
-                    return await self._parsed(request, response)
-
-        return await self._retrying(attempt)
-
-    async def _sent(self, body: Body, scope: anyio.CancelScope) -> AsyncIterator[bytes]:
-        """Yields a body; the time for the answer begins when all of it is sent."""
-        async for piece in body.stream():
-            yield piece
-        scope.deadline = anyio.current_time() + self.limits.answer_seconds
+    async def _send(self, request: Request[Parsed], content: AsyncIterator[bytes] | None = None) -> Parsed:
+        """Sends a request once, with a body that is streamed if there is one, and reads its answer."""
+        seconds = self.limits.answer_seconds + request.wait_seconds
+        with _translated(), anyio.fail_after(seconds if content is None else None) as scope:
+            async with self._http.stream(
+                request.method,
+                request.path,
+                params=dict(request.query) or None,
+                headers=dict(request.headers),
+                content=request.body if content is None else _timed(content, scope, seconds),
+                timeout=self._timeout(request),
+            ) as response:
+                return await self._parsed(request, response)
 
     async def download(
         self,
@@ -247,6 +240,13 @@ class Connection:
     ) -> Result:
         seams = self._seams
         return await retrying(attempt, self.limits, sleep=seams.sleep, fraction=seams.fraction, num_bytes=num_bytes)
+
+
+async def _timed(content: AsyncIterator[bytes], scope: anyio.CancelScope, seconds: float) -> AsyncIterator[bytes]:
+    """Yields a body; the time for the answer begins when all of it is sent."""
+    async for piece in content:
+        yield piece
+    scope.deadline = anyio.current_time() + seconds
 
 
 class NothingThereError(Exception):

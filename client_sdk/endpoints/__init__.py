@@ -200,18 +200,21 @@ def _stream(where: str, *, query: Mapping[str, str] | None = None, wait_seconds:
 
 def put_initial_model(run_id: str) -> Request[Model]:
     """`PUT /v1/runs/{run_id}/models/0`; the body is streamed."""
-    return _put_tensors(Model, path(routes.INITIAL_MODEL, run_id=run_id))
+    uploads = path(routes.INITIAL_MODEL_UPLOADS, run_id=run_id)
+    return _put_tensors(Model, path(routes.INITIAL_MODEL, run_id=run_id), uploads=uploads)
 
 
 def put_update(task_id: str) -> Request[Receipt]:
     """`PUT /v1/tasks/{task_id}/update`; the body is streamed."""
-    return _put_tensors(Receipt, path(routes.TASK_UPDATE, task_id=task_id), task_id=task_id)
+    uploads = path(routes.TASK_UPLOADS, task_id=task_id)
+    return _put_tensors(Receipt, path(routes.TASK_UPDATE, task_id=task_id), uploads=uploads, task_id=task_id)
 
 
-def _put_tensors(kind: type[Message], where: str, **asked: str) -> Request[Message]:
+def _put_tensors(kind: type[Message], where: str, *, uploads: str, **asked: str) -> Request[Message]:
     return Request(
         method="PUT",
         path=where,
+        uploads=uploads,
         headers={"Content-Type": TENSOR_MEDIA_TYPE},
         statuses=frozenset({200, 201}),
         parse=lambda answer: message_of(kind, answer, asked),

@@ -18,7 +18,7 @@ Message = TypeVar("Message", bound=BaseModel)
 Item = TypeVar("Item", bound=BaseModel)
 
 _PATH_SAFE: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,127}", re.ASCII)
-_IDENTIFIERS: Final = ("run_id", "task_id", "client_id", "session_id", "request_id")
+_IDENTIFIERS: Final = ("run_id", "task_id", "client_id", "session_id", "request_id", "upload_id")
 _MAX_COMMAS: Final = 100_000
 """Bounds how many values a JSON text has, and so the memory that it takes once read: 4 MiB of `0,` take gigabytes."""
 
@@ -44,7 +44,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request(Generic[Parsed]):
-    """A request to send and how to read its answer; `wait_seconds` is how long the server was asked to hold it."""
+    """A request to send and how to read its answer; `wait_seconds` is how long the server may hold it.
+
+    `uploads` is where an upload that goes on after a cut can be created for a body as large as this request may have.
+    """
 
     method: str
     path: str
@@ -54,6 +57,7 @@ class Request(Generic[Parsed]):
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     wait_seconds: float = 0.0
+    uploads: str | None = None
 
 
 def path(template: str, **parameters: str | int) -> str:
@@ -133,12 +137,15 @@ def error_of(answer: Answer) -> ServerError | UntrustedAnswerError:
     if status < 400:
         return UntrustedAnswerError(f"the server answered {status}, which is no answer to this request")
     wait = retry_after_seconds(answer.headers)
-    if answer.headers.get("content-type", "").split(";")[0].strip().lower() == PROBLEM_MEDIA_TYPE:
+    is_problem = answer.headers.get("content-type", "").split(";")[0].strip().lower() == PROBLEM_MEDIA_TYPE
+    if is_problem and answer.body:
         try:
             problem = read_json(Problem, answer.body)
         except (ValidationError, ValueError, RecursionError):
             return UntrustedAnswerError(f"the server answered {status} with a problem document that cannot be read")
         return error_of_problem(problem, status=status, retry_after_seconds=wait)
+    if not answer.body:
+        return ServerError(f"the server answered {status} and nothing else", status=status, retry_after_seconds=wait)
     return ServerError(
         f"{status} from something that is not a FedQuorum server: check the address, and proxies on the way",
         status=status,

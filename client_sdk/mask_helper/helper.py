@@ -35,10 +35,10 @@ class MaskSum:
     num_bytes: int
     sha256: bytes
 
-    def pieces(self) -> Iterator[bytes]:
-        """Reads the answer from its beginning."""
-        yield self.signature
-        self.file.seek(0)
+    def pieces(self, begin: int = 0) -> Iterator[bytes]:
+        """Reads the answer from byte `begin` on."""
+        yield self.signature[begin:]
+        self.file.seek(max(0, begin - len(self.signature)))
         while piece := self.file.read(PIECE_BYTES):
             yield piece
 

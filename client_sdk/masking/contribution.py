@@ -35,10 +35,10 @@ class Contribution:
     def digest(self) -> str:
         return f"sha256:{self.sha256.hex()}"
 
-    def pieces(self) -> Iterator[bytes]:
-        """Reads it from its beginning."""
-        yield self.head
-        yield from self.vector.pieces(PIECE_BYTES)
+    def pieces(self, begin: int = 0) -> Iterator[bytes]:
+        """Reads it from byte `begin` on."""
+        yield self.head[begin:]
+        yield from self.vector.pieces(PIECE_BYTES, max(0, begin - len(self.head)))
 
 
 def helpers_of(round_: MaskedRound) -> list[MaskHelper]:

@@ -37,9 +37,9 @@ class MaskedVector:
     def digest(self) -> str:
         return f"sha256:{self.sha256.hex()}"
 
-    def pieces(self, piece_bytes: int) -> Iterator[bytes]:
-        """Reads the vector from its beginning."""
-        self.file.seek(0)
+    def pieces(self, piece_bytes: int, begin: int = 0) -> Iterator[bytes]:
+        """Reads the vector from byte `begin` on."""
+        self.file.seek(begin)
         while piece := self.file.read(piece_bytes):
             yield piece
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -38,8 +37,6 @@ from fl_protocol.updates import (
     update_metadata,
     update_seed,
 )
-
-Headers = Mapping[str, str]
 
 
 def new_id(prefix: str) -> str:
