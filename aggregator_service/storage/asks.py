@@ -33,3 +33,11 @@ def get_all(tx: ReadTx, asked: Sequence[Asked]) -> list[tuple[TokenRecord | None
     owners = runs.get_all(tx, {task.run_id for task in held.values()})
     found = {task_id: AskRecord(task, attempts[task.round_id], owners[task.run_id]) for task_id, task in held.items()}
     return [(known.get(each.token_hash), found.get(each.task_id)) for each in asked]
+
+
+def of_task(tx: ReadTx, task_id: str) -> AskRecord | None:
+    """Gives a task with what it belongs to, by several statements; None where there is no such task."""
+    task = tasks.get(tx, task_id)
+    round_ = None if task is None else rounds.get(tx, task.round_id)
+    run = None if task is None else runs.get(tx, task.run_id)
+    return None if task is None or round_ is None or run is None else AskRecord(task, round_, run)
