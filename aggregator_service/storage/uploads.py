@@ -111,6 +111,17 @@ def segments(tx: ReadTx, upload_id: str) -> Sequence[Segment]:
     return [Segment(row.begins_at, row.blob_id) for row in found]
 
 
+def hand_over(tx: WriteTx, upload: UploadRecord) -> None:
+    """Ends an upload whose only blob somebody else names from now on; raises StaleRowError if it was taken over."""
+    change_one(
+        tx,
+        sa.update(uploads)
+        .where(uploads.c.upload_id == upload.upload_id, uploads.c.append_epoch == upload.append_epoch)
+        .values(completed=True),
+    )
+    tx.connection.execute(sa.delete(upload_segments).where(upload_segments.c.upload_id == upload.upload_id))
+
+
 def complete(tx: WriteTx, upload_id: str) -> None:
     """Notes that a body was taken in, and removes its part; nothing happens if the upload is gone."""
     _remove_segments(tx, upload_segments.c.upload_id == upload_id)
