@@ -6,7 +6,7 @@ own blob and can neither change nor add a byte.
 """
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from aggregator_service import failpoints
@@ -88,8 +88,7 @@ async def look(flow: Flow, upload_id: str, *, client_id: str | None) -> UploadRe
 
     def body(tx: WriteTx) -> UploadRecord:
         record = check_owner(uploads.lock(tx, upload_id), upload_id=upload_id, client_id=client_id)
-        uploads.take_over(tx, record)
-        return record
+        return uploads.take_over(tx, record, expires_at=tx.now() + LIFETIME)
 
     async with flow.appends.only(upload_id):
         return await flow.transactions.write("look_at_upload", body)
@@ -104,6 +103,14 @@ async def remove(flow: Flow, upload_id: str, *, client_id: str | None) -> None:
 
     async with flow.appends.only(upload_id):
         await flow.transactions.write("remove_upload", body)
+
+
+async def forget_vain(flow: Flow) -> int:
+    """Removes uploads that have waited too long, or whose body nobody would take any more; gives how many."""
+    total = 0
+    while removed := await flow.transactions.write("forget_uploads", uploads.remove_vain):
+        total += removed
+    return total
 
 
 async def append(flow: Flow, upload_id: str, request: Append, *, client_id: str | None) -> Partial | Completed:
@@ -151,12 +158,12 @@ async def _claim(
         upload = BlobUpload(blob_id)
         if record.completed:
             return record, upload
-        uploads.take_over(tx, record)
+        mine = uploads.take_over(tx, record, expires_at=tx.now() + LIFETIME)
         if record.num_stored < record.num_bytes:
             _check_num_segments(tx, upload_id)
             flow.blobs.reserve(tx, upload)
             uploads.add_segment(tx, upload_id, Segment(record.num_stored, blob_id))
-        return replace(record, append_epoch=record.append_epoch + 1), upload
+        return mine, upload
 
     return await flow.transactions.write("claim_upload", body)
 
