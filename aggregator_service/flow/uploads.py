@@ -87,7 +87,7 @@ async def look(flow: Flow, upload_id: str, *, client_id: str | None) -> UploadRe
     """Tells how much is stored, once nobody can add to it any more but whoever appends next."""
 
     def body(tx: WriteTx) -> UploadRecord:
-        record = check_owner(uploads.lock(tx, upload_id), upload_id=upload_id, client_id=client_id)
+        record = _locked(tx, upload_id, client_id=client_id)
         return uploads.take_over(tx, record, expires_at=tx.now() + LIFETIME)
 
     async with flow.appends.only(upload_id):
@@ -98,7 +98,7 @@ async def remove(flow: Flow, upload_id: str, *, client_id: str | None) -> None:
     """Removes an upload with its bytes."""
 
     def body(tx: WriteTx) -> None:
-        check_owner(uploads.lock(tx, upload_id), upload_id=upload_id, client_id=client_id)
+        _locked(tx, upload_id, client_id=client_id)
         uploads.remove(tx, upload_id)
 
     async with flow.appends.only(upload_id):
@@ -153,7 +153,7 @@ async def _claim(
     blob_id = flow.new_id("blob")
 
     def body(tx: WriteTx) -> tuple[UploadRecord, BlobUpload]:
-        record = check_owner(uploads.lock(tx, upload_id), upload_id=upload_id, client_id=client_id)
+        record = _locked(tx, upload_id, client_id=client_id)
         check_append(record, offset=request.offset, num_bytes=request.num_bytes, is_last=request.is_last)
         upload = BlobUpload(blob_id)
         if record.completed:
@@ -166,6 +166,10 @@ async def _claim(
         return mine, upload
 
     return await flow.transactions.write("claim_upload", body)
+
+
+def _locked(tx: WriteTx, upload_id: str, *, client_id: str | None) -> UploadRecord:
+    return check_owner(uploads.lock(tx, upload_id), upload_id=upload_id, client_id=client_id, now=tx.now())
 
 
 def _check_num_segments(tx: ReadTx, upload_id: str) -> None:
