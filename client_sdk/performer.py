@@ -140,7 +140,9 @@ class Performer:
                     check_still_private(await _in_thread(self.history.load))
                     self._tell_promise(action.task, promise(RunSpec()))
                 kept = await _in_thread(self.personal.load)
-                return self.session.pulled(action.task, await self._pull(action.task), personal=kept)
+                model = await self._pull(action.task)
+                # It looks at every value.
+                return await _in_thread(functools.partial(self.session.pulled, action.task, model, personal=kept))
             case machine.PullControls():
                 return await self._pull_controls(action)
             case machine.Train():
@@ -240,7 +242,8 @@ class Performer:
         from_cache = tensors is not None
         if tensors is None:
             await download(expected=expected)
-            tensors = await anyio.to_thread.run_sync(read_model, path, expected)
+            read = functools.partial(read_model, path, expected, was_just_checked=True)
+            tensors = await anyio.to_thread.run_sync(read)
         if tensors is None:
             raise UntrustedAnswerError(
                 f"{path} changed right after it was downloaded; does something else write there?"
@@ -272,8 +275,12 @@ class Performer:
         return report
 
     async def _send_update(self, action: machine.SendUpdate) -> machine.Action:
+        with contextlib.ExitStack() as held:
+            body, left = await _in_thread(functools.partial(self._encoded, action.task, action.update, held))
+            return await self._put_update(action, body, left)
+
+    async def _put_update(self, action: machine.SendUpdate, body: Body, left: Left | None) -> machine.Action:
         update = action.update
-        body, left = await _in_thread(functools.partial(self._encoded, action.task, update))
         if update.control is not None and self.controls is not None:
             await _in_thread(functools.partial(self.controls.keep, action.task, body.digest, update.control))
         await self._count(action.task, body.digest)
@@ -293,7 +300,7 @@ class Performer:
         self.tell(UpdateAccepted(action.task, receipt, body.num_bytes))
         return self.session.sent(action.task)
 
-    def _encoded(self, task: Task, update: Update) -> tuple[Body, Left | None]:
+    def _encoded(self, task: Task, update: Update, held: contextlib.ExitStack) -> tuple[Body, Left | None]:
         """Gives the body of an update, and what it leaves for the next one, kept before anything is sent."""
         has_residual = carries_over(task)
         residual = self.residuals.load(task) if has_residual else {}
@@ -302,7 +309,8 @@ class Performer:
         if has_residual:
             self.residuals.prepare(body.digest, encoded.left)
         if isinstance(task.encoding.compression, ZstdCompression):
-            body = compressed_body(body, level=task.encoding.compression.level)
+            level = task.encoding.compression.level
+            body = held.enter_context(compressed_body(body, level=level, folder=self.folder))
         return body, encoded.left if has_residual else None
 
     async def _aggregate(self, action: machine.Aggregate) -> machine.Action:

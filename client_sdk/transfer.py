@@ -2,15 +2,19 @@
 
 import base64
 import hashlib
+import mmap
 import os
 import re
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import BinaryIO, Final, Protocol, cast
 
-from client_sdk.config import PIECE_BYTES
+from client_sdk.config import IN_MEMORY_BYTES, PIECE_BYTES
 from client_sdk.errors import UntrustedAnswerError
 from fl_protocol.arrays import Tensor, decode, encode
 from fl_protocol.encodings.byte_shuffle import CODING, shuffled
@@ -59,7 +63,7 @@ class StoredModel:
 class Pieces(Protocol):
     """Produces the same bytes each time, from byte `begin` on; what lies before that costs next to nothing."""
 
-    def __call__(self, begin: int = 0, /) -> Iterable[bytes]: ...
+    def __call__(self, begin: int = 0, /) -> Iterable[bytes | memoryview]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,8 @@ class Body:
         for piece in self.pieces(begin):
             if left <= 0:
                 return
-            yield piece[:left]
+            # httpx passes on whatever has a buffer; its types only say bytes.
+            yield cast("bytes", piece[:left])
             left -= len(piece)
 
 
@@ -104,17 +109,27 @@ def body_of_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) 
     return _measured(lambda begin=0: encode(tensors, metadata, begin=begin))
 
 
-def compressed_body(body: Body, *, level: int) -> Body:
-    """Gives a body with its bytes shuffled and compressed, which are kept: they are what is sent at each attempt."""
-    compressor, compressed = zstd.ZstdCompressor(level=level), bytearray()
-    for block in shuffled(body.pieces()):
-        compressed += compressor.compress(block)
-    compressed += compressor.flush()
-    content = body_of_bytes(compressed)
-    return replace(content, sha256=body.sha256, coding=f"{CODING}, zstd")
+@contextmanager
+def compressed_body(body: Body, *, level: int, folder: Path) -> Iterator[Body]:
+    """Holds a body with its bytes shuffled and compressed: they are what is sent at each attempt.
+
+    They are kept in a file without a name in `folder` where they are many, beside the tensors that they were made of.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    compressor = zstd.ZstdCompressor(level=level)
+    with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=str(folder)) as file:
+        for block in shuffled(body.pieces()):
+            file.write(compressor.compress(block))
+        file.write(compressor.flush())
+
+        def pieces(begin: int = 0, /) -> Iterator[bytes]:
+            file.seek(begin)
+            return iter(partial(file.read, PIECE_BYTES), b"")
+
+        yield Body(pieces, file.tell(), body.sha256, coding=f"{CODING}, zstd")
 
 
-def body_of_bytes(content: bytes | bytearray) -> Body:
+def body_of_bytes(content: bytes) -> Body:
     """Makes the body of bytes that are encoded already."""
     view = memoryview(content)
 
@@ -132,24 +147,33 @@ def _measured(pieces: Pieces) -> Body:
     return Body(pieces, num_bytes, hasher.digest())
 
 
-def read_model(path: Path, expected: Content) -> dict[str, Tensor] | None:
+def read_model(path: Path, expected: Content, *, was_just_checked: bool = False) -> dict[str, Tensor] | None:
     """Reads a stored model as views of its bytes; None if there is no such file or its bytes are others.
 
-    Raises UntrustedAnswerError if bytes with the right digest are not safetensors that can be relied on.
+    What was downloaded this moment, and believed by its digest then, is not hashed again. A large file is not read into
+    memory but mapped: what is not looked at is not there, and nothing changes a model's file in place. Raises
+    UntrustedAnswerError if bytes with the right digest are not safetensors that can be relied on.
     """
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size != expected.num_bytes:
                 return None
-            content = file.read(expected.num_bytes)
+            content = _contents(file, expected.num_bytes)
     except FileNotFoundError:
         return None
-    if f"sha256:{hashlib.sha256(content).hexdigest()}" != expected.digest:
+    if not was_just_checked and f"sha256:{hashlib.sha256(content).hexdigest()}" != expected.digest:
         return None
     return decoded(content)
 
 
-def decoded(content: bytes) -> dict[str, Tensor]:
+def _contents(file: BinaryIO, num_bytes: int) -> bytes | mmap.mmap:
+    # A mapping keeps a descriptor, and Windows does not remove a file that is mapped.
+    if num_bytes < PIECE_BYTES or os.name != "posix":
+        return file.read(num_bytes)
+    return mmap.mmap(file.fileno(), num_bytes, access=mmap.ACCESS_READ)
+
+
+def decoded(content: bytes | mmap.mmap) -> dict[str, Tensor]:
     """Decodes a model that the server sent; raises UntrustedAnswerError if it is not safetensors."""
     try:
         return decode(content)
