@@ -41,6 +41,7 @@ _TAGS: Final = (
     {"name": "privacy", "description": "What a run promises and what it has spent."},
     {"name": "clients", "description": "Who may take part."},
     {"name": "tasks", "description": "What clients do."},
+    {"name": "uploads", "description": "Bodies that go on after a cut."},
     {"name": "models", "description": "The initial model in, every version out."},
     {"name": "secure aggregation", "description": "Masked sums that clients compute with each other."},
     {"name": "helper mode", "description": "Masked sums that independent helpers unmask."},
