@@ -152,7 +152,7 @@ def test_all_that_the_network_has_brought_is_kept_when_the_line_breaks(
     shared_server: ServerProcess, shared_operator: httpx.Client, closes: bool
 ) -> None:
     """Far more than the server has read when it is asked how much it has."""
-    body = pack({"w": np.ones(2_000_000, dtype=np.float32)})
+    body = update_body({"w": np.ones(2_000_000, dtype=np.float32)}, num_examples=1)
     sender = Sender(shared_operator, {"w": np.zeros(2_000_000, dtype=np.float32)})
     url = sender.begin(len(body))
     with connect(shared_server.url) as link:
