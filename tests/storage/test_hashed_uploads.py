@@ -32,12 +32,16 @@ def on_files(store: Store, tmp_path: Path) -> Iterator[Flow]:
     blobs.close()
 
 
-@pytest.mark.parametrize("piece", [100_003, 1 << 20, 3_000_000, len(DATA)])
-def test_what_was_written_is_there_with_its_digest(on_files: Flow, store: Store, piece: int) -> None:
-    written = HashedUpload(on_files)
+def write_all(written: HashedUpload, *, piece: int) -> None:
     for begin in range(0, len(DATA), piece):
         written.write(DATA[begin : begin + piece])
     written.finish()
+
+
+@pytest.mark.parametrize("piece", [100_003, 1 << 20, 3_000_000, len(DATA)])
+def test_what_was_written_is_there_with_its_digest(on_files: Flow, store: Store, piece: int) -> None:
+    written = HashedUpload(on_files)
+    write_all(written, piece=piece)
     assert written.digest == f"sha256:{hashlib.sha256(DATA).hexdigest()}"
     assert written.upload.num_durable == len(DATA)
     store.write(lambda tx: on_files.blobs.seal(tx, written.upload))
@@ -53,11 +57,11 @@ def test_a_write_that_fails_is_told_at_the_latest_when_all_is_to_be_durable(
     monkeypatch.setattr("os.pwrite", fail)
     written = HashedUpload(on_files)
     with pytest.raises(ProblemError):
-        for begin in range(0, len(DATA), 1 << 20):
-            written.write(DATA[begin : begin + (1 << 20)])
-        written.finish()
+        write_all(written, piece=1 << 20)
     written.close()
     on_files.blobs.discard_blocking(written.upload)
     monkeypatch.undo()
     anyio.run(on_files.blobs.remove_bytes)
-    assert [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()] == []
+    files = [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()]
+    assert written.upload.blob_id not in {path.name for path in files}
+    assert not any(path.stat().st_size for path in files)
