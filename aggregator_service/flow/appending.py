@@ -106,10 +106,15 @@ class Appending:
             await self._checkpoint()
 
     async def _check(self, receiver: Receiver, data: bytes) -> None:
+        taking = asyncio.ensure_future(asyncio.to_thread(receiver.take, data))
         try:
-            await asyncio.to_thread(receiver.take, data)
+            await asyncio.shield(taking)
         except ProblemError:
             self.is_judged = True
+            raise
+        except asyncio.CancelledError:
+            # What it was taking is there before anybody looks at how much there is.
+            await asyncio.wait([taking])
             raise
 
     async def _checkpoint(self) -> None:
@@ -124,6 +129,7 @@ class Appending:
         try:
             await self._flow.blobs.checkpoint(self._upload, note)
         except StaleRowError:
+            await self._flow.blobs.leave(self._upload)
             raise taken_over() from None
         self._num_noted = num_bytes
 

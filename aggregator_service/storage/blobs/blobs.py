@@ -152,6 +152,14 @@ class Blobs:
         if store is None:
             upload.written()
 
+    async def leave(self, upload: BlobUpload) -> None:
+        """Ends the writing of a reserved blob that somebody else may have removed: nothing stays of what is gone."""
+        with upload.lock:
+            upload.is_discarded = True
+        await self._transactions.write(
+            "leave_blob", lambda tx: removals.remove_strays(tx, upload.blob_id, upload.store)
+        )
+
     def read_in(self, tx: ReadTx, blob_id: str, begin: int, end: int) -> bytes:
         """Gives the bytes [begin, end) within a transaction, which may have sealed the blob itself."""
         return self._read(lambda body: body(tx), blob_id, begin, end)
