@@ -156,9 +156,9 @@ class Blobs:
         """Ends the writing of a reserved blob that somebody else may have removed: nothing stays of what is gone."""
         with upload.lock:
             upload.is_discarded = True
-        await self._transactions.write(
-            "leave_blob", lambda tx: removals.remove_strays(tx, upload.blob_id, upload.store)
-        )
+        if (store := self._store_of(upload)) is not None:
+            remove = partial(removals.remove_strays, blob_id=upload.blob_id, store=store.url)
+            await self._transactions.write("leave_blob", remove)
 
     def read_in(self, tx: ReadTx, blob_id: str, begin: int, end: int) -> bytes:
         """Gives the bytes [begin, end) within a transaction, which may have sealed the blob itself."""
