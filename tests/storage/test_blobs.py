@@ -392,6 +392,18 @@ async def test_who_writes_to_a_blob_that_was_removed_leaves_nothing(held: Held) 
     assert held.count(blob_deletions) == 0
 
 
+async def test_a_blob_of_the_database_that_was_removed_cannot_be_written(held: Held) -> None:
+    if held.outside is not None:
+        return
+    upload = BlobUpload("blob_1")
+    held.store.write(lambda tx: held.blobs.reserve(tx, upload))
+    held.store.write(lambda tx: remove_blobs(tx, "blob_1"))
+    upload.append(pattern(5 * CHUNK_NUM_BYTES))
+    with pytest.raises(StaleRowError):
+        await held.blobs.flush(upload)
+    assert held.counts() == (0, 0)
+
+
 async def test_who_leaves_a_blob_that_others_name_removes_nothing(held: Held) -> None:
     data, upload = pattern(CHUNK_NUM_BYTES + 7), BlobUpload("blob_1")
     held.store.write(lambda tx: held.blobs.reserve(tx, upload))

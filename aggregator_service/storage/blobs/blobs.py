@@ -63,7 +63,7 @@ class Blobs:
         self._threads.shutdown(wait=True)
 
     async def flush(self, upload: BlobUpload) -> None:
-        """Makes the full chunks of an upload durable."""
+        """Makes the full chunks of an upload durable; raises StaleRowError if the database has lost a reserved one."""
         if self._store_of(upload) is None:
             upload.store = DATABASE
             await self._transactions.write("store_chunks", lambda tx: _write_ahead(tx, upload))
@@ -311,7 +311,9 @@ class Blobs:
 
 
 def _write_ahead(tx: WriteTx, upload: BlobUpload) -> None:
-    if upload.num_written == 0 and not upload.is_resumable:
+    if upload.is_resumable:
+        chunks.lock_reserved(tx, upload)
+    elif upload.num_written == 0:
         chunks.insert(tx, [upload], store=DATABASE)
     chunks.write(tx, [upload], last=False)
 
