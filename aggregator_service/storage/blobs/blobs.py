@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
@@ -121,6 +122,11 @@ class Blobs:
             chunks.insert(tx, fresh, store=DATABASE, sealed=True)
         chunks.mark_sealed(tx, [upload for upload in uploads if upload not in fresh])
         chunks.write(tx, in_database, last=True)
+
+    def note_sealed(self, upload: BlobUpload) -> None:
+        """Keeps in mind where a blob is that a committed transaction has sealed: who reads it looks up no row."""
+        if self.waits_for_disk(upload):
+            self._remember(upload.blob_id, chunks.place_of(upload))
 
     def reserve(self, tx: WriteTx, upload: BlobUpload) -> None:
         """Begins a blob whose bytes count before it is sealed, in the transaction that names it.
@@ -241,9 +247,11 @@ class Blobs:
         """Gives an upload the identifier of a row that stands before the first byte is written."""
         with self._lock:
             if store.url not in self._ready:
-                self._ready[store.url] = ReadyRows(self._transactions, store.url, rows_ahead=self._rows_ahead)
+                self._ready[store.url] = ReadyRows(self._transactions, store, rows_ahead=self._rows_ahead)
             ready = self._ready[store.url]
-        upload.blob_id, upload.store = ready.take(upload.blob_id), store.url
+        with _failing(store, upload):
+            upload.blob_id = ready.take(upload.blob_id)
+        upload.store = store.url
 
     def _read(self, look: _Look, blob_id: str, begin: int, end: int) -> bytes:
         numbers = chunks.chunk_range(begin, end)
@@ -318,18 +326,24 @@ def _write_ahead(tx: WriteTx, upload: BlobUpload) -> None:
     chunks.write(tx, [upload], last=False)
 
 
-def _write_collected(store: ByteStore, upload: BlobUpload, *, last: bool) -> None:
-    end = upload.num_collected(last=last, unit=store.unit)
-    full = upload.num_collected(last=False, unit=store.unit)
+@contextmanager
+def _failing(store: ByteStore, upload: BlobUpload) -> Iterator[None]:
+    """Logs why a store could not be written, and tells the sender that it should try again."""
     try:
-        with upload.collected(end) as data:
-            if end:
-                store.write(upload.blob_id, upload.num_written * CHUNK_NUM_BYTES, data)
-            upload.checksums += b"".join(_checksums(data[:full]))
-            upload.last_checksums = b"".join(_checksums(data[full:]))
+        yield
     except OSError as error:
         _log.error("blob_store_failed", store=store.url, blob_id=upload.blob_id, reason=str(error))
         raise (as_problem(error) or unavailable()) from error
+
+
+def _write_collected(store: ByteStore, upload: BlobUpload, *, last: bool) -> None:
+    end = upload.num_collected(last=last, unit=store.unit)
+    full = upload.num_collected(last=False, unit=store.unit)
+    with _failing(store, upload), upload.collected(end) as data:
+        if end:
+            store.write(upload.blob_id, upload.num_written * CHUNK_NUM_BYTES, data)
+        upload.checksums += b"".join(_checksums(data[:full]))
+        upload.last_checksums = b"".join(_checksums(data[full:]))
     upload.written(unit=store.unit)
     if last:
         upload.num_durable = upload.num_bytes

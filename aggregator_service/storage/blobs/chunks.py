@@ -158,6 +158,11 @@ def place(tx: ReadTx, blob_id: str) -> Place | None:
     return None if row is None else Place(row.store, row.num_bytes, row.sealed, row.checksums or b"")
 
 
+def place_of(upload: BlobUpload) -> Place:
+    """Gives what `place` will tell once the transaction that seals an upload is committed."""
+    return Place(upload.store or DATABASE, upload.num_bytes, sealed=True, checksums=_checksums(upload) or b"")
+
+
 def read(tx: ReadTx, *, blob_id: str, numbers: range) -> list[bytes] | Place:
     """Reads whole chunks and checks each, or tells where they are if the database does not hold them."""
     rows = tx.connection.execute(_READ, {"blob_id": blob_id, "first": numbers[0], "last": numbers[-1]}).all()
