@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
@@ -63,7 +64,7 @@ class Blobs:
         self._threads.shutdown(wait=True)
 
     async def flush(self, upload: BlobUpload) -> None:
-        """Makes the full chunks of an upload durable."""
+        """Makes the full chunks of an upload durable; raises StaleRowError if the database has lost a reserved one."""
         if self._store_of(upload) is None:
             upload.store = DATABASE
             await self._transactions.write("store_chunks", lambda tx: _write_ahead(tx, upload))
@@ -122,6 +123,11 @@ class Blobs:
         chunks.mark_sealed(tx, [upload for upload in uploads if upload not in fresh])
         chunks.write(tx, in_database, last=True)
 
+    def note_sealed(self, upload: BlobUpload) -> None:
+        """Keeps in mind where a blob is that a committed transaction has sealed: who reads it looks up no row."""
+        if self.waits_for_disk(upload):
+            self._remember(upload.blob_id, chunks.place_of(upload))
+
     def reserve(self, tx: WriteTx, upload: BlobUpload) -> None:
         """Begins a blob whose bytes count before it is sealed, in the transaction that names it.
 
@@ -151,6 +157,14 @@ class Blobs:
         upload.num_durable = upload.num_bytes
         if store is None:
             upload.written()
+
+    async def leave(self, upload: BlobUpload) -> None:
+        """Ends the writing of a reserved blob that somebody else may have removed: nothing stays of what is gone."""
+        with upload.lock:
+            upload.is_discarded = True
+        if (store := self._store_of(upload)) is not None:
+            remove = partial(removals.remove_strays, blob_id=upload.blob_id, store=store.url)
+            await self._transactions.write("leave_blob", remove)
 
     def read_in(self, tx: ReadTx, blob_id: str, begin: int, end: int) -> bytes:
         """Gives the bytes [begin, end) within a transaction, which may have sealed the blob itself."""
@@ -233,9 +247,11 @@ class Blobs:
         """Gives an upload the identifier of a row that stands before the first byte is written."""
         with self._lock:
             if store.url not in self._ready:
-                self._ready[store.url] = ReadyRows(self._transactions, store.url, rows_ahead=self._rows_ahead)
+                self._ready[store.url] = ReadyRows(self._transactions, store, rows_ahead=self._rows_ahead)
             ready = self._ready[store.url]
-        upload.blob_id, upload.store = ready.take(upload.blob_id), store.url
+        with _failing(store, upload):
+            upload.blob_id = ready.take(upload.blob_id)
+        upload.store = store.url
 
     def _read(self, look: _Look, blob_id: str, begin: int, end: int) -> bytes:
         numbers = chunks.chunk_range(begin, end)
@@ -303,23 +319,31 @@ class Blobs:
 
 
 def _write_ahead(tx: WriteTx, upload: BlobUpload) -> None:
-    if upload.num_written == 0 and not upload.is_resumable:
+    if upload.is_resumable:
+        chunks.lock_reserved(tx, upload)
+    elif upload.num_written == 0:
         chunks.insert(tx, [upload], store=DATABASE)
     chunks.write(tx, [upload], last=False)
+
+
+@contextmanager
+def _failing(store: ByteStore, upload: BlobUpload) -> Iterator[None]:
+    """Logs why a store could not be written, and tells the sender that it should try again."""
+    try:
+        yield
+    except OSError as error:
+        _log.error("blob_store_failed", store=store.url, blob_id=upload.blob_id, reason=str(error))
+        raise (as_problem(error) or unavailable()) from error
 
 
 def _write_collected(store: ByteStore, upload: BlobUpload, *, last: bool) -> None:
     end = upload.num_collected(last=last, unit=store.unit)
     full = upload.num_collected(last=False, unit=store.unit)
-    try:
-        with upload.collected(end) as data:
-            if end:
-                store.write(upload.blob_id, upload.num_written * CHUNK_NUM_BYTES, data)
-            upload.checksums += b"".join(_checksums(data[:full]))
-            upload.last_checksums = b"".join(_checksums(data[full:]))
-    except OSError as error:
-        _log.error("blob_store_failed", store=store.url, blob_id=upload.blob_id, reason=str(error))
-        raise (as_problem(error) or unavailable()) from error
+    with _failing(store, upload), upload.collected(end) as data:
+        if end:
+            store.write(upload.blob_id, upload.num_written * CHUNK_NUM_BYTES, data)
+        upload.checksums += b"".join(_checksums(data[:full]))
+        upload.last_checksums = b"".join(_checksums(data[full:]))
     upload.written(unit=store.unit)
     if last:
         upload.num_durable = upload.num_bytes

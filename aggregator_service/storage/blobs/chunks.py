@@ -13,7 +13,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from aggregator_service.storage.blobs.uploads import CHUNK_NUM_BYTES, CHUNKS_A_WRITE, BlobCorruptError, BlobUpload
-from aggregator_service.storage.rows import change_one
+from aggregator_service.storage.rows import StaleRowError, change_one
 from aggregator_service.storage.tables import blob_chunks, blobs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 
@@ -98,6 +98,13 @@ def mark_sealed(tx: WriteTx, uploads: Iterable[BlobUpload]) -> None:
         tx.connection.execute(_SEAL, values)
 
 
+def lock_reserved(tx: WriteTx, upload: BlobUpload) -> None:
+    """Keeps a reserved blob from being removed until the transaction ends; raises StaleRowError if it was."""
+    row = sa.select(blobs.c.blob_id).where(blobs.c.blob_id == upload.blob_id, blobs.c.sealed.is_(False))
+    if tx.connection.execute(row.with_for_update()).first() is None:
+        raise StaleRowError(f"blob {upload.blob_id} is gone")
+
+
 def note_durable(tx: WriteTx, upload: BlobUpload) -> None:
     """Notes how many bytes of a resumable upload are durable, so that it can go on after a restart."""
     change_one(
@@ -149,6 +156,11 @@ def place(tx: ReadTx, blob_id: str) -> Place | None:
     """Tells where a blob's bytes are; None if there is no such blob."""
     row = tx.connection.execute(_READ, {"blob_id": blob_id, "first": -1, "last": -1}).first()
     return None if row is None else Place(row.store, row.num_bytes, row.sealed, row.checksums or b"")
+
+
+def place_of(upload: BlobUpload) -> Place:
+    """Gives what `place` will tell once the transaction that seals an upload is committed."""
+    return Place(upload.store or DATABASE, upload.num_bytes, sealed=True, checksums=_checksums(upload) or b"")
 
 
 def read(tx: ReadTx, *, blob_id: str, numbers: range) -> list[bytes] | Place:
