@@ -44,7 +44,7 @@ def remove_strays(tx: WriteTx, *, blob_id: str, store: str) -> None:
     if any(tx.connection.execute(row).first() for row in rows):
         return
     tx.connection.execute(sa.insert(blob_deletions).values(blob_id=blob_id, store=store))
-    tx.wake(topics.WORK)
+    tx.wake(topics.RETENTION)
 
 
 def empty_blobs(tx: WriteTx, *blob_ids: str) -> None:
