@@ -67,7 +67,7 @@ def _note_deletions(tx: WriteTx, chosen: sa.ColumnElement[bool]) -> None:
     if rows:
         values = [{"blob_id": row.blob_id, "store": row.store} for row in rows]
         tx.connection.execute(sa.insert(blob_deletions), values)
-        tx.wake(topics.WORK)
+        tx.wake(topics.RETENTION)
 
 
 def pending(tx: ReadTx, *, behind: str = "") -> list[Deletion]:
