@@ -64,7 +64,7 @@ class Blobs:
         self._threads.shutdown(wait=True)
 
     async def flush(self, upload: BlobUpload) -> None:
-        """Makes the full chunks of an upload durable."""
+        """Makes the full chunks of an upload durable; raises StaleRowError if the database has lost a reserved one."""
         if self._store_of(upload) is None:
             upload.store = DATABASE
             await self._transactions.write("store_chunks", lambda tx: _write_ahead(tx, upload))
@@ -158,6 +158,14 @@ class Blobs:
         if store is None:
             upload.written()
 
+    async def leave(self, upload: BlobUpload) -> None:
+        """Ends the writing of a reserved blob that somebody else may have removed: nothing stays of what is gone."""
+        with upload.lock:
+            upload.is_discarded = True
+        if (store := self._store_of(upload)) is not None:
+            remove = partial(removals.remove_strays, blob_id=upload.blob_id, store=store.url)
+            await self._transactions.write("leave_blob", remove)
+
     def read_in(self, tx: ReadTx, blob_id: str, begin: int, end: int) -> bytes:
         """Gives the bytes [begin, end) within a transaction, which may have sealed the blob itself."""
         return self._read(lambda body: body(tx), blob_id, begin, end)
@@ -184,6 +192,8 @@ class Blobs:
             place = self._transactions.read_one_blocking("find_blob", lambda tx: chunks.place(tx, blob_id))
         if place is None or not place.sealed or place.store in (DATABASE, REMOVED):
             return None
+        # Clients pull the same model one after the other.
+        self._remember(blob_id, place)
         store = self._opened(place.store)
         return store.open(blob_id, place.num_bytes) if isinstance(store, FileStore) else None
 
@@ -311,7 +321,9 @@ class Blobs:
 
 
 def _write_ahead(tx: WriteTx, upload: BlobUpload) -> None:
-    if upload.num_written == 0 and not upload.is_resumable:
+    if upload.is_resumable:
+        chunks.lock_reserved(tx, upload)
+    elif upload.num_written == 0:
         chunks.insert(tx, [upload], store=DATABASE)
     chunks.write(tx, [upload], last=False)
 
