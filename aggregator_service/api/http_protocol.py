@@ -4,11 +4,12 @@ What is no HTTP request, or one out of bounds, is answered by a problem like eve
 """
 
 import asyncio
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from aggregator_service.api.answers import PacedAnswers
+from aggregator_service.api.arrivals import Arrivals, BoundedReads
 from aggregator_service.api.problems import render
 from fl_protocol.problems import ProblemError, ProblemType
 
@@ -16,13 +17,19 @@ MAX_HEADER_BYTES: Final = 32 << 10
 MAX_HEADERS: Final = 100
 HEADER_SECONDS: Final = 10.0
 LEFTOVER_SECONDS: Final = 10.0
+_LEAST_READ: Final = 4 << 10
 
 _TOO_MANY_BYTES: Final = f"the request's head exceeds {MAX_HEADER_BYTES} bytes"
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """Closes a connection whose request head is too large, too slow, or whose body goes on after the answer."""
+    """Closes a connection whose request head is too large, too slow, or whose body goes on after the answer.
 
+    Of a head no more is read than it may have; of a body, its share of what the process reads ahead.
+    """
+
+    _arrivals: ClassVar = Arrivals()
+    _is_body_arriving = False
     _awaiting_head = True
     _undelivered_bytes = 0
     _head_bytes = 0
@@ -33,19 +40,28 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Starts the clock for the first request's head."""
         super().connection_made(transport)
         self.app = PacedAnswers(self.app, transport)
+        transport.set_protocol(BoundedReads(self, self._arrivals))
         self._start_deadline(HEADER_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stops the clock."""
         self._stop_deadline()
+        self._end_body()
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
+    def room(self) -> int:
+        """Gives how much the next read may have."""
+        if self._awaiting_head:
+            return MAX_HEADER_BYTES
+        return max(self._arrivals.share - len(self.cycle.body), _LEAST_READ)
+
+    def data_received(self, data: bytes | memoryview) -> None:
         """Feeds the parser and enforces the bounds, on what it keeps of heads and trailers that do not end, too."""
         if self._awaiting_head and self._deadline is None:
             self._start_deadline(HEADER_SECONDS)
         self._undelivered_bytes += len(data)
-        super().data_received(data)
+        # The parser takes any buffer, and copies what it hands on.
+        super().data_received(cast("bytes", data))
         if self._undelivered_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
             self.send_400_response(_TOO_MANY_BYTES)
 
@@ -73,17 +89,22 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._undelivered_bytes = 0
         self._stop_deadline()
         super().on_headers_complete()
+        self._is_body_arriving = True
+        self._arrivals.begin()
 
     def on_body(self, body: bytes) -> None:
-        """Takes a part of the body, which the application bounds."""
+        """Takes a part of the body, which the application bounds, and stops reading behind its share."""
         self._undelivered_bytes = 0
         super().on_body(body)
+        if len(self.cycle.body) >= self._arrivals.share:
+            self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
         """Makes ready for the next request's head."""
         self._awaiting_head = True
         self._undelivered_bytes = 0
         self._stop_deadline()
+        self._end_body()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -102,6 +123,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         head = [b"HTTP/1.1 400 Bad Request", *map(b": ".join, answer.raw_headers), b"connection: close"]
         self.transport.write(b"\r\n".join([*head, b"", bytes(answer.body)]))
         self.transport.close()
+
+    def _end_body(self) -> None:
+        if self._is_body_arriving:
+            self._is_body_arriving = False
+            self._arrivals.end()
 
     def _count_head(self, num_bytes: int) -> None:
         self._head_bytes += num_bytes

@@ -21,7 +21,7 @@ from aggregator_service.storage.blobs import (
     open_store,
     remove_blobs,
 )
-from aggregator_service.storage.blobs.blobs import CHUNKS_KEPT
+from aggregator_service.storage.blobs.blobs import PIECES_KEPT
 from aggregator_service.storage.tables import blob_chunks, blob_deletions, blobs
 from aggregator_service.storage.transactions import WriteTx
 from tests.support.object_server import BUCKET
@@ -241,11 +241,11 @@ async def test_a_client_that_hangs_up_does_not_disturb_those_who_wait_for_the_sa
 
 async def test_what_stays_in_memory_is_bounded(held: Held) -> None:
     # The last chunks stay, whatever was read before them; one more is read again.
-    for number in range(CHUNKS_KEPT + 1):
+    for number in range(PIECES_KEPT + 1):
         held.write(bytes([number]), f"blob_{number}")
         await held.blobs.read(f"blob_{number}", 0, 1)
     with counted_reads(held) as reads:
-        for number in range(CHUNKS_KEPT, 0, -1):
+        for number in range(PIECES_KEPT, 0, -1):
             assert await held.blobs.read(f"blob_{number}", 0, 1) == bytes([number])
         assert reads == []
         assert await held.blobs.read("blob_0", 0, 1) == b"\0"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from aggregator_service.storage.blobs.stores import BlobStoreError, check_blob_id
-from aggregator_service.storage.blobs.uploads import CHUNK_NUM_BYTES, BlobCorruptError
+from aggregator_service.storage.blobs.uploads import BlobCorruptError
 
 _MODE: Final = 0o600
 _FOLDER_MODE: Final = 0o700
@@ -20,7 +20,7 @@ class FileStore:
     A file is written under its own name from the start: what makes it a blob is the row that says so, not the name.
     """
 
-    unit: int = CHUNK_NUM_BYTES
+    unit: int = 1
 
     def __init__(self, url: str, folder: Path) -> None:
         self.url = url
