@@ -53,7 +53,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Gives how much the next read may have."""
         if self._awaiting_head:
             return MAX_HEADER_BYTES
-        return max(self._arrivals.share - len(self.cycle.body), _LEAST_READ)
+        # What is left of a body that was answered early is thrown away as it comes.
+        waiting = 0 if self.cycle.response_complete else len(self.cycle.body)
+        return max(self._arrivals.share - waiting, _LEAST_READ)
 
     def data_received(self, data: bytes | memoryview) -> None:
         """Feeds the parser and enforces the bounds, on what it keeps of heads and trailers that do not end, too."""
@@ -96,7 +98,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Takes a part of the body, which the application bounds, and stops reading behind its share."""
         self._undelivered_bytes = 0
         super().on_body(body)
-        if len(self.cycle.body) >= self._arrivals.share:
+        if not self.cycle.response_complete and len(self.cycle.body) >= self._arrivals.share:
             self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
