@@ -87,6 +87,7 @@ def build(settings: Settings, *, show_operator_token: Callable[[str], None]) -> 
         app.state.flow = flow
         async with _background(flow):
             yield
+        await flow.completions.stop()
         await asyncio.to_thread(blobs.close)
         await asyncio.to_thread(transactions.close)
 

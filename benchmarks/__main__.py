@@ -38,8 +38,8 @@ def main() -> int:
         begin = time.monotonic()
         rows = module.measure()
         console.print(_table(name, str(module.__doc__).splitlines()[0], rows))
-        if given.save and not report.save(name, rows):
-            console.print(f"docs/benchmarks.md has no markers for {name}: not saved", highlight=False)
+        if given.save:
+            report.save(name, rows, load=load)
         console.print(f"python -m benchmarks {name}: {time.monotonic() - begin:.0f} s\n", highlight=False)
     return 0
 

@@ -1,7 +1,8 @@
 """Flower and NVFlare do the same work in the same run (`python -m benchmarks beside_peers`, after `make bench-peers`).
 
 From the last of 50 updates of 10M parameters to the new model, beside the peers' own code that decodes and averages
-them in memory; and a whole round of four instant clients, beside Flower's deployment and NVFlare's simulator.
+them in memory; and a whole round of four instant clients, in plain HTTP and the SDK's, beside Flower's deployment and
+NVFlare's simulator, whose clients are those frameworks' own.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from benchmarks.eager import MANY, NUM_ELEMENTS, seconds_to_model
 from benchmarks.measurements import Row, row
 from benchmarks.peers import environments, flower_deployment
 from benchmarks.server import fresh_server
-from benchmarks.whole_round import NUM_CLIENTS, round_seconds
+from benchmarks.whole_round import CLIENTS, NUM_CLIENTS, round_seconds
 
 REPETITIONS: Final = 3
 SIZES: Final = (1_000_000, 10_000_000)
@@ -46,11 +47,31 @@ def _aggregation(installed: list[str]) -> list[Row]:
 
 
 def _rounds(installed: list[str]) -> list[Row]:
-    own: dict[int, list[float]] = {}
-    for size in SIZES:
-        values = np.random.default_rng(0).normal(scale=0.01, size=size).astype(np.float32)
-        with fresh_server("sqlite", blob_store="files") as server:
-            own[size] = asyncio.run(round_seconds(server, values, num_rounds=NUM_ROUNDS))
+    own = {size: _own_rounds(size) for size in SIZES}
+    rows = [
+        row(f"round, {_millions(size)}: FedQuorum, {clients}", "s", seconds)
+        for size, measured in own.items()
+        for clients, seconds in measured.items()
+    ]
+    for peer, by_size in _peers_rounds(installed).items():
+        for size, seconds in by_size.items():
+            for clients, measured in own[size].items():
+                name, of = f"round, {_millions(size)}: {peer}", float(np.median(measured))
+                rows.append(row(name, "s", seconds, of=of, ratio_of=f"FedQuorum's, {clients}"))
+    return rows
+
+
+def _own_rounds(size: int) -> dict[str, list[float]]:
+    """Gives how long rounds took with each kind of clients."""
+    values = np.random.default_rng(0).normal(scale=0.01, size=size).astype(np.float32)
+    with fresh_server("sqlite", blob_store="files") as server:
+        return {
+            clients: asyncio.run(round_seconds(server, values, num_rounds=NUM_ROUNDS, take_part=take_part))
+            for clients, take_part in CLIENTS.items()
+        }
+
+
+def _peers_rounds(installed: list[str]) -> dict[str, dict[int, list[float]]]:
     peers: dict[str, dict[int, list[float]]] = {}
     if "Flower" in installed:
         peers["Flower's deployment"] = flower_deployment.rounds(
@@ -59,12 +80,7 @@ def _rounds(installed: list[str]) -> list[Row]:
     if "NVFlare" in installed:
         seconds = environments.nvflare_rounds(num_clients=NUM_CLIENTS, num_elements=SIZES[0], num_rounds=NUM_ROUNDS)
         peers["NVFlare's simulator"] = {SIZES[0]: seconds}
-    rows = [row(f"round, {_millions(size)}: FedQuorum over HTTP", "s", own[size]) for size in SIZES]
-    for peer, measured in peers.items():
-        for size, seconds in measured.items():
-            median = float(np.median(own[size]))
-            rows.append(row(f"round, {_millions(size)}: {peer}", "s", seconds, of=median, ratio_of="FedQuorum's"))
-    return rows
+    return peers
 
 
 def _millions(size: int) -> str:

@@ -1,5 +1,6 @@
 """Writes a benchmark's rows into docs/benchmarks.md, between its markers, with bars of its ratios."""
 
+import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -8,8 +9,6 @@ from typing import Final
 from benchmarks.measurements import Row
 
 _DOCS: Final = Path(__file__).parents[1] / "docs"
-_PAGE: Final = _DOCS / "benchmarks.md"
-_PLOTS: Final = _DOCS / "plots"
 _LABELS, _BARS, _LINE = 430, 300, 22
 
 
@@ -18,18 +17,23 @@ def figure(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def save(name: str, rows: Sequence[Row]) -> bool:
-    """Replaces what is between `<!-- begin NAME -->` and `<!-- end NAME -->`; False where the page lacks these."""
+def save(name: str, rows: Sequence[Row], *, load: str, docs: Path = _DOCS) -> None:
+    """Replaces what is between `<!-- begin NAME -->` and `<!-- end NAME -->`; ValueError where the page lacks these.
+
+    `load` is what the machine had to do before any benchmark ran, so that a reader knows how quiet it was.
+    """
+    page = docs / "benchmarks.md"
     begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
-    before, found, rest = _PAGE.read_text().partition(begin)
-    after = rest.partition(end)[2]
-    if not found:
-        return False
-    _PLOTS.mkdir(exist_ok=True)
-    Path(_PLOTS, f"{name}.svg").write_text(_bars([row for row in rows if row.ratio is not None]))
-    plot = f"![The ratios of {name}](plots/{name}.svg)"
-    _PAGE.write_text(f"{before}{begin}{_table(rows)}\n\n{plot}\n{end}{after}")
-    return True
+    before, found, rest = page.read_text().partition(begin)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        raise ValueError(f"{page} lacks {begin.strip()} or {end}")
+    parts = [_table(rows), f"{os.cpu_count()} cores, load before the first benchmark of the run: {load}."]
+    if compared := [row for row in rows if row.ratio is not None]:
+        Path(docs, "plots").mkdir(exist_ok=True)
+        Path(docs, "plots", f"{name}.svg").write_text(_bars(compared))
+        parts.append(f"![The ratios of {name}](plots/{name}.svg)")
+    page.write_text(before + begin + "\n\n".join(parts) + f"\n{end}{after}")
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -51,11 +51,21 @@ def fresh_server(database: str, *, blob_store: str = "database") -> Iterator[Ser
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedquorum-bench-")))
-        url = f"sqlite:///{folder}/fedquorum.db" if database == "sqlite" else stack.enter_context(private_postgres())
+        url = stack.enter_context(fresh_database(database, folder))
         arguments = ["-m", "aggregator_service", "serve", "--port", "0", "--database-url", url]
         store = f"file://{folder}/blobs" if blob_store == "files" else blob_store
         environment = {"FEDQUORUM_OPERATOR_TOKEN": OPERATOR_TOKEN, "FEDQUORUM_BLOB_STORE": store}
         yield stack.enter_context(listening_process(arguments, folder=folder, environment=environment))
+
+
+@contextlib.contextmanager
+def fresh_database(database: str, folder: Path) -> Iterator[str]:
+    """Yields the URL of an empty database, `sqlite` in this folder or `postgres`."""
+    if database == "sqlite":
+        yield f"sqlite:///{folder}/fedquorum.db"
+    else:
+        with private_postgres() as url:
+            yield url
 
 
 @contextlib.contextmanager

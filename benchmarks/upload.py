@@ -1,9 +1,11 @@
-"""One upload of 40 MB, SDK put to acknowledged, against a bare endpoint (`python -m benchmarks upload`).
+"""One upload of 40 MB, SDK put to acknowledged, beside bare endpoints (`python -m benchmarks upload`).
 
-The bare endpoint is uvicorn with nothing but a hash and a file that is fsynced; the same SDK sends it the same bytes.
+A bare endpoint is uvicorn with nothing but a hash and a file that is fsynced, or a row for each MiB and a commit in the
+same database; the same SDK sends it the same bytes.
 """
 
 import contextlib
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from benchmarks.measurements import Row, in_turns, row
-from benchmarks.server import OPERATOR_TOKEN, STORES, fresh_server, listening_process
+from benchmarks.server import OPERATOR_TOKEN, STORES, fresh_database, fresh_server, listening_process
 from client_sdk.client import AggregatorClient
 from client_sdk.operator import Operator
 from client_sdk.transfer import Body, body_of_tensors
@@ -22,38 +24,47 @@ from fl_protocol.specs.rounds import RoundSpec
 from fl_protocol.tasks import Task
 
 NUM_ELEMENTS = 10_000_000
-REPETITIONS = 7
-BARE = "bare endpoint"
+REPETITIONS = 9
 
 Send = Callable[[], object]
 
 
 def measure() -> list[Row]:
-    """Measures the bare endpoint and the server on each store, in turns."""
+    """Measures the server on each store and the bare endpoint on the same, in turns."""
     values = np.random.default_rng(0).normal(scale=0.01, size=NUM_ELEMENTS).astype(np.float32)
     body = body_of_tensors({"weight": values}, {"num_examples": "1"})
     with contextlib.ExitStack() as stack:
         portal = stack.enter_context(start_blocking_portal())
-        work = {
-            BARE: stack.enter_context(_bare(portal, body)),
-            **{f"server on {store}": stack.enter_context(_server(store, portal, body)) for store in STORES},
-        }
+        work: dict[str, Send] = {}
+        for store in STORES:
+            work[_bare_name(store)] = stack.enter_context(_bare(store, portal, body))
+            work[f"server on {store}"] = stack.enter_context(_server(store, portal, body))
         seconds = in_turns(work, repetitions=REPETITIONS)
-    plain = float(np.median(seconds[BARE]))
+    speeds = {name: [body.num_bytes / 1e6 / each for each in taken] for name, taken in seconds.items()}
     return [
-        row(f"{name}, 40 MB", "ms", [1e3 * each for each in taken], of=1e3 * plain, ratio_of=BARE)
-        for name, taken in seconds.items()
+        row(f"{name}, 40 MB", "MB/s", speeds[name], of=statistics.median(speeds[bare]), ratio_of=bare)
+        for store in STORES
+        for bare in [_bare_name(store)]
+        for name in (bare, f"server on {store}")
     ]
 
 
+def _bare_name(store: str) -> str:
+    database, blob_store = STORES[store]
+    return "bare files" if blob_store == "files" else f"bare chunks on {database}"
+
+
 @contextlib.contextmanager
-def _bare(portal: BlockingPortal, body: Body) -> Iterator[Send]:
-    with tempfile.TemporaryDirectory(prefix="fedquorum-bench-") as folder:
-        arguments = ["-m", "benchmarks.bare_endpoint", folder]
-        with listening_process(arguments, folder=Path(folder)) as server:
-            client = portal.call(_open, server.url, OPERATOR_TOKEN)
-            yield lambda: portal.call(client.put_update, "task_0", body)
-            portal.call(client.aclose)
+def _bare(store: str, portal: BlockingPortal, body: Body) -> Iterator[Send]:
+    database, blob_store = STORES[store]
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedquorum-bench-"))
+        where = folder if blob_store == "files" else stack.enter_context(fresh_database(database, Path(folder)))
+        arguments = ["-m", "benchmarks.bare_endpoint", where]
+        server = stack.enter_context(listening_process(arguments, folder=Path(folder)))
+        client = portal.call(_open, server.url, OPERATOR_TOKEN)
+        yield lambda: portal.call(client.put_update, "task_0", body)
+        portal.call(client.aclose)
 
 
 @contextlib.contextmanager

@@ -1,16 +1,20 @@
 """One whole round of four clients that train in no time (`python -m benchmarks whole_round`).
 
 From the opening of a round to the publication of its model, which opens the next one: claims, pulls, checks, uploads,
-the exact sum and publication, with the SDK's `participate` in one process and the server in another.
+the exact sum and publication, with the server in one process and the clients in another. Clients in plain HTTP send
+bytes that were prepared before and look at nothing that they pull; those of the SDK run `participate`: they store and
+check each model, decode it, and encode and hash each update.
 """
 
 import asyncio
 import hashlib
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +25,7 @@ from client_sdk.client import AggregatorClient
 from client_sdk.operator import Operator
 from client_sdk.participant import participate
 from client_sdk.session.work import TrainedDelta, Trainer, TrainingTask
+from client_sdk.transfer import body_of_tensors
 from fl_protocol.runs import RunSpec
 from fl_protocol.specs.rounds import RoundSpec
 
@@ -44,37 +49,60 @@ def _measure(store: str, *, num_parameters: int, num_rounds: int) -> list[Row]:
     values = np.random.default_rng(0).normal(scale=0.01, size=num_parameters).astype(np.float32)
     plain = _median_seconds(lambda: _hash_and_store(values), repetitions=5)
     database, blob_store = STORES[store]
-    with fresh_server(database, blob_store=blob_store) as server:
-        seconds = asyncio.run(round_seconds(server, values, num_rounds=num_rounds))
-        peak = server.peak_mebibytes()
     size = f"{store}, {num_parameters // 10**6}M parameters"
     what = f"hash and fsync of {NUM_CLIENTS} updates and a model ({plain:.3g} s)"
-    return [
-        row(f"{size}: whole round", "s", seconds, of=plain, ratio_of=what),
-        row(f"{size}: peak memory", "MiB", [peak], of=values.nbytes / 2**20, ratio_of="one model"),
-    ]
+    rows = []
+    with fresh_server(database, blob_store=blob_store) as server:
+        for clients, take_part in CLIENTS.items():
+            seconds = asyncio.run(round_seconds(server, values, num_rounds=num_rounds, take_part=take_part))
+            rows.append(row(f"{size}: whole round, {clients}", "s", seconds, of=plain, ratio_of=what))
+        peak = server.peak_mebibytes()
+    rows.append(row(f"{size}: peak memory", "MiB", [peak], of=values.nbytes / 2**20, ratio_of="one model"))
+    return rows
 
 
-async def round_seconds(server: Server, values: Values, *, num_rounds: int) -> list[float]:
+async def round_seconds(server: Server, values: Values, *, num_rounds: int, take_part: "TakePart") -> list[float]:
     """Gives how long each round took but the first, which warms up."""
     async with AggregatorClient(server.url, token=OPERATOR_TOKEN) as client:
         operator = Operator(client)
         spec = RunSpec(name="whole-round", num_rounds=num_rounds, round=RoundSpec(quorum=NUM_CLIENTS))
         run = await operator.create_run(spec, {"weight": np.zeros_like(values)})
         clients = [await operator.enrol(f"client-{number}") for number in range(NUM_CLIENTS)]
-        taking_part = [
-            asyncio.create_task(
-                _take_part(
-                    server.url, token=enrolled.token, run_id=run.run_id, trainer=_instant_trainer(values, number)
-                )
-            )
-            for number, enrolled in enumerate(clients)
-        ]
-        await asyncio.sleep(0.2)
+        taking_part = asyncio.create_task(
+            take_part(server.url, run.run_id, values=values, tokens=[one.token for one in clients])
+        )
         await client.start_run(run.run_id)
-        await asyncio.gather(*taking_part)
+        await taking_part
         rounds = await operator.rounds(run.run_id)
     return [(one.completed_at - one.opened_at).total_seconds() for one in rounds[1:] if one.completed_at is not None]
+
+
+class TakePart(Protocol):
+    """Takes part in a run with each token until it is over."""
+
+    async def __call__(self, url: str, run_id: str, *, values: Values, tokens: Sequence[str]) -> None: ...
+
+
+async def plain_clients(url: str, run_id: str, *, values: Values, tokens: Sequence[str]) -> None:
+    """Takes part in plain HTTP from a process of its own: `benchmarks.plain_participants`."""
+    update = body_of_tensors({"weight": values}, {"num_examples": "1"})
+    with tempfile.NamedTemporaryFile(prefix="fedquorum-bench-") as file:
+        file.writelines(update.pieces())
+        file.flush()
+        arguments = ["-m", "benchmarks.plain_participants", url, run_id, file.name, *tokens]
+        process = await asyncio.create_subprocess_exec(sys.executable, *arguments)
+        if await process.wait():
+            raise RuntimeError("the clients in plain HTTP failed")
+
+
+async def sdk_clients(url: str, run_id: str, *, values: Values, tokens: Sequence[str]) -> None:
+    """Takes part with the SDK's `participate` in this process."""
+    await asyncio.gather(
+        *(
+            _participate(url, token=token, run_id=run_id, trainer=_instant_trainer(values, number))
+            for number, token in enumerate(tokens)
+        )
+    )
 
 
 def _instant_trainer(values: Values, number: int) -> Trainer:
@@ -86,9 +114,13 @@ def _instant_trainer(values: Values, number: int) -> Trainer:
     return train
 
 
-async def _take_part(url: str, *, token: str, run_id: str, trainer: Trainer) -> None:
+async def _participate(url: str, *, token: str, run_id: str, trainer: Trainer) -> None:
     async with AggregatorClient(url, token=token) as client:
         await participate(client, run_id, trainer)
+
+
+CLIENTS: Final[dict[str, TakePart]] = {"clients in plain HTTP": plain_clients, "the SDK's clients": sdk_clients}
+"""Who takes part, by what the rows say: the server's time mostly, and that of a round as most will have it."""
 
 
 def _hash_and_store(values: Values) -> None:

@@ -10,6 +10,9 @@ GIB: Final = 1024 * MIB
 PIECE_BYTES: Final = MIB
 """How much is handed to the network or to the disk at once; httpx is quadratic in the size of one `bytes` body."""
 
+IN_MEMORY_BYTES: Final = 8 * MIB
+"""What is made to be sent, beside the tensors that it was made of, goes to a file if it is larger."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:

@@ -272,8 +272,12 @@ class Performer:
         return report
 
     async def _send_update(self, action: machine.SendUpdate) -> machine.Action:
+        with contextlib.ExitStack() as held:
+            body, left = await _in_thread(functools.partial(self._encoded, action.task, action.update, held))
+            return await self._put_update(action, body, left)
+
+    async def _put_update(self, action: machine.SendUpdate, body: Body, left: Left | None) -> machine.Action:
         update = action.update
-        body, left = await _in_thread(functools.partial(self._encoded, action.task, update))
         if update.control is not None and self.controls is not None:
             await _in_thread(functools.partial(self.controls.keep, action.task, body.digest, update.control))
         await self._count(action.task, body.digest)
@@ -293,7 +297,7 @@ class Performer:
         self.tell(UpdateAccepted(action.task, receipt, body.num_bytes))
         return self.session.sent(action.task)
 
-    def _encoded(self, task: Task, update: Update) -> tuple[Body, Left | None]:
+    def _encoded(self, task: Task, update: Update, held: contextlib.ExitStack) -> tuple[Body, Left | None]:
         """Gives the body of an update, and what it leaves for the next one, kept before anything is sent."""
         has_residual = carries_over(task)
         residual = self.residuals.load(task) if has_residual else {}
@@ -302,7 +306,8 @@ class Performer:
         if has_residual:
             self.residuals.prepare(body.digest, encoded.left)
         if isinstance(task.encoding.compression, ZstdCompression):
-            body = compressed_body(body, level=task.encoding.compression.level)
+            level = task.encoding.compression.level
+            body = held.enter_context(compressed_body(body, level=level, folder=self.folder))
         return body, encoded.left if has_residual else None
 
     async def _aggregate(self, action: machine.Aggregate) -> machine.Action:

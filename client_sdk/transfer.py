@@ -5,12 +5,15 @@ import hashlib
 import os
 import re
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
-from client_sdk.config import PIECE_BYTES
+from client_sdk.config import IN_MEMORY_BYTES, PIECE_BYTES
 from client_sdk.errors import UntrustedAnswerError
 from fl_protocol.arrays import Tensor, decode, encode
 from fl_protocol.encodings.byte_shuffle import CODING, shuffled
@@ -104,17 +107,27 @@ def body_of_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) 
     return _measured(lambda begin=0: encode(tensors, metadata, begin=begin))
 
 
-def compressed_body(body: Body, *, level: int) -> Body:
-    """Gives a body with its bytes shuffled and compressed, which are kept: they are what is sent at each attempt."""
-    compressor, compressed = zstd.ZstdCompressor(level=level), bytearray()
-    for block in shuffled(body.pieces()):
-        compressed += compressor.compress(block)
-    compressed += compressor.flush()
-    content = body_of_bytes(compressed)
-    return replace(content, sha256=body.sha256, coding=f"{CODING}, zstd")
+@contextmanager
+def compressed_body(body: Body, *, level: int, folder: Path) -> Iterator[Body]:
+    """Holds a body with its bytes shuffled and compressed: they are what is sent at each attempt.
+
+    They are kept in a file without a name in `folder` where they are many, beside the tensors that they were made of.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    compressor = zstd.ZstdCompressor(level=level)
+    with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=str(folder)) as file:
+        for block in shuffled(body.pieces()):
+            file.write(compressor.compress(block))
+        file.write(compressor.flush())
+
+        def pieces(begin: int = 0, /) -> Iterator[bytes]:
+            file.seek(begin)
+            return iter(partial(file.read, PIECE_BYTES), b"")
+
+        yield Body(pieces, file.tell(), body.sha256, coding=f"{CODING}, zstd")
 
 
-def body_of_bytes(content: bytes | bytearray) -> Body:
+def body_of_bytes(content: bytes) -> Body:
     """Makes the body of bytes that are encoded already."""
     view = memoryview(content)
 

@@ -2,7 +2,10 @@
 
 from alembic import context
 
-from aggregator_service.storage import helper_mode_tables  # noqa: F401 - its tables belong to the metadata, too
+from aggregator_service.storage import (  # their tables belong to the metadata, too
+    helper_mode_tables,  # noqa: F401
+    upload_tables,  # noqa: F401
+)
 from aggregator_service.storage.tables import metadata
 
 connection = context.config.attributes["connection"]

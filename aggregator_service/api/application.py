@@ -21,6 +21,7 @@ from aggregator_service.api import (
     runs,
     sessions,
     tasks,
+    uploads,
 )
 from aggregator_service.api.dependencies import authenticated
 from aggregator_service.telemetry import Telemetry
@@ -62,7 +63,7 @@ def create_application(*, version: str, telemetry: Telemetry, lifespan: Lifespan
     protected = [Depends(authenticated)]
     # Routes are tried in this order, and what clients send most is not looked for long.
     app.include_router(tasks.direct, dependencies=protected)
-    for module in (runs, privacy, exclusions, clients, tasks, models, sessions, helper_mode):
+    for module in (runs, privacy, exclusions, clients, tasks, uploads, models, sessions, helper_mode):
         app.include_router(module.router, dependencies=protected)
     app.include_router(operations.router)
     app.mount(operations.STATIC_PATH, StaticFiles(directory=operations.STATIC_FOLDER), name="static")

@@ -13,9 +13,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from aggregator_service.api.ranges import UnsatisfiableRangeError
+from aggregator_service.domain.uploads import MismatchingOffsetError
 from aggregator_service.telemetry import Telemetry
 from fl_protocol.faults import describe_fault
 from fl_protocol.problems import PROBLEM_MEDIA_TYPE, RETRYABLE, Problem, ProblemError, ProblemType, problem_uri
+from fl_protocol.uploads import UPLOAD_OFFSET_HEADER
 
 STATUS: Final[Mapping[ProblemType, int]] = {
     ProblemType.MALFORMED_UPDATE: 400,
@@ -90,7 +92,11 @@ def render(error: ProblemError, *, headers: Mapping[str, str] | None = None) -> 
         detail=error.detail,
         retryable=error.problem_type in RETRYABLE,
     )
-    answer = JSONResponse(problem.model_dump(), status_code=status, media_type=PROBLEM_MEDIA_TYPE, headers=headers)
+    content = problem.model_dump()
+    if isinstance(error, MismatchingOffsetError):
+        content |= {"expected_offset": error.expected_offset, "provided_offset": error.provided_offset}
+        headers = {**(headers or {}), UPLOAD_OFFSET_HEADER: str(error.expected_offset)}
+    answer = JSONResponse(content, status_code=status, media_type=PROBLEM_MEDIA_TYPE, headers=headers)
     if status == HTTPStatus.UNAUTHORIZED:
         answer.headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, UnsatisfiableRangeError):

@@ -16,6 +16,7 @@ from aggregator_service.domain.records import (
     UpdateRecord,
 )
 from aggregator_service.domain.tally import Accepted
+from aggregator_service.domain.uploads import UploadRecord
 from aggregator_service.flow.budget import Standing
 from aggregator_service.flow.evaluation import AcceptedEvaluation
 from aggregator_service.flow.selection import Assignment
@@ -29,6 +30,7 @@ from fl_protocol.rounds import Contribution, Round, StratumEvaluation
 from fl_protocol.runs import Run
 from fl_protocol.specs.privacy import num_participations
 from fl_protocol.tasks import Client, ControlVariate, Receipt, Task, TaskKind
+from fl_protocol.uploads import Upload
 
 Item = TypeVar("Item")
 
@@ -269,4 +271,15 @@ def render_evaluation_receipt(accepted: AcceptedEvaluation) -> Receipt:
         digest=evaluation.digest,
         num_bytes=evaluation.num_bytes,
         accepted_at=evaluation.accepted_at,
+    )
+
+
+def render_upload(record: UploadRecord) -> Upload:
+    """Renders an upload that may go on."""
+    return Upload(
+        upload_id=record.upload_id,
+        url=routes.path(routes.UPLOAD, upload_id=record.upload_id),
+        offset=record.num_stored,
+        num_bytes=record.num_bytes,
+        expires_at=record.expires_at,
     )

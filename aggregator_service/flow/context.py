@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from aggregator_service.domain.digests import Digests
 from aggregator_service.domain.layouts import Layouts
+from aggregator_service.flow.appends import Appends
+from aggregator_service.flow.completions import Completions
 from aggregator_service.flow.gathering import Gatherings
 from aggregator_service.flow.single_flight import SingleFlight
 from aggregator_service.storage.blobs import Blobs
@@ -35,6 +37,8 @@ class Flow:
     export_digests: Digests = field(default_factory=Digests)
     single_flight: SingleFlight = field(default_factory=SingleFlight)
     gatherings: Gatherings = field(default_factory=Gatherings)
+    appends: Appends = field(default_factory=Appends)
+    completions: Completions = field(default_factory=Completions)
 
     def new_id(self, prefix: str) -> str:
         """Makes a fresh identifier."""

@@ -28,6 +28,16 @@ class StoredModel:
     is_new: bool
 
 
+async def check_wanted(flow: Flow, run_id: str) -> None:
+    """Refuses what no body of an initial model could mend: `not-found`, or `state-conflict` once the run has begun."""
+    await flow.transactions.read("look_up_initial_model", lambda tx: _check_draft(tx, run_id))
+
+
+async def stored_model(flow: Flow, run_id: str) -> ModelRecord | None:
+    """Gives version 0, if it was put."""
+    return await flow.transactions.read_one("get_initial_model", lambda tx: models.get(tx, run_id, 0))
+
+
 async def store_initial_model(flow: Flow, run_id: str, body: Body) -> StoredModel:
     """Stores version 0 of a draft run's model; raises `state-conflict` if other bytes were stored before."""
     run, earlier = await flow.transactions.read("look_up_initial_model", lambda tx: _check_draft(tx, run_id))

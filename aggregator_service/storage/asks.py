@@ -43,3 +43,11 @@ def get(tx: ReadTx, *, token_hash: str, task_id: str) -> tuple[TokenRecord, AskR
     if task["task_id"] is None:
         return tokens.record(token), None
     return tokens.record(token), AskRecord(tasks.record(task), rounds.record(round_), runs.record(run))
+
+
+def of_task(tx: ReadTx, task_id: str) -> AskRecord | None:
+    """Gives a task with what it belongs to, by several statements; None where there is no such task."""
+    task = tasks.get(tx, task_id)
+    round_ = None if task is None else rounds.get(tx, task.round_id)
+    run = None if task is None else runs.get(tx, task.run_id)
+    return None if task is None or round_ is None or run is None else AskRecord(task, round_, run)

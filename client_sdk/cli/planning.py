@@ -113,7 +113,7 @@ def _print(planned: "Plan", spec: "RunSpec") -> None:
             _bytes(traffic.received_a_round, traffic.update.is_exact),
             _bytes(traffic.received, traffic.update.is_exact),
         ),
-        "the server stores": (
+        "the server stores, at most": (
             _bytes(storage.updates_a_round + storage.model + storage.optimizer_state, is_exact=False),
             _bytes(storage.run, is_exact=False),
         ),
@@ -133,6 +133,10 @@ def _print(planned: "Plan", spec: "RunSpec") -> None:
         for one in planned.alternatives
     ]
     print_table(("instead", "an update", "of this", "a round", "received in the run"), alternatives)
+    print_table(
+        ("assumed", "value", "measured by"),
+        [(one.name, f"{one.value:,.10g}", one.measured_by) for one in planned.assumptions],
+    )
     for warning in planned.warnings:
         typer.echo(f"Warning: {warning}")
 

@@ -23,8 +23,6 @@ Parsed = TypeVar("Parsed")
 
 MIN_APPEND_BYTES: Final = 64 << 10
 """A server that takes less at once would never be done with a model."""
-COMPLETION_BYTES_PER_SECOND: Final = 16 << 20
-"""How slowly a server may read again what it has stored before it answers for all of it."""
 
 _NUMBER: Final = re.compile(r"\d{1,15}", re.ASCII)
 _MAX_APPEND: Final = re.compile(r"(?:^|[,\s])max-append-size=(\d{1,15})(?=$|[\s,;])", re.ASCII)
@@ -87,7 +85,6 @@ def append_last(put: Request[Parsed], upload_id: str, *, begin: int, end: int) -
         method="PATCH",
         path=path(routes.UPLOAD, upload_id=upload_id),
         headers=_append_headers(begin, end, complete="?1"),
-        wait_seconds=end / COMPLETION_BYTES_PER_SECOND,
     )
 
 

@@ -10,7 +10,7 @@ from typing import IO, Final
 
 import numpy as np
 
-from client_sdk.config import PIECE_BYTES
+from client_sdk.config import IN_MEMORY_BYTES, PIECE_BYTES
 from client_sdk.mask_helper.judgement import Insistence, Judged, judge
 from client_sdk.mask_helper.keys import HelperKeys
 from client_sdk.mask_helper.release_log import ReleaseLog
@@ -22,8 +22,6 @@ from fl_protocol.masking.prg import Mask, apply_masks
 from fl_protocol.masking.ring import Ring, pack
 
 WINDOW_ELEMENTS: Final = 1 << 18
-IN_MEMORY_BYTES: Final = 8 << 20
-"""A shorter sum never touches the disk."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,19 +10,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Final
+from typing import IO
 
 import numpy as np
 
+from client_sdk.config import IN_MEMORY_BYTES
 from client_sdk.masking.update import MaskedUpdate, windows
 from fl_protocol.dtypes import Float64Array
 from fl_protocol.masking.prg import Mask, apply_masks
 from fl_protocol.masking.quantisation import quantise
 from fl_protocol.masking.ring import Int64Array, Ring, encode_extras, pack, to_words
 from fl_protocol.privacy.noised_update import noised_windows
-
-IN_MEMORY_BYTES: Final = 8 << 20
-"""A shorter vector never touches the disk."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from fl_protocol.planning.links import Link
 from fl_protocol.planning.sizes import (
+    ZSTD_RATIOS,
     Size,
     download_size,
     skipped_size,
@@ -14,6 +15,7 @@ from fl_protocol.planning.sizes import (
     update_size,
     with_encoding,
 )
+from fl_protocol.planning.storage import Storage, storage_of
 from fl_protocol.problems import ProblemError
 from fl_protocol.runs import RunSpec
 from fl_protocol.specs.encodings import (
@@ -76,13 +78,12 @@ class Times:
 
 
 @dataclass(frozen=True, slots=True)
-class Storage:
-    """Bytes at the server: what a round adds, and what the run has at its end if nothing is removed."""
+class Assumption:
+    """A constant of `fl_protocol.planning` that estimates rest on: its name, its value and what measures it."""
 
-    updates_a_round: int
-    model: int
-    optimizer_state: int
-    run: int
+    name: str
+    value: float
+    measured_by: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,7 @@ class Plan:
     times: Times
     storage: Storage
     alternatives: tuple[Alternative, ...]
+    assumptions: tuple[Assumption, ...]
     warnings: tuple[str, ...]
 
 
@@ -115,12 +117,14 @@ def plan_run(spec: RunSpec, model: Header, conditions: Conditions) -> Plan:
     """
     traffic = _traffic(spec, model, conditions, update=update_size(model, spec))
     times = _times(spec, model, traffic, conditions)
+    counted = min(spec.round.quorum, traffic.clients_a_round)
     return Plan(
         num_rounds=spec.num_rounds,
         traffic=traffic,
         times=times,
-        storage=_storage(spec, model, traffic),
+        storage=storage_of(spec, model, updates_a_round=counted * traffic.update.num_bytes),
         alternatives=_alternatives(spec, model, traffic, conditions=conditions),
+        assumptions=_assumptions(spec.encoding, *(encoding for _, encoding in _encodings(spec.encoding))),
         warnings=_warnings(spec, model, times, conditions=conditions),
     )
 
@@ -146,11 +150,14 @@ def _times(spec: RunSpec, model: Header, traffic: Traffic, conditions: Condition
     return Times(download, training, upload, aggregation, whole, spec.num_rounds * whole)
 
 
-def _storage(spec: RunSpec, model: Header, traffic: Traffic) -> Storage:
-    counted = min(spec.round.quorum, traffic.clients_a_round) * traffic.update.num_bytes
-    state = state_bytes(model, spec)
-    run = model.num_bytes + spec.num_rounds * (counted + model.num_bytes + state)
-    return Storage(counted, model.num_bytes, state, run)
+def _assumptions(*encodings: Encoding) -> tuple[Assumption, ...]:
+    """Lists what the estimates rest on; a constant of a machine or of values, where these may differ."""
+    kinds = dict.fromkeys(one.kind for one in encodings if isinstance(one.compression, ZstdCompression))
+    return (
+        Assumption("INTAKE_BYTES_PER_SECOND", INTAKE_BYTES_PER_SECOND, "python -m benchmarks upload"),
+        Assumption("AGGREGATION_BYTES_PER_SECOND", AGGREGATION_BYTES_PER_SECOND, "python -m benchmarks eager"),
+        *(Assumption(f"ZSTD_RATIOS[{kind}]", ZSTD_RATIOS[kind], "an update of your own") for kind in kinds),
+    )
 
 
 def _alternatives(spec: RunSpec, model: Header, traffic: Traffic, *, conditions: Conditions) -> tuple[Alternative, ...]:

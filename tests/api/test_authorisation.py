@@ -32,7 +32,7 @@ from tests.support.participant import (
     update_body,
 )
 from tests.support.raw import exchange
-from tests.support.refusals import assert_refused
+from tests.support.refusals import STATUS, assert_refused
 from tests.support.server import ServerProcess
 from tests.support.stored import Stored
 
@@ -61,6 +61,8 @@ SECRET_TABLES = (
     "contributions",
     "mask_sums",
     "mask_requests",
+    "uploads",
+    "upload_segments",
 )
 
 
@@ -77,7 +79,9 @@ class Row:
     run: str = ""
     is_open: bool = False
     phase: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
     stranger: str = "forbidden"
+    strangers: Sequence[str] = ("other",)
 
 
 def _may(status: int, *identities: str) -> dict[str, int]:
@@ -97,6 +101,16 @@ HELPER = _may(200, "helper")
 def _session_row(path: str, allowed: Mapping[str, int], phase: str) -> Row:
     """Describes an operation on a session, of which clients that are not in it know nothing."""
     return Row(f"/v1/sessions/{{session_id}}{path}", allowed, phase=phase, stranger="not-found")
+
+
+BEGIN = {"Content-Type": MEDIA_TYPE, "Upload-Length": "9", "Upload-Complete": "?0"}
+APPEND = {"Content-Type": "application/partial-upload", "Upload-Offset": "0", "Upload-Complete": "?0"}
+
+
+def _upload_row(headers: Mapping[str, str]) -> Row:
+    """Describes an operation on a client's upload, of which nobody else knows anything."""
+    own = _may(204, "client")
+    return Row("/v1/uploads/{upload_id}", own, headers=headers, stranger="not-found", strangers=("other", "operator"))
 
 
 TABLE: dict[tuple[str, str], Row] = {
@@ -143,6 +157,13 @@ TABLE: dict[tuple[str, str], Row] = {
     ("PUT", "/v1/tasks/{task_id}/update"): Row(
         "/v1/tasks/{task_id}/update", _may(201, "client"), tensors=lambda: update_body(DELTA, num_examples=1)
     ),
+    ("POST", "/v1/tasks/{task_id}/uploads"): Row("/v1/tasks/{task_id}/uploads", _may(201, "client"), headers=BEGIN),
+    ("POST", "/v1/runs/{run_id}/models/0/uploads"): Row(
+        "/v1/runs/{run_id}/models/0/uploads", _may(201, "operator"), headers=BEGIN, draft=True
+    ),
+    ("HEAD", "/v1/uploads/{upload_id}"): _upload_row({}),
+    ("PATCH", "/v1/uploads/{upload_id}"): _upload_row(APPEND),
+    ("DELETE", "/v1/uploads/{upload_id}"): _upload_row({}),
     ("PUT", "/v1/tasks/{task_id}/evaluation"): Row(
         "/v1/tasks/{task_id}/evaluation", _may(201, "client"), json={"num_examples": 1, "metrics": {}}, evaluates=True
     ),
@@ -230,6 +251,7 @@ class World:
         names = self.names[row.evaluates] | ({"run_id": self.draft_id} if row.draft else {})
         names |= {"run_id": self.runs[row.run]} if row.run else {}
         headers = {"Authorization": f"Bearer {self.tokens[identity]}"} if identity != "none" else {}
+        headers |= row.headers
         content = None
         if row.tensors is not None:
             content, headers = row.tensors(), headers | {"Content-Type": MEDIA_TYPE}
@@ -306,6 +328,9 @@ def _fresh_world(
     for is_evaluating, run_id in ((False, training), (True, evaluating)):
         task_id = _claimed(operator, own, run_id) if is_evaluating else train_task
         world.names[is_evaluating] = {"run_id": run_id, "task_id": task_id, "client_id": clients["named"].client_id}
+    begun = operator.post(f"/v1/tasks/{train_task}/uploads", headers={"Authorization": f"Bearer {own}"} | BEGIN)
+    assert begun.status_code == 201, begun.text
+    world.names[False]["upload_id"] = str(begun.json()["upload_id"])
     return world
 
 
@@ -365,9 +390,13 @@ def test_caller_without_the_right_is_refused_and_nothing_changes(
     before = quiet_world.stored.snapshot(*SECRET_TABLES)
     answer = quiet_world.request(TABLE[method, path], method, identity)
     row = TABLE[method, path]
-    denied = row.stranger if identity == "other" else "forbidden"
-    problem = assert_refused(answer, "unauthenticated" if identity in NOBODY else denied)
-    assert not any(token in problem["detail"] for token in quiet_world.tokens.values())
+    denied = row.stranger if identity in row.strangers else "forbidden"
+    refusal = "unauthenticated" if identity in NOBODY else denied
+    if method == "HEAD":
+        assert (answer.status_code, answer.content) == (STATUS[refusal], b"")
+    else:
+        problem = assert_refused(answer, refusal)
+        assert not any(token in problem["detail"] for token in quiet_world.tokens.values())
     assert quiet_world.stored.snapshot(*SECRET_TABLES) == before
 
 

@@ -3,6 +3,8 @@
 import math
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from client_sdk.compression.encoder import encode_delta
-from client_sdk.transfer import body_of_tensors, compressed_body
+from client_sdk.transfer import Body, body_of_tensors, compressed_body
 from fl_protocol.arrays import RawTensor
 from fl_protocol.encodings.byte_shuffle import shuffled
 from fl_protocol.runs import RunSpec
@@ -65,17 +67,22 @@ def delta(seed: int) -> Tensors:
     return {name: (source.normal(size=shape) * 0.1).astype(MODEL[name].dtype) for name, shape in FLOATS.items()}
 
 
+def _compressed(body: Body, *, level: int) -> tuple[bytes, dict[str, str]]:
+    with TemporaryDirectory() as folder, compressed_body(body, level=level, folder=Path(folder)) as coded:
+        return b"".join(coded.pieces()), coded.headers
+
+
 def sent(client: Participant, run_id: str, seed: int, encoding: Mapping[str, Any], scale: float = 1) -> bytes:
     """Answers a client's task with a delta in the run's encoding and gives the body as it is without a coding."""
     task = client.claim(run_id).json()
     spec = RunSpec.model_validate({"encoding": task["encoding"]}).encoding
     scaled = {name: (values * scale).astype(values.dtype) for name, values in delta(seed).items()}
     made = encode_delta(scaled, spec)
-    body = plain = body_of_tensors(made.tensors, {**made.metadata, "num_examples": str(seed)})
+    plain = body_of_tensors(made.tensors, {**made.metadata, "num_examples": str(seed)})
+    content, sent, headers = b"".join(plain.pieces()), b"".join(plain.pieces()), plain.headers
     if isinstance(spec.compression, ZstdCompression):
-        body = compressed_body(plain, level=spec.compression.level)
-    content = b"".join(plain.pieces())
-    answer = client.put(task["task_id"], b"".join(body.pieces()), **body.headers)
+        sent, headers = _compressed(plain, level=spec.compression.level)
+    answer = client.put(task["task_id"], sent, **headers)
     assert answer.status_code == 201, answer.text
     assert (answer.json()["num_bytes"], answer.json()["digest"]) == (len(content), plain.digest)
     assert len(content) <= task["max_num_bytes"]
@@ -272,10 +279,8 @@ def test_what_an_encoding_does_not_allow_is_refused_by_name_and_leaves_nothing(
     http, url = opened[kind]
     body = body_of_tensors(tensors, {"num_examples": "1", **metadata})
     before = stored.counts()
-    for sending in (body, compressed_body(body, level=1)):
-        answer = http.put(
-            url, content=b"".join(sending.pieces()), headers={"Content-Type": MEDIA_TYPE, **sending.headers}
-        )
+    for content, headers in ((b"".join(body.pieces()), body.headers), _compressed(body, level=1)):
+        answer = http.put(url, content=content, headers={"Content-Type": MEDIA_TYPE, **headers})
         assert_refused(answer, slug, *named)
     assert stored.counts() == before
 
@@ -289,10 +294,8 @@ def test_codings_that_the_server_does_not_know_are_refused(
         answer = http.put(url, content=body, headers={"Content-Type": MEDIA_TYPE, "Content-Encoding": coding})
         assert_refused(answer, "unsupported-media-type", "byte-shuffle, zstd")
     # Shuffled and announced as plain zstd it is no safetensors file.
-    coded = compressed_body(body_of_tensors(W8, {"num_examples": "1"}), level=1)
-    plain = http.put(
-        url, content=b"".join(coded.pieces()), headers={"Content-Type": MEDIA_TYPE, "Content-Encoding": "zstd"}
-    )
+    coded, _ = _compressed(body_of_tensors(W8, {"num_examples": "1"}), level=1)
+    plain = http.put(url, content=coded, headers={"Content-Type": MEDIA_TYPE, "Content-Encoding": "zstd"})
     assert_refused(plain, "malformed-update")
     # A bomb costs a piece of the body, whatever lies on top of it.
     header = (2).to_bytes(8, "little") + b"{}"

@@ -23,6 +23,7 @@ from schemathesis.specs.openapi.checks import (
 
 from aggregator_service.api.application import create_application
 from aggregator_service.telemetry import Telemetry
+from fl_protocol.uploads import PARTIAL_UPLOAD_MEDIA_TYPE
 from tests.support.databases import SHARED_POSTGRES_IN_SOAK
 from tests.support.helper_mode import HelperParty, at_helper_phase
 from tests.support.malformed import MODEL, UPDATE, body_of, compressed, model_body
@@ -56,7 +57,9 @@ def _tensor_bodies() -> st.SearchStrategy[bytes]:
     )
 
 
-schemathesis.openapi.media_type(MEDIA_TYPE, _tensor_bodies(), aliases=["application/octet-stream"])
+schemathesis.openapi.media_type(
+    MEDIA_TYPE, _tensor_bodies(), aliases=["application/octet-stream", PARTIAL_UPLOAD_MEDIA_TYPE]
+)
 
 
 @asynccontextmanager
@@ -125,6 +128,13 @@ def _round(world: World) -> Names:
 
 def _task(world: World) -> Names:
     return {"task_id": world.task(world.run(start=True, round={"quorum": 4096}))}
+
+
+def _upload(world: World) -> Names:
+    task_id = world.task(world.run(start=True, round={"quorum": 4096}))
+    begun = world.clients[-1].http.post(f"/v1/tasks/{task_id}/uploads", headers=BEGIN)
+    assert begun.status_code == 201, begun.text
+    return {"upload_id": str(begun.json()["upload_id"])}
 
 
 def _claimable(world: World) -> Names:
@@ -197,6 +207,11 @@ NAMED: dict[str, Callable[[World], Names]] = {
     "DELETE /v1/tasks/{task_id}": _task,
     "PUT /v1/tasks/{task_id}/update": _task,
     "PUT /v1/tasks/{task_id}/evaluation": _evaluation,
+    "POST /v1/tasks/{task_id}/uploads": _task,
+    "POST /v1/runs/{run_id}/models/0/uploads": lambda world: {"run_id": world.run(model=False)},
+    "HEAD /v1/uploads/{upload_id}": _upload,
+    "PATCH /v1/uploads/{upload_id}": _upload,
+    "DELETE /v1/uploads/{upload_id}": _upload,
     "DELETE /v1/clients/{client_id}": _client,
     "GET /v1/runs/{run_id}/models/{version}": lambda world: {"run_id": world.run(), "version": 0},
     "GET /v1/runs/{run_id}/models/{version}/export": lambda world: {"run_id": world.run(), "version": 0},
@@ -232,6 +247,13 @@ NAMED: dict[str, Callable[[World], Names]] = {
     "PUT /v1/helper-requests/{request_id}/verdict": _helping("asked"),
     "PUT /v1/helper-requests/{request_id}/mask-sum": _helping("releasing"),
 }
+BEGIN = {"Content-Type": MEDIA_TYPE, "Upload-Length": "50", "Upload-Complete": "?0"}
+HEADERS = {
+    "POST /v1/tasks/{task_id}/uploads": BEGIN,
+    "POST /v1/runs/{run_id}/models/0/uploads": BEGIN,
+    "PATCH /v1/uploads/{upload_id}": {"Upload-Offset": "0", "Upload-Complete": "?0"},
+}
+"""Headers of requests that are right: no generator knows what a body's type is that follows, or where it belongs."""
 USED_UP = {"PUT /v1/runs/{run_id}/models/0", "PUT /v1/tasks/{task_id}/update"}
 """Operations that take new bytes once: whenever they have, the next request names something fresh."""
 
@@ -257,7 +279,7 @@ def _requests_of(label: str) -> st.SearchStrategy[Any]:
 
 def _is_client_operation(label: str) -> bool:
     is_masked = label.startswith("PUT /v1/sessions") or label.endswith(("/shares/{index}", "identity-key"))
-    return "/tasks" in label or is_masked
+    return "/tasks" in label or "/v1/uploads" in label or is_masked
 
 
 def _token(world: World, label: str, operator_token: str) -> str:
@@ -290,6 +312,8 @@ def test_generated_requests_get_documented_answers_and_no_5xx(
         if world.message is not None and len(named) == 2 and isinstance(case.body, bytes):
             # No generator knows a message that is signed, or masked; then this one is right.
             case.body = world.message
+        if len(named) == 2:
+            case.headers = {**(case.headers or {}), **HEADERS.get(label, {})}
         _shorten_waits(case)
         token = _token(world, label, str(shared_server.operator_token))
         answer = case.call(base_url=shared_server.url, session=session, headers={"Authorization": f"Bearer {token}"})

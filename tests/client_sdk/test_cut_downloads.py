@@ -1,11 +1,9 @@
 """Downloads through a proxy that cuts the connection at random places: they complete, and no byte travels twice."""
 
-import contextlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -14,7 +12,7 @@ import pytest
 from client_sdk.client import AggregatorClient, Seams
 from client_sdk.transfer import Content, StoredModel
 from tests.support.participant import create_run, enrol, update_body, wait_for_run
-from tests.support.proxy import Cuts, Proxy
+from tests.support.proxy import Cuts, cutting
 from tests.support.server import ServerProcess
 from tests.support.store import copy_private
 from tests.support.zygote import Zygote
@@ -50,14 +48,9 @@ def _publish(http: httpx.Client, num_elements: int) -> Published:
     return Published(run_id, Content(newest["digest"], newest["num_bytes"]))
 
 
-@contextlib.contextmanager
-def _cutting(server: ServerProcess, *, num_cuts: int, mean_bytes: int) -> Iterator[Proxy]:
-    where, chance = urlsplit(server.url), random.Random(7)
-    after = [HEADS_NUM_BYTES + chance.randrange(2 * mean_bytes) for _ in range(num_cuts)]
-    proxy = Proxy(str(where.hostname), int(where.port or 0), Cuts(iter(after)))
-    proxy.open()
-    yield proxy
-    proxy.close()
+def _cuts(num_cuts: int, mean_bytes: int) -> Cuts:
+    chance = random.Random(7)
+    return Cuts(iter([HEADS_NUM_BYTES + chance.randrange(2 * mean_bytes) for _ in range(num_cuts)]))
 
 
 async def _downloaded(
@@ -67,7 +60,7 @@ async def _downloaded(
     async with AggregatorClient(server.url, token=server.operator_token) as direct:
         base = await direct.download_model(published.run_id, folder / "base", version=0)
     size = published.newest.num_bytes // (2 if with_base else 1)
-    with _cutting(server, num_cuts=num_cuts, mean_bytes=size // (2 * num_cuts)) as proxy:
+    with cutting(server.url, _cuts(num_cuts, size // (2 * num_cuts))) as proxy:
         client = AggregatorClient(
             f"http://127.0.0.1:{proxy.port}", token=server.operator_token, seams=Seams(sleep=_no_sleep)
         )

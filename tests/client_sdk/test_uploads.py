@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from client_sdk import transfer
 from client_sdk.client import AggregatorClient, Seams
 from client_sdk.config import Limits
 from client_sdk.errors import ServerError, TransportError, UntrustedAnswerError
@@ -141,16 +143,23 @@ async def _send(keeper: Keeper, body: Body = BODY, *, resumable_bytes: int = 1 <
 
 @pytest.mark.parametrize("begin", [0, 1, 8, 300, (1 << 20) - 1, 1 << 20, 2_800_300, 2_800_500, len(CONTENT) - 9])
 @pytest.mark.parametrize("kind", ["tensors", "bytes", "compressed"])
-def test_a_body_begins_at_any_byte(kind: str, begin: int) -> None:
-    body = {
-        "tensors": BODY,
-        "bytes": body_of_bytes(CONTENT),
-        "compressed": compressed_body(BODY, level=1),
-    }[kind]
-    whole = b"".join(body.pieces())
-    assert b"".join(body.pieces(begin)) == whole[begin:]
-    assert max(map(len, body.pieces(begin)), default=0) <= 1 << 20
-    assert b"".join(body.pieces(body.num_bytes)) == b""
+def test_a_body_begins_at_any_byte(kind: str, begin: int, tmp_path: Path) -> None:
+    with compressed_body(BODY, level=1, folder=tmp_path) as compressed:
+        body = {"tensors": BODY, "bytes": body_of_bytes(CONTENT), "compressed": compressed}[kind]
+        whole = b"".join(body.pieces())
+        assert b"".join(body.pieces(begin)) == whole[begin:]
+        assert max(map(len, body.pieces(begin)), default=0) <= 1 << 20
+        assert b"".join(body.pieces(body.num_bytes)) == b""
+
+
+def test_a_large_compressed_body_lies_on_the_disk_and_leaves_nothing_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(transfer, "IN_MEMORY_BYTES", 1000)
+    with compressed_body(BODY, level=1, folder=tmp_path / "new") as body:
+        assert len(b"".join(body.pieces())) == body.num_bytes < BODY.num_bytes
+        assert b"".join(body.pieces(1000)) == b"".join(body.pieces())[1000:]
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_a_body_reads_nothing_of_the_tensors_before_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,10 +184,12 @@ async def test_an_update_that_is_cut_goes_on_where_it_was_cut() -> None:
     assert keeper.num_received == len(CONTENT)
 
 
-async def test_the_upload_says_at_its_beginning_all_that_the_put_would_say() -> None:
+async def test_the_upload_says_at_its_beginning_all_that_the_put_would_say(tmp_path: Path) -> None:
     keeper = Keeper()
-    body = compressed_body(BODY, level=1)
-    with pytest.raises(UntrustedAnswerError, match="receipt"):
+    with (
+        compressed_body(BODY, level=1, folder=tmp_path) as body,
+        pytest.raises(UntrustedAnswerError, match="receipt"),
+    ):
         await _send(keeper, body, resumable_bytes=1000)
     created, appended = keeper.asked
     assert created.url.path == "/v1/tasks/task_1/uploads"

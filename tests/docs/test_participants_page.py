@@ -121,7 +121,7 @@ def test_the_commands_for_fewer_bytes_do_what_their_comments_say(small_server: S
             assert participant.put(claimed(participant, run_id), step).status_code == 201
             newest = wait_for_run(http, run_id, version=version).content
         base = http.get(f"/v1/runs/{run_id}/models/1").content
-    text = next(each.text for each in blocks(PAGE) if each.language == "sh")
+    text = _commands("MODELS=")
     given = {"SERVER": small_server.url, "RUN_ID": run_id, "TOKEN": participant.token}
     typed = subprocess.run(
         ["bash", "-euc", text], cwd=tmp_path, env=os.environ | given, capture_output=True, text=True, check=True
@@ -132,3 +132,21 @@ def test_the_commands_for_fewer_bytes_do_what_their_comments_say(small_server: S
     delta, head = (tmp_path / "newest.delta").read_bytes(), [hashlib.sha256(each) for each in (base, newest)]
     expected = DeltaHead(*(f"sha256:{each.hexdigest()}" for each in head), len(newest))
     assert b"".join(model_deltas.apply([delta], base=lambda begin, end: base[begin:end], expected=expected)) == newest
+
+
+@pytest.mark.skipif(shutil.which("curl") is None or shutil.which("bash") is None, reason="no curl or no bash")
+def test_the_commands_for_an_upload_in_parts_end_with_the_receipt(small_server: ServerProcess, tmp_path: Path) -> None:
+    model = {"w": np.zeros(20_000, dtype=np.float32)}
+    update = update_body(model, num_examples=1)
+    (tmp_path / "update.safetensors").write_bytes(update)
+    with small_server.http() as http:
+        participant = enrol(http)
+        task_id = claimed(participant, create_run(http, model, round={"quorum": 1}))
+    given = {"SERVER": small_server.url, "TASK_ID": task_id, "TOKEN": participant.token}
+    subprocess.run(["bash", "-euc", _commands("UPLOAD=")], cwd=tmp_path, env=os.environ | given, check=True, timeout=60)
+    receipt = json.loads((tmp_path / "receipt.json").read_text())
+    assert receipt == participant.put(task_id, update).json()
+
+
+def _commands(containing: str) -> str:
+    return next(each.text for each in blocks(PAGE) if each.language == "sh" and containing in each.text)

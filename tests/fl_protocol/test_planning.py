@@ -5,6 +5,7 @@ import json
 import pytest
 
 from aggregator_service.domain.server_optimizers import choice
+from fl_protocol.planning import plan, sizes
 from fl_protocol.planning.links import Link, parse_link
 from fl_protocol.planning.plan import Conditions, Plan, plan_run
 from fl_protocol.planning.sizes import model_of, num_arrays
@@ -36,8 +37,8 @@ def test_what_is_no_line_is_refused(text: str) -> None:
 
 
 def test_bytes_and_seconds_add_up() -> None:
-    plan = planned(spec(num_rounds=5, round={"quorum": 8, "cohort_size": 10}, training={"max_seconds": 30}))
-    traffic, times = plan.traffic, plan.times
+    made = planned(spec(num_rounds=5, round={"quorum": 8, "cohort_size": 10}, training={"max_seconds": 30}))
+    traffic, times = made.traffic, made.times
     assert 4_000_000 < traffic.update.num_bytes < 4_000_500
     assert (traffic.received_a_round, traffic.received) == (
         10 * traffic.update.num_bytes,
@@ -48,7 +49,7 @@ def test_bytes_and_seconds_add_up() -> None:
     assert times.upload == pytest.approx(0.5 + traffic.update.num_bytes / 1e6)
     assert times.round == pytest.approx(times.download + times.training + times.upload + times.aggregation)
     assert times.run == pytest.approx(5 * times.round)
-    assert plan.warnings == ()
+    assert made.warnings == ()
 
 
 def test_other_encodings_are_compared_where_they_go_with_the_run() -> None:
@@ -72,6 +73,43 @@ def test_other_encodings_are_compared_where_they_go_with_the_run() -> None:
 def test_what_speaks_against_a_plan_is_said(run: dict[str, object], changes: dict[str, int], says: str) -> None:
     warnings = planned(spec(**run), **changes).warnings
     assert [says in warning for warning in warnings] == [True]
+
+
+@pytest.mark.parametrize(
+    ("fields", "rounds", "versions"),
+    [
+        ({}, 100, 101),
+        ({"retention": {"updates": {"kind": "until_published"}}}, 1, 101),
+        ({"retention": {"updates": {"kind": "until_published", "rounds": 3}}}, 4, 101),
+        ({"retention": {"updates": {"kind": "until_published", "rounds": 300}}}, 100, 101),
+        ({"retention": {"models": {"kind": "newest", "count": 2}}}, 100, 4),
+        ({"retention": {"models": {"kind": "newest", "count": 200}}}, 100, 101),
+        (
+            {
+                "retention": {"models": {"kind": "newest", "count": 2}},
+                "evaluation": {"every": 1, "quarantine": {"metric": "loss", "mode": "min", "max_fall": 1}},
+            },
+            100,
+            6,
+        ),
+    ],
+)
+def test_a_plan_stores_what_retention_keeps(fields: dict[str, object], rounds: int, versions: int) -> None:
+    run = spec(num_rounds=100, server_optimizer={"kind": "adam"}, **fields)
+    stored = planned(run).storage
+    updates, states = rounds * stored.updates_a_round, (versions - 1) * stored.optimizer_state
+    assert stored.run == updates + versions * stored.model + states
+    assert stored.optimizer_state == 2 * 8 * 1_000_000
+
+
+def test_a_plan_names_what_it_assumes() -> None:
+    assumed = {
+        one.name: one.value
+        for one in planned(spec(encoding={"kind": "int4", "compression": {"kind": "zstd"}})).assumptions
+    }
+    assert assumed["INTAKE_BYTES_PER_SECOND"] == plan.INTAKE_BYTES_PER_SECOND
+    assert assumed["AGGREGATION_BYTES_PER_SECOND"] == plan.AGGREGATION_BYTES_PER_SECOND
+    assert assumed["ZSTD_RATIOS[int4]"] == sizes.ZSTD_RATIOS["int4"]
 
 
 @pytest.mark.parametrize(

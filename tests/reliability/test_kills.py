@@ -45,7 +45,9 @@ _OF_LARGE_ROUNDS = tuple(name for name in failpoints.NAMES if name.startswith("e
 """Points that rounds of so few clients never pass; test_eager_folding.py has a plan for them."""
 _OF_POLICIES = tuple(name for name in failpoints.NAMES if name.startswith("retention."))
 """Points that runs pass which do not keep everything; test_retention.py has a plan for them."""
-_OF_OTHER_RUNS = (*_OF_DECISIONS, *_OF_FILES, *_OF_POLICIES, *_OF_MASKED_RUNS, *_OF_LARGE_ROUNDS)
+_OF_PARTS = tuple(name for name in failpoints.NAMES if name.startswith("uploads."))
+"""Points that bodies pass which come in parts; test_upload_kills.py has a plan for them."""
+_OF_OTHER_RUNS = (*_OF_DECISIONS, *_OF_FILES, *_OF_POLICIES, *_OF_MASKED_RUNS, *_OF_LARGE_ROUNDS, *_OF_PARTS)
 
 
 def small_plan(num_random: int, num_cold: int) -> list[Fault]:

@@ -338,46 +338,43 @@ async def test_removed_blobs_leave_nothing_even_if_the_process_dies_before_their
     assert held.blobs.read_blocking("blob_1", 0, CHUNK_NUM_BYTES + 1) == pattern(CHUNK_NUM_BYTES + 1)
 
 
-@pytest.mark.parametrize("cut", [0, CHUNK_NUM_BYTES + 9])
-async def test_a_blob_of_several_requests_goes_on_where_its_last_checkpoint_left_it(held: Held, cut: int) -> None:
-    data, upload = pattern(2 * CHUNK_NUM_BYTES + 7), BlobUpload("blob_1")
+async def test_a_blob_can_be_read_as_far_as_its_last_checkpoint_and_stays_so(held: Held) -> None:
+    data, upload = pattern(7 * CHUNK_NUM_BYTES + 7), BlobUpload("blob_1")
     held.store.write(lambda tx: held.blobs.reserve(tx, upload))
-    upload.append(data[:cut])
-    await held.blobs.checkpoint(upload)
-    upload.append(b"lost with the connection")
-    assert await held.blobs.sweep(later(2**32)) == 0
-    for begin in range(cut, len(data), 3 << 18):
+    begin = 0
+    for end in (100, CHUNK_NUM_BYTES, 6 * CHUNK_NUM_BYTES + 9, len(data)):
+        upload.append(data[begin:end])
+        if upload.is_due:
+            await held.blobs.flush(upload)
+            # What is written and not noted changes nothing of what is.
+            assert held.blobs.read_blocking("blob_1", 0, begin) == data[:begin]
+        await held.blobs.checkpoint(upload, lambda _tx: None)
         # As after a restart: nothing is known but what the database says.
-        resumed = await held.blobs.resume("blob_1")
-        assert resumed is not None
-        assert resumed.num_bytes == begin
-        assert held.blobs.read_blocking("blob_1", 0, begin) == data[:begin]
-        resumed.append(data[begin : begin + (3 << 18)])
-        await held.blobs.checkpoint(resumed)
-    last = await held.blobs.resume("blob_1")
-    assert last is not None
-    await held.blobs.finish(last)
-    held.store.write(lambda tx: held.blobs.seal(tx, last))
-    assert await held.blobs.read("blob_1", 0, len(data)) == data
-    assert await held.blobs.resume("blob_1") is None
-
-
-async def test_a_resumed_blob_is_flushed_like_any_other(held: Held) -> None:
-    data, upload = pattern(SIZES[-1]), BlobUpload("blob_1")
-    held.store.write(lambda tx: held.blobs.reserve(tx, upload))
-    upload.append(data[:100])
-    await held.blobs.checkpoint(upload)
-    resumed = await held.blobs.resume("blob_1")
-    assert resumed is not None
-    resumed.append(data[100:])
-    assert resumed.is_due
-    await held.blobs.flush(resumed)
-    await held.blobs.finish(resumed)
-    held.store.write(lambda tx: held.blobs.seal(tx, resumed))
-    assert held.blobs.read_blocking("blob_1", 0, SIZES[-1]) == data
+        restarted = Blobs(held.store.transactions, held.blobs._store)
+        assert restarted.read_blocking("blob_1", 0, end) == data[:end]
+        restarted.close()
+        begin = end
+    assert await held.blobs.sweep(later(2**32)) == 0
     held.store.write(lambda tx: remove_blobs(tx, "blob_1"))
     await held.blobs.remove_bytes()
     assert held.counts() == (0, 0)
+
+
+async def test_a_checkpoint_that_is_refused_notes_nothing(held: Held) -> None:
+    data, upload = pattern(2 * CHUNK_NUM_BYTES + 7), BlobUpload("blob_1")
+    held.store.write(lambda tx: held.blobs.reserve(tx, upload))
+    upload.append(data[:100])
+    await held.blobs.checkpoint(upload, lambda _tx: None)
+    upload.append(data[100:])
+
+    def refuse(_tx: WriteTx) -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await held.blobs.checkpoint(upload, refuse)
+    noted = held.store.read(lambda tx: tx.connection.execute(sa.select(blobs.c.num_bytes)).scalar_one())
+    assert noted == 100
+    assert held.blobs.read_blocking("blob_1", 0, 100) == data[:100]
 
 
 async def test_sweeping_removes_what_was_never_finished_and_is_old(held: Held) -> None:

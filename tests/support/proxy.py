@@ -4,17 +4,24 @@ import selectors
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 
 @dataclass
 class Cuts:
-    """After how many bytes in both directions each new connection is cut; it stays whole when no number is left."""
+    """After how many bytes in both directions each new connection is cut; it stays whole when no number is left.
+
+    With `unheard` the server does not hear of it: its end of the connection stays open, as where a line goes dead.
+    """
 
     after: Iterator[int] = field(default_factory=lambda: iter(()))
+    unheard: bool = False
     num_made: int = 0
     num_bytes_answered: int = 0
+    num_bytes_asked: int = 0
+    """What the clients' ends have brought, passed on or not."""
     _left: dict[socket.socket, int] = field(default_factory=dict)
 
     def begin(self, near: socket.socket, far: socket.socket) -> None:
@@ -45,6 +52,7 @@ class Proxy:
             self.port: int = probe.getsockname()[1]
         self._thread: threading.Thread | None = None
         self._clients: set[socket.socket] = set()
+        self._dead: list[socket.socket] = []
         self._wake, self._woken = socket.socketpair()
 
     def open(self) -> None:
@@ -81,8 +89,9 @@ class Proxy:
                         self._accept(listening, peers, selector)
                     elif isinstance(link, socket.socket) and link in peers:
                         self._pump(link, peers, selector)
-        for link in (*peers, listening):
+        for link in (*peers, *self._dead, listening):
             link.close()
+        self._dead.clear()
 
     def _accept(
         self, listening: socket.socket, peers: dict[socket.socket, socket.socket], selector: selectors.BaseSelector
@@ -101,6 +110,7 @@ class Proxy:
         data, peer = b"", peers[link]
         with suppress(OSError):
             data = link.recv(1 << 16)
+        self.cuts.num_bytes_asked += len(data) if link in self._clients else 0
         allowed = self.cuts.allowed(link, peer, data)
         if allowed:
             with suppress(OSError):
@@ -108,10 +118,26 @@ class Proxy:
                 self.cuts.num_bytes_answered += len(allowed) if peer in self._clients else 0
                 if len(allowed) == len(data):
                     return
-        self.cuts.num_made += len(allowed) < len(data)
+        is_cut = len(allowed) < len(data)
+        self.cuts.num_made += is_cut
         for end in (peers.pop(link), link):
             peers.pop(end, None)
             self.cuts.forget(end)
-            self._clients.discard(end)
             selector.unregister(end)
-            end.close()
+            if is_cut and self.cuts.unheard and end not in self._clients:
+                self._dead.append(end)
+            else:
+                self._clients.discard(end)
+                end.close()
+
+
+@contextmanager
+def cutting(url: str, cuts: Cuts) -> Iterator[Proxy]:
+    """Opens a proxy to a server's address that cuts connections; it ends with the block."""
+    where = urlsplit(url)
+    proxy = Proxy(str(where.hostname), int(where.port or 0), cuts)
+    proxy.open()
+    try:
+        yield proxy
+    finally:
+        proxy.close()

@@ -36,15 +36,16 @@ def exchange(url: str, request: bytes, *, half_close: bool = False, timeout_seco
         return read_answer(link)
 
 
-def read_answer(link: socket.socket) -> RawAnswer:
-    """Reads one answer with a Content-Length, or up to the connection's end."""
+def read_answer(link: socket.socket, *, length: int | None = None) -> RawAnswer:
+    """Reads one answer with a Content-Length, or of a length that is known, or up to the connection's end."""
     received = b""
     while b"\r\n\r\n" not in received and (part := _receive(link)):
         received += part
     head, _, body = received.partition(b"\r\n\r\n")
     status_line, _, fields = head.partition(b"\r\n")
     headers = BytesParser().parsebytes(fields)
-    length = int(headers.get("content-length", "1000000000"))
+    if length is None:
+        length = int(headers.get("content-length", "1000000000"))
     while len(body) < length and (part := _receive(link)):
         body += part
     return RawAnswer(int(status_line.split()[1]) if status_line else 0, headers, body)

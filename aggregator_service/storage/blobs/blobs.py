@@ -125,45 +125,34 @@ class Blobs:
         chunks.write(tx, in_database, last=True)
 
     def reserve(self, tx: WriteTx, upload: BlobUpload) -> None:
-        """Begins a blob that is appended to over several requests, in the transaction that names it.
+        """Begins a blob whose bytes count before it is sealed, in the transaction that names it.
 
-        It is never swept: whoever names it seals or removes it. Its bytes are read by `read_blocking` alone.
+        It is never swept: whoever names it removes it. Its bytes are read by `read_blocking` alone.
         """
         upload.is_resumable = True
         store = self._store_of(upload)
         upload.store = DATABASE if store is None else store.url
         chunks.insert(tx, [upload], store=upload.store)
 
-    async def checkpoint(self, upload: BlobUpload) -> None:
-        """Makes everything appended to a reserved blob durable and notes how much that is: `resume` goes on there."""
+    async def checkpoint(self, upload: BlobUpload, note: Callable[[WriteTx], None]) -> None:
+        """Makes everything appended to a reserved blob durable, and notes how much that is.
+
+        `note` runs first in the same transaction: where it raises, nothing is noted.
+        """
         store = self._store_of(upload)
         if store is not None:
             await self.threaded(self.finish_blocking, upload)
 
-        def note(tx: WriteTx) -> None:
+        def body(tx: WriteTx) -> None:
+            note(tx)
             if store is None:
                 chunks.write(tx, [upload], last=True)
             chunks.note_durable(tx, upload)
 
-        await self._transactions.write("checkpoint_blob", note)
+        await self._transactions.write("checkpoint_blob", body)
         upload.num_durable = upload.num_bytes
         if store is None:
             upload.written()
-
-    async def resume(self, blob_id: str) -> BlobUpload | None:
-        """Gives a reserved blob as its last checkpoint left it; None if it was sealed or removed."""
-        place = await self._transactions.read_one("find_blob", lambda tx: chunks.place(tx, blob_id))
-        if place is None or place.sealed:
-            return None
-        upload = BlobUpload(blob_id, chunk_num_bytes=place.chunk_num_bytes, store=place.store, is_resumable=True)
-        store = self._store_of(upload)
-        unit = _unit(store, upload)
-        full = place.num_bytes // unit * unit
-        upload.append(await self.threaded(self.read_blocking, blob_id, full, place.num_bytes))
-        upload.num_bytes = upload.num_durable = place.num_bytes
-        upload.num_written = full // upload.chunk_num_bytes
-        upload.checksums += place.checksums[: upload.num_written * CHECKSUM_NUM_BYTES]
-        return upload
 
     def read_in(self, tx: ReadTx, blob_id: str, begin: int, end: int) -> bytes:
         """Gives the bytes [begin, end) within a transaction, which may have sealed the blob itself."""

@@ -1,0 +1,59 @@
+"""Who appends to an upload right now: one request at a time, and the newest one (the draft, "Concurrency")."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class RunningAppend:
+    """A request that appends to an upload, or is about to; `error` is what ended its body before its end."""
+
+    error: Exception | None = None
+    is_stopped: bool = False
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _waiting: asyncio.Timeout | None = None
+
+    def stop(self) -> None:
+        """Ends the body here: what has arrived of it is stored, and nothing more is waited for."""
+        self.is_stopped = True
+        if self._waiting is not None:
+            self._waiting.reschedule(asyncio.get_running_loop().time())
+
+    async def arriving(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Yields a body until it ends, its sender is gone, or a newer request wants its place."""
+        while not self.is_stopped:
+            try:
+                async with asyncio.timeout(None) as self._waiting:
+                    chunk = await anext(chunks)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                return
+            except Exception as error:  # noqa: BLE001 - what came before it is stored first, then it is raised
+                self.error = error
+                return
+            finally:
+                self._waiting = None
+            yield chunk
+
+
+class Appends:
+    """The requests of this process that append to uploads, by upload."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, RunningAppend] = {}
+
+    @asynccontextmanager
+    async def only(self, upload_id: str) -> AsyncIterator[RunningAppend]:
+        """Gives the caller an upload for itself, once whoever had it has stored what it had received."""
+        while (other := self._running.get(upload_id)) is not None:
+            other.stop()
+            await other.ended.wait()
+        self._running[upload_id] = mine = RunningAppend()
+        try:
+            yield mine
+        finally:
+            del self._running[upload_id]
+            mine.ended.set()
