@@ -11,6 +11,7 @@ from typing import Final, Protocol
 _READ_AHEAD_NUM_BYTES: Final = 4 << 20
 _MOST_AT_ONCE: Final = 256 << 10
 _LEAST_AT_ONCE: Final = 16 << 10
+_PARTS: Final = 4
 
 
 class Arrivals:
@@ -31,9 +32,20 @@ class Arrivals:
         """Counts one body less."""
         self._num_bodies -= 1
 
-    @property
-    def share(self) -> int:
-        """How many bytes of one body may wait to be taken: 256 KiB for up to 16 bodies, and never less than 16 KiB."""
+    def room(self, *, is_begun: bool) -> int:
+        """Gives how many bytes the next read may have, of a body that is begun or of what may be a head.
+
+        It is 256 KiB for up to 16 bodies, and never less than 4 KiB. What begins is not counted yet: where there are
+        many already, it shows itself in a quarter.
+        """
+        share = self._share()
+        return share if is_begun or share == _MOST_AT_ONCE else share // _PARTS
+
+    def is_much(self, num_bytes: int) -> bool:
+        """Tells whether so many bytes of one body wait that no more of it is read: more than a quarter of a read."""
+        return num_bytes > self._share() // _PARTS
+
+    def _share(self) -> int:
         return min(max(_READ_AHEAD_NUM_BYTES // max(self._num_bodies, 1), _LEAST_AT_ONCE), _MOST_AT_ONCE)
 
     def buffer(self, num_bytes: int) -> memoryview:

@@ -17,7 +17,6 @@ MAX_HEADER_BYTES: Final = 32 << 10
 MAX_HEADERS: Final = 100
 HEADER_SECONDS: Final = 10.0
 LEFTOVER_SECONDS: Final = 10.0
-_LEAST_READ: Final = 4 << 10
 
 _TOO_MANY_BYTES: Final = f"the request's head exceeds {MAX_HEADER_BYTES} bytes"
 
@@ -51,11 +50,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def room(self) -> int:
         """Gives how much the next read may have."""
-        if self._awaiting_head:
-            return MAX_HEADER_BYTES
-        # What is left of a body that was answered early is thrown away as it comes.
-        waiting = 0 if self.cycle.response_complete else len(self.cycle.body)
-        return max(self._arrivals.share - waiting, _LEAST_READ)
+        return self._arrivals.room(is_begun=not self._awaiting_head)
 
     def data_received(self, data: bytes | memoryview) -> None:
         """Feeds the parser and enforces the bounds, on what it keeps of heads and trailers that do not end, too."""
@@ -95,10 +90,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._arrivals.begin()
 
     def on_body(self, body: bytes) -> None:
-        """Takes a part of the body, which the application bounds, and stops reading behind its share."""
+        """Takes a part of the body, which the application bounds, and stops reading while its share waits."""
         self._undelivered_bytes = 0
         super().on_body(body)
-        if not self.cycle.response_complete and len(self.cycle.body) >= self._arrivals.share:
+        # What is left of a body that was answered early is thrown away as it comes.
+        if not self.cycle.response_complete and self._arrivals.is_much(len(self.cycle.body)):
             self.flow.pause_reading()
 
     def on_message_complete(self) -> None:

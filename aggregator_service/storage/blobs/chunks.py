@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from aggregator_service.storage.blobs.uploads import CHUNKS_A_WRITE, BlobCorruptError, BlobUpload
+from aggregator_service.storage.blobs.uploads import BlobCorruptError, BlobUpload
 from aggregator_service.storage.rows import change_one
 from aggregator_service.storage.tables import blob_chunks, blobs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
@@ -22,6 +22,8 @@ DATABASE: Final = "database"
 
 REMOVED: Final = "removed"
 """What it says once its bytes are gone, and rows go on naming it."""
+
+_STATEMENT_NUM_BYTES: Final = 1 << 20
 
 _INSERT_BLOB: Final = sa.insert(blobs)
 _INSERT_CHUNK: Final = sa.insert(blob_chunks)
@@ -135,19 +137,18 @@ def _checksums(upload: BlobUpload) -> bytes | None:
 
 
 def write(tx: WriteTx, uploads: Sequence[BlobUpload], *, last: bool) -> None:
-    """Writes chunks, at most 4 of the largest a statement: drivers hold several copies of what a statement carries."""
+    """Writes chunks, at most 1 MiB of them a statement: drivers hold several copies of what a statement carries."""
     for upload in uploads:
         if upload.is_resumable:
             # The last chunk may have been written before it was full.
             tx.connection.execute(_FORGET_CHUNKS, {"of_blob": upload.blob_id, "first": upload.num_written})
-    most = CHUNKS_A_WRITE * max((upload.chunk_num_bytes for upload in uploads), default=0)
     values: list[dict[str, Any]] = []
-    room = most
+    room = _STATEMENT_NUM_BYTES
     for upload in uploads:
         for number, data in upload.pieces(last=last):
             if values and room < len(data):
                 tx.connection.execute(_INSERT_CHUNK, values)
-                values, room = [], most
+                values, room = [], _STATEMENT_NUM_BYTES
             values.append({"blob_id": upload.blob_id, "number": number, "checksum": zlib.crc32(data), "data": data})
             room -= len(data)
     if values:
