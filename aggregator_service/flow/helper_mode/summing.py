@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from aggregator_service import failpoints
+from aggregator_service.allocator import give_back_free_pages
 from aggregator_service.domain.helper_mode.records import (
     ContributionRecord,
     MaskRequestRecord,
@@ -66,6 +67,7 @@ def compute(flow: Flow, summing: MaskSumming) -> SessionSum | str:
     Raises AggregationStoppedError while the server drains.
     """
     failpoints.reach("helper.sum_started")
+    give_back_free_pages()
     upload, num_members = BlobUpload(flow.new_id("blob"), chunks_a_write=1), len(summing.members)
     try:
         total = write_sum(

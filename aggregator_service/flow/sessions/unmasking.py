@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from aggregator_service import failpoints
+from aggregator_service.allocator import give_back_free_pages
 from aggregator_service.domain.records import RunRecord
 from aggregator_service.domain.sessions.records import MemberRecord, MessageKind, SessionRecord
 from aggregator_service.domain.sessions.steps import Abort
@@ -72,6 +73,7 @@ def compute(flow: Flow, summing: Summing) -> SessionSum | Abort:
     Raises AggregationStoppedError while the server drains.
     """
     failpoints.reach("session.sum_started")
+    give_back_free_pages()
     try:
         masks = _masks(summing)
     except ShareError as error:
