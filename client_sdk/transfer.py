@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import mmap
 import os
 import re
 import sys
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import BinaryIO, Final, Protocol, cast
 
 from client_sdk.config import IN_MEMORY_BYTES, PIECE_BYTES
 from client_sdk.errors import UntrustedAnswerError
@@ -62,7 +63,7 @@ class StoredModel:
 class Pieces(Protocol):
     """Produces the same bytes each time, from byte `begin` on; what lies before that costs next to nothing."""
 
-    def __call__(self, begin: int = 0, /) -> Iterable[bytes]: ...
+    def __call__(self, begin: int = 0, /) -> Iterable[bytes | memoryview]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,8 @@ class Body:
         for piece in self.pieces(begin):
             if left <= 0:
                 return
-            yield piece[:left]
+            # httpx passes on whatever has a buffer; its types only say bytes.
+            yield cast("bytes", piece[:left])
             left -= len(piece)
 
 
@@ -145,24 +147,33 @@ def _measured(pieces: Pieces) -> Body:
     return Body(pieces, num_bytes, hasher.digest())
 
 
-def read_model(path: Path, expected: Content) -> dict[str, Tensor] | None:
+def read_model(path: Path, expected: Content, *, was_just_checked: bool = False) -> dict[str, Tensor] | None:
     """Reads a stored model as views of its bytes; None if there is no such file or its bytes are others.
 
-    Raises UntrustedAnswerError if bytes with the right digest are not safetensors that can be relied on.
+    What was downloaded this moment, and believed by its digest then, is not hashed again. A large file is not read into
+    memory but mapped: what is not looked at is not there, and nothing changes a model's file in place. Raises
+    UntrustedAnswerError if bytes with the right digest are not safetensors that can be relied on.
     """
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size != expected.num_bytes:
                 return None
-            content = file.read(expected.num_bytes)
+            content = _contents(file, expected.num_bytes)
     except FileNotFoundError:
         return None
-    if f"sha256:{hashlib.sha256(content).hexdigest()}" != expected.digest:
+    if not was_just_checked and f"sha256:{hashlib.sha256(content).hexdigest()}" != expected.digest:
         return None
     return decoded(content)
 
 
-def decoded(content: bytes) -> dict[str, Tensor]:
+def _contents(file: BinaryIO, num_bytes: int) -> bytes | mmap.mmap:
+    # A mapping keeps a descriptor, and Windows does not remove a file that is mapped.
+    if num_bytes < PIECE_BYTES or os.name != "posix":
+        return file.read(num_bytes)
+    return mmap.mmap(file.fileno(), num_bytes, access=mmap.ACCESS_READ)
+
+
+def decoded(content: bytes | mmap.mmap) -> dict[str, Tensor]:
     """Decodes a model that the server sent; raises UntrustedAnswerError if it is not safetensors."""
     try:
         return decode(content)

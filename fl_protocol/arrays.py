@@ -39,14 +39,20 @@ def encoded_size(arrays: Mapping[str, Tensor], metadata: Mapping[str, str]) -> i
     return len(_header_of(arrays, metadata)) + sum(_data_of(tensor).nbytes for tensor in arrays.values())
 
 
-def encode(arrays: Mapping[str, Tensor], metadata: Mapping[str, str], *, begin: int = 0) -> Iterator[bytes]:
+def encode(
+    arrays: Mapping[str, Tensor], metadata: Mapping[str, str], *, begin: int = 0
+) -> Iterator[bytes | memoryview]:
     """Yields a safetensors file in pieces of 1 MiB (the last one shorter), tensors in the order given.
 
+    Pieces that lie within one tensor are views of it, without a copy where it is contiguous and little-endian.
     With `begin` it yields what follows the first so many bytes, and reads no tensor that lies before them. Raises
     ValueError naming the tensor whose type cannot travel.
     """
     header = _header_of(arrays, metadata)
     pending, skipped = bytearray(header[begin:]), max(0, begin - len(header))
+    while len(pending) >= PIECE_BYTES:
+        yield bytes(pending[:PIECE_BYTES])
+        del pending[:PIECE_BYTES]
     for tensor in arrays.values():
         num_bytes = _data_of(tensor).nbytes
         if num_bytes <= skipped:
@@ -56,11 +62,10 @@ def encode(arrays: Mapping[str, Tensor], metadata: Mapping[str, str], *, begin: 
         view = data.view(np.uint8).data[skipped:]
         skipped = 0
         while len(pending) + len(view) >= PIECE_BYTES:
-            taken = max(0, PIECE_BYTES - len(pending))
-            pending += view[:taken]
+            piece, pending = pending, bytearray()
+            taken = PIECE_BYTES - len(piece)
+            yield bytes(piece + view[:taken]) if piece else view[:taken]
             view = view[taken:]
-            yield bytes(pending[:PIECE_BYTES])
-            del pending[:PIECE_BYTES]
         pending += view
     if pending:
         yield bytes(pending)

@@ -11,9 +11,10 @@ from aggregator_service.api.rendering import render_model, render_receipt, rende
 from aggregator_service.domain.records import TokenKind
 from aggregator_service.domain.uploads import LIFETIME, ModelTarget, UpdateTarget, UploadRecord
 from aggregator_service.flow import initial_model, intake, reading, uploads
+from aggregator_service.flow.appending import Append, Completed
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.initial_model import StoredModel
-from aggregator_service.flow.uploads import Announced, Append, Completed, Partial
+from aggregator_service.flow.uploads import Announced, Partial
 from fl_protocol import routes
 from fl_protocol.models import Model
 from fl_protocol.problems import ProblemError, ProblemType
@@ -151,7 +152,7 @@ async def begin_initial_model(
     request: Request, flow: FlowDependency, _caller: Caller, run_id: Identifier, length: Length, complete: Complete
 ) -> Response:
     """Begins an upload of a draft run's initial model, as for an update."""
-    await initial_model.check_wanted(flow, run_id)
+    await initial_model.look_up(flow, run_id)
     announced = await _announced(request, length, complete, max_num_bytes=flow.limits.max_model_bytes)
     return _created(await uploads.create(flow, ModelTarget(run_id), announced))
 

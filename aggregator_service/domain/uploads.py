@@ -73,9 +73,9 @@ def no_such_upload(upload_id: str) -> ProblemError:
     return ProblemError(ProblemType.NOT_FOUND, f"there is no upload {upload_id!r} (any more); begin a new one")
 
 
-def check_owner(record: UploadRecord | None, *, upload_id: str, client_id: str | None) -> UploadRecord:
-    """Gives an upload to its client, or a model's to an operator (None); raises `not-found` to everybody else."""
-    if record is None:
+def check_owner(record: UploadRecord | None, *, upload_id: str, client_id: str | None, now: datetime) -> UploadRecord:
+    """Gives an upload that may go on to its client, or a model's to an operator (None); everybody else: `not-found`."""
+    if record is None or record.expires_at <= now:
         raise no_such_upload(upload_id)
     owner = record.target.client_id if isinstance(record.target, UpdateTarget) else None
     if owner != client_id:

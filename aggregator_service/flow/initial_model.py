@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from aggregator_service.domain.records import ModelRecord, RunRecord
+from aggregator_service.domain.uploads import UploadRecord
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.lifecycle import no_such_run
-from aggregator_service.flow.reception import Body, Received, digest_of, receive
+from aggregator_service.flow.reception import Body, Received, Receiver, digest_of, discard, receive
 from aggregator_service.flow.versions import add_model
-from aggregator_service.storage import models, runs
+from aggregator_service.storage import models, runs, uploads
+from aggregator_service.storage.blobs import BlobUpload
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.encodings.dense import DenseMeasure
 from fl_protocol.masked_vectors import check_masked_model
@@ -28,9 +30,9 @@ class StoredModel:
     is_new: bool
 
 
-async def check_wanted(flow: Flow, run_id: str) -> None:
-    """Refuses what no body of an initial model could mend: `not-found`, or `state-conflict` once the run has begun."""
-    await flow.transactions.read("look_up_initial_model", lambda tx: _check_draft(tx, run_id))
+async def look_up(flow: Flow, run_id: str) -> tuple[RunRecord, ModelRecord | None]:
+    """Gives a run with the initial model it has; raises `not-found`, or `state-conflict` once it has begun without."""
+    return await flow.transactions.read("look_up_initial_model", lambda tx: _check_draft(tx, run_id))
 
 
 async def stored_model(flow: Flow, run_id: str) -> ModelRecord | None:
@@ -40,15 +42,36 @@ async def stored_model(flow: Flow, run_id: str) -> ModelRecord | None:
 
 async def store_initial_model(flow: Flow, run_id: str, body: Body) -> StoredModel:
     """Stores version 0 of a draft run's model; raises `state-conflict` if other bytes were stored before."""
-    run, earlier = await flow.transactions.read("look_up_initial_model", lambda tx: _check_draft(tx, run_id))
+    run, earlier = await look_up(flow, run_id)
     limit = flow.limits.max_model_bytes
     if earlier is not None:
         _check_same(earlier, await digest_of(body, max_num_bytes=limit))
         return StoredModel(earlier, is_new=False)
     checker = _ModelCheck(run.spec)
-    decoder = StreamDecoder(max_header_bytes=MAX_HEADER_BYTES, max_num_bytes=limit, check_header=checker.begin)
-    received = await receive(flow, body, decoder=decoder, on_piece=checker)
+    received = await receive(flow, body, decoder=_decoder(flow, checker), on_piece=checker)
     return await _commit(flow, run_id, received)
+
+
+class ModelInParts:
+    """Checks an initial model while somebody else stores it, and stores it where it lies."""
+
+    def __init__(self, flow: Flow, run: RunRecord, upload: BlobUpload) -> None:
+        self._flow = flow
+        self._run_id = run.run_id
+        checker = _ModelCheck(run.spec)
+        self._decoder = _decoder(flow, checker)
+        self.receiver = Receiver(upload, self._decoder, checker)
+
+    async def commit(self, digest: str, part: UploadRecord) -> StoredModel:
+        """Stores the model and ends its upload; raises what `store_initial_model` raises: the upload stays then."""
+        received = Received(self.receiver.upload, digest, self._decoder.header, part)
+        return await _commit(self._flow, self._run_id, received)
+
+
+def _decoder(flow: Flow, checker: "_ModelCheck") -> StreamDecoder:
+    return StreamDecoder(
+        max_header_bytes=MAX_HEADER_BYTES, max_num_bytes=flow.limits.max_model_bytes, check_header=checker.begin
+    )
 
 
 class _ModelCheck:
@@ -108,6 +131,8 @@ async def _commit(flow: Flow, run_id: str, received: Received) -> StoredModel:
             created_at=tx.now(),
         )
         flow.blobs.seal(tx, received.upload)
+        if received.part is not None:
+            uploads.hand_over(tx, received.part)
         add_model(tx, model)
         runs.set_progress(tx, run_id, current_round=0, latest_version=0)
         return StoredModel(model, is_new=True)
@@ -115,8 +140,8 @@ async def _commit(flow: Flow, run_id: str, received: Received) -> StoredModel:
     try:
         stored = await flow.transactions.write("store_initial_model", body)
     except Exception:
-        await flow.blobs.discard(received.upload)
+        await discard(flow, received)
         raise
     if not stored.is_new:
-        await flow.blobs.discard(received.upload)
+        await discard(flow, received)
     return stored

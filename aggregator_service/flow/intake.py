@@ -20,14 +20,16 @@ from aggregator_service.domain.admission import (
 from aggregator_service.domain.records import RoundRecord, RunRecord, TaskRecord, TaskState, UpdateRecord
 from aggregator_service.domain.strategies.mean import weight_of
 from aggregator_service.domain.tally import Accepted, Tally
+from aggregator_service.domain.uploads import UploadRecord
 from aggregator_service.flow import buffers
 from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.layouts import layout_of_run
 from aggregator_service.flow.measures import measure_of
-from aggregator_service.flow.reception import Body, Received, digest_of, receive
-from aggregator_service.storage import events, rounds, runs, tasks, updates
+from aggregator_service.flow.reception import Body, Received, Receiver, digest_of, discard, receive
+from aggregator_service.storage import events, rounds, runs, tasks, updates, uploads
 from aggregator_service.storage.asks import AskRecord
+from aggregator_service.storage.blobs import BlobUpload
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.rounds import EventType, RoundKind
@@ -120,15 +122,34 @@ async def take_update(flow: Flow, ask: Ask, body: Body) -> Accepted:
         digest = await digest_of(body, max_num_bytes=ask.max_num_bytes)
         judge(digest=digest, accepted_digest=ask.accepted.digest, task=ask.task, collecting=False, round_=ask.round)
         return Accepted(ask.accepted, ask.round, is_new=False)
-    measure = measure_of(layout, ask.run.spec)
-    decoder = StreamDecoder(
-        max_header_bytes=update_header_limit(layout, ask.run.spec.encoding),
-        max_num_bytes=ask.max_num_bytes,
-        check_header=lambda header: _check_header(header, ask),
-    )
+    measure, decoder = measure_of(layout, ask.run.spec), _decoder(ask)
     received = await receive(flow, body, decoder=decoder, on_piece=measure)
     failpoints.reach("intake.received")
     return await _commit(flow, ask, received, max_abs=measure.max_abs)
+
+
+class UpdateInParts:
+    """Checks an update while somebody else stores it, and counts it where it lies."""
+
+    def __init__(self, flow: Flow, ask: Ask, upload: BlobUpload) -> None:
+        self._flow = flow
+        self._ask = ask
+        self._decoder = _decoder(ask)
+        self._measure = measure_of(ask.layout, ask.run.spec)
+        self.receiver = Receiver(upload, self._decoder, self._measure)
+
+    async def commit(self, digest: str, part: UploadRecord) -> Accepted:
+        """Counts the update and ends its upload; raises what `take_update` raises, and then the upload stays."""
+        received = Received(self.receiver.upload, digest, self._decoder.header, part)
+        return await _commit(self._flow, self._ask, received, max_abs=self._measure.max_abs)
+
+
+def _decoder(ask: Ask) -> StreamDecoder:
+    return StreamDecoder(
+        max_header_bytes=update_header_limit(ask.layout, ask.run.spec.encoding),
+        max_num_bytes=ask.max_num_bytes,
+        check_header=lambda header: _check_header(header, ask),
+    )
 
 
 def _check_header(header: Header, ask: Ask) -> None:
@@ -152,13 +173,13 @@ async def _commit(flow: Flow, ask: Ask, received: Received, *, max_abs: dict[str
     try:
         outcome = await flow.transactions.write_grouped("commit_update", arrival, partial(_count_all, flow))
     except Exception:
-        await flow.blobs.discard(received.upload)
+        await discard(flow, received)
         raise
     failpoints.reach("intake.after_commit")
     if outcome.is_new:
         flow.telemetry.accepted(outcome.update.num_bytes)
     else:
-        await flow.blobs.discard(received.upload)
+        await discard(flow, received)
     return outcome
 
 
@@ -187,8 +208,11 @@ def _write(
     if not new:
         return
     named = {accepted.update.blob_id for accepted in new}
-    uploads = [arrival.received.upload for arrival, _ in settled]
-    flow.blobs.seal(tx, *(upload for upload in uploads if upload.blob_id in named))
+    sealed = [arrival.received for arrival, _ in settled if arrival.received.upload.blob_id in named]
+    flow.blobs.seal(tx, *(received.upload for received in sealed))
+    for received in sealed:
+        if received.part is not None:
+            uploads.hand_over(tx, received.part)
     updates.insert(tx, *(accepted.update for accepted in new))
     tasks.mark_done(tx, [accepted.update.task_id for accepted in new])
     for round_id in dict.fromkeys(accepted.round.round_id for accepted in new):

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Final
 
 from aggregator_service import failpoints
+from aggregator_service.domain.uploads import UploadRecord
 from aggregator_service.flow.context import Flow
 from aggregator_service.storage.blobs import Blobs, BlobUpload, one_of_many
 from fl_protocol.encodings.byte_shuffle import BlockCutter, unshuffle_block
@@ -48,11 +49,12 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A body that was checked and is waiting to be named by a row."""
+    """A body that was checked and is waiting to be named by a row; `part` is the upload that has kept it so far."""
 
     upload: BlobUpload
     digest: str
     header: Header
+    part: UploadRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class StoredBytes:
     digest: str
 
 
-class _Receiver:
+class Receiver:
     """The synchronous part: turns wire bytes into stored bytes, a digest and pieces."""
 
     def __init__(self, upload: BlobUpload, decoder: StreamDecoder, on_piece: Callable[[Piece], None]) -> None:
@@ -73,6 +75,7 @@ class _Receiver:
         self._on_piece = on_piece
 
     def take(self, data: bytes) -> None:
+        """Checks and stores what comes next."""
         self.hash.update(data)
         for piece in self._decoder.feed(data):
             self._on_piece(piece)
@@ -84,10 +87,15 @@ class _Receiver:
         if self.upload.is_due:
             blobs.flush_blocking(self.upload)
             failpoints.reach("intake.chunks_stored")
+        digest = self.close(announced)
+        blobs.finish_blocking(self.upload)
+        return digest
+
+    def close(self, announced: str | None) -> str:
+        """Gives the digest of a body that has ended; raises what is wrong with all of it."""
         self._decoder.close()
         digest = f"sha256:{self.hash.hexdigest()}"
         _check_digest(digest, announced)
-        blobs.finish_blocking(self.upload)
         return digest
 
 
@@ -98,9 +106,9 @@ async def receive(flow: Flow, body: Body, *, decoder: StreamDecoder, on_piece: C
     `malformed-update` for a broken compressed stream.
     """
     upload, last = BlobUpload(flow.new_id("blob")), b""
-    receiver = _Receiver(upload, decoder, on_piece)
+    receiver = Receiver(upload, decoder, on_piece)
     try:
-        async for data in _decoded(_gathered(body.chunks), body.coding):
+        async for data in _decoded(gathered(body.chunks), body.coding):
             if len(data) >= PIECE_NUM_BYTES:
                 await asyncio.to_thread(receiver.take, data)
             elif body.coding is ContentCoding.IDENTITY:
@@ -119,6 +127,12 @@ async def receive(flow: Flow, body: Body, *, decoder: StreamDecoder, on_piece: C
         await asyncio.shield(flow.blobs.discard(upload))
         raise
     return Received(upload, digest, decoder.header)
+
+
+async def discard(flow: Flow, received: Received) -> None:
+    """Removes a body that nothing will name, unless an upload keeps it."""
+    if received.part is None:
+        await flow.blobs.discard(received.upload)
 
 
 async def store_exactly(flow: Flow, body: Body, *, num_bytes: int, what: str) -> StoredBytes:
@@ -215,7 +229,7 @@ async def digest_of(body: Body, *, max_num_bytes: int) -> str:
     """Hashes a body without keeping it; raises `too-large`."""
     total = 0
     hasher = hashlib.sha256()
-    async for data in _decoded(_gathered(body.chunks), body.coding):
+    async for data in _decoded(gathered(body.chunks), body.coding):
         total += len(data)
         if total > max_num_bytes:
             raise ProblemError(ProblemType.TOO_LARGE, f"the body has more than {max_num_bytes} bytes")
@@ -259,21 +273,21 @@ def _refuse_leftover(decompressor: zstd.ZstdDecompressor) -> None:
         raise ProblemError(ProblemType.MALFORMED_UPDATE, "bytes follow the zstd frame; send a single frame")
 
 
-async def _gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Joins the network's small chunks into pieces of about 1 MiB."""
-    gathered = bytearray()
+    piece = bytearray()
     async for chunk in chunks:
-        gathered += chunk
-        if len(gathered) >= PIECE_NUM_BYTES:
-            yield _taken(gathered)
-    if gathered:
-        yield _taken(gathered)
+        piece += chunk
+        if len(piece) >= PIECE_NUM_BYTES:
+            yield _taken(piece)
+    if piece:
+        yield _taken(piece)
 
 
-def _taken(gathered: bytearray) -> bytes:
+def _taken(piece: bytearray) -> bytes:
     """Empties what was gathered before it is handed on: whoever takes it may take long, and there would be two."""
-    data = bytes(gathered)
-    gathered.clear()
+    data = bytes(piece)
+    piece.clear()
     return data
 
 

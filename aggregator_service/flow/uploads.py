@@ -5,10 +5,8 @@ row says how many they are, unless somebody has taken over meanwhile: an append 
 own blob and can neither change nor add a byte.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from aggregator_service import failpoints
@@ -22,22 +20,18 @@ from aggregator_service.domain.uploads import (
     UpdateTarget,
     UploadRecord,
     check_append,
-    check_end,
     check_owner,
 )
 from aggregator_service.flow import initial_model, intake
-from aggregator_service.flow.appends import RunningAppend
+from aggregator_service.flow.appending import Append, Appending, Checks, Completed, taken_over
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.initial_model import StoredModel
 from aggregator_service.flow.reception import Body, ContentCoding
 from aggregator_service.storage import asks, uploads
 from aggregator_service.storage.blobs import BlobCorruptError, BlobUpload
-from aggregator_service.storage.rows import StaleRowError
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.problems import RETRYABLE, ProblemError, ProblemType
 
-_CHECKPOINT_NUM_BYTES: Final = 64 << 20
-"""How much of an append a killed process may lose; none of it was ever told to be stored."""
 _PIECE_NUM_BYTES: Final = 4 << 20
 _KEEP: Final = RETRYABLE - {ProblemType.DIGEST_MISMATCH}
 """Refusals of a whole body after which its bytes are still good."""
@@ -53,23 +47,10 @@ class Announced:
 
 
 @dataclass(frozen=True, slots=True)
-class Append:
-    """A request's bytes and where they belong; `num_bytes` is what it announces of itself, if it does."""
-
-    offset: int
-    is_last: bool
-    num_bytes: int | None
-    chunks: AsyncIterator[bytes]
-
-
-@dataclass(frozen=True, slots=True)
 class Partial:
     """More bytes are stored, and more are to come."""
 
     num_stored: int
-
-
-Completed = Accepted | StoredModel
 
 
 async def create(flow: Flow, target: UpdateTarget | ModelTarget, announced: Announced) -> UploadRecord:
@@ -106,9 +87,8 @@ async def look(flow: Flow, upload_id: str, *, client_id: str | None) -> UploadRe
     """Tells how much is stored, once nobody can add to it any more but whoever appends next."""
 
     def body(tx: WriteTx) -> UploadRecord:
-        record = check_owner(uploads.lock(tx, upload_id), upload_id=upload_id, client_id=client_id)
-        uploads.take_over(tx, record)
-        return record
+        record = _locked(tx, upload_id, client_id=client_id)
+        return uploads.take_over(tx, record, expires_at=tx.now() + LIFETIME)
 
     async with flow.appends.only(upload_id):
         return await flow.transactions.write("look_at_upload", body)
@@ -118,11 +98,19 @@ async def remove(flow: Flow, upload_id: str, *, client_id: str | None) -> None:
     """Removes an upload with its bytes."""
 
     def body(tx: WriteTx) -> None:
-        check_owner(uploads.lock(tx, upload_id), upload_id=upload_id, client_id=client_id)
+        _locked(tx, upload_id, client_id=client_id)
         uploads.remove(tx, upload_id)
 
     async with flow.appends.only(upload_id):
         await flow.transactions.write("remove_upload", body)
+
+
+async def forget_vain(flow: Flow) -> int:
+    """Removes uploads that have waited too long, or whose body nobody would take any more; gives how many."""
+    total = 0
+    while removed := await flow.transactions.write("forget_uploads", uploads.remove_vain):
+        total += removed
+    return total
 
 
 async def append(flow: Flow, upload_id: str, request: Append, *, client_id: str | None) -> Partial | Completed:
@@ -135,11 +123,27 @@ async def append(flow: Flow, upload_id: str, request: Append, *, client_id: str 
         record, stored = await _claim(flow, upload_id, request, client_id=client_id)
         if record.completed:
             return await _outcome(flow, record)
-        await _check_wanted(flow, record)
-        num_stored = await _Appending(flow, record, stored).store(request, running)
+        appending = Appending(flow, record, stored, await _checks(flow, record, request, stored))
+        try:
+            num_stored = await appending.store(request, running)
+            completed = await appending.commit()
+        except ProblemError as refusal:
+            if appending.is_judged:
+                await _drop_if_refused(flow, upload_id, refusal)
+            raise
+    if completed is not None:
+        return await _ended(flow, upload_id, completed)
     if request.is_last:
         return await flow.completions.run(upload_id, lambda: _complete(flow, upload_id))
     return Partial(num_stored)
+
+
+async def _ended(flow: Flow, upload_id: str, completed: Completed) -> Completed:
+    """Removes the part of a body that was taken in, unless what was taken in is the part itself."""
+    failpoints.reach("uploads.taken")
+    if not completed.is_new:
+        await flow.transactions.write("complete_upload", lambda tx: uploads.complete(tx, upload_id))
+    return completed
 
 
 async def _claim(
@@ -149,19 +153,23 @@ async def _claim(
     blob_id = flow.new_id("blob")
 
     def body(tx: WriteTx) -> tuple[UploadRecord, BlobUpload]:
-        record = check_owner(uploads.lock(tx, upload_id), upload_id=upload_id, client_id=client_id)
+        record = _locked(tx, upload_id, client_id=client_id)
         check_append(record, offset=request.offset, num_bytes=request.num_bytes, is_last=request.is_last)
         upload = BlobUpload(blob_id)
         if record.completed:
             return record, upload
-        uploads.take_over(tx, record)
+        mine = uploads.take_over(tx, record, expires_at=tx.now() + LIFETIME)
         if record.num_stored < record.num_bytes:
             _check_num_segments(tx, upload_id)
             flow.blobs.reserve(tx, upload)
             uploads.add_segment(tx, upload_id, Segment(record.num_stored, blob_id))
-        return replace(record, append_epoch=record.append_epoch + 1), upload
+        return mine, upload
 
     return await flow.transactions.write("claim_upload", body)
+
+
+def _locked(tx: WriteTx, upload_id: str, *, client_id: str | None) -> UploadRecord:
+    return check_owner(uploads.lock(tx, upload_id), upload_id=upload_id, client_id=client_id, now=tx.now())
 
 
 def _check_num_segments(tx: ReadTx, upload_id: str) -> None:
@@ -172,81 +180,26 @@ def _check_num_segments(tx: ReadTx, upload_id: str) -> None:
         )
 
 
-class _Appending:
-    """Stores one request's bytes behind those that are there."""
+async def _checks(flow: Flow, record: UploadRecord, request: Append, upload: BlobUpload) -> Checks | None:
+    """Gives what checks a body that comes whole; None for one in several appends, or that must be decompressed.
 
-    def __init__(self, flow: Flow, record: UploadRecord, upload: BlobUpload) -> None:
-        self._flow = flow
-        self._record = record
-        self._upload = upload
-        self._num_noted = 0
-
-    @property
-    def _end(self) -> int:
-        return self._record.num_stored + self._upload.num_bytes
-
-    async def store(self, request: Append, running: RunningAppend) -> int:
-        """Stores a body, or what arrives of it, and gives where it ends; then raises what has ended it too early."""
-        try:
-            async for chunk in running.arriving(request.chunks):
-                await self._take(chunk)
-        except StaleRowError:
-            raise _taken_over() from None
-        except BaseException:
-            await asyncio.shield(self._checkpoint_if_possible())
-            raise
-        await self._checkpoint()
-        failpoints.reach("uploads.checkpointed")
-        if running.error is not None:
-            raise running.error
-        if running.is_stopped:
-            raise _taken_over()
-        check_end(self._record, end=self._end, is_last=request.is_last)
-        return self._end
-
-    async def _take(self, chunk: bytes) -> None:
-        check_end(self._record, end=self._end + len(chunk), is_last=False)
-        self._upload.append(chunk)
-        if self._upload.is_due:
-            await self._flow.blobs.flush(self._upload)
-            failpoints.reach("uploads.chunks_stored")
-        if self._upload.num_bytes - self._num_noted >= _CHECKPOINT_NUM_BYTES:
-            await self._checkpoint()
-
-    async def _checkpoint(self) -> None:
-        """Makes what has arrived durable and notes how much it is; raises StaleRowError where somebody took over."""
-        if self._upload.num_bytes == self._num_noted:
-            return
-        end, num_bytes = self._end, self._upload.num_bytes
-
-        def note(tx: WriteTx) -> None:
-            uploads.advance(tx, self._record, num_stored=end, expires_at=tx.now() + LIFETIME)
-
-        await self._flow.blobs.checkpoint(self._upload, note)
-        self._num_noted = num_bytes
-
-    async def _checkpoint_if_possible(self) -> None:
-        """Does the same for an append that has failed, whose own failure is told."""
-        with suppress(StaleRowError, ProblemError, OSError):
-            await self._checkpoint()
-
-
-def _taken_over() -> ProblemError:
-    return ProblemError(
-        ProblemType.STATE_CONFLICT, "a newer request has taken the upload over; ask for its offset and go on there"
-    )
-
-
-async def _check_wanted(flow: Flow, record: UploadRecord) -> None:
-    """Refuses more bytes of a body that would be refused when it is whole, and removes what there is of it."""
+    Refuses more bytes of a body that would be refused when it is whole, and removes what there is of it.
+    """
     try:
-        if isinstance(record.target, UpdateTarget):
-            await _asked(flow, record.target)
-        else:
-            await initial_model.check_wanted(flow, record.target.run_id)
+        checks = await _wanted(flow, record, upload)
     except ProblemError as refusal:
         await _drop_if_refused(flow, record.upload_id, refusal)
         raise
+    is_plain = record.coding == ContentCoding.IDENTITY.value
+    return checks if is_plain and request.is_last and request.offset == 0 else None
+
+
+async def _wanted(flow: Flow, record: UploadRecord, upload: BlobUpload) -> Checks | None:
+    if isinstance(record.target, UpdateTarget):
+        ask = await _asked(flow, record.target)
+        return None if ask.accepted is not None else intake.UpdateInParts(flow, ask, upload)
+    run, earlier = await initial_model.look_up(flow, record.target.run_id)
+    return None if earlier is not None else initial_model.ModelInParts(flow, run, upload)
 
 
 async def _asked(flow: Flow, target: UpdateTarget) -> intake.Ask:
@@ -263,7 +216,7 @@ async def _complete(flow: Flow, upload_id: str) -> Completed:
     """Hands a body that is whole to those who take the PUT's, and then removes the part."""
     record = await flow.transactions.read_one("get_upload", lambda tx: uploads.get(tx, upload_id))
     if record is None:
-        raise _taken_over()
+        raise taken_over()
     if record.completed:
         return await _outcome(flow, record)
     failpoints.reach("uploads.completing")

@@ -17,7 +17,16 @@ from aggregator_service.domain.helper_mode.records import MaskSumRecord
 from aggregator_service.domain.records import RoundRecord
 from aggregator_service.domain.sessions.records import SessionRecord
 from aggregator_service.domain.sessions.steps import Abort
-from aggregator_service.flow import aggregation, expiry, lifecycle, publication, renditions, retention, sealed_rounds
+from aggregator_service.flow import (
+    aggregation,
+    expiry,
+    lifecycle,
+    publication,
+    renditions,
+    retention,
+    sealed_rounds,
+    uploads,
+)
 from aggregator_service.flow.aggregation import Candidate
 from aggregator_service.flow.begun_sums import BegunSum
 from aggregator_service.flow.context import Flow
@@ -189,6 +198,8 @@ class EmbeddedWorker:
             _log.info("orphans_swept", count=removed)
         if forgotten := await renditions.forget_old(self._flow):
             _log.info("renditions_forgotten", count=forgotten)
+        if given_up := await uploads.forget_vain(self._flow):
+            _log.info("uploads_forgotten", count=given_up)
         await asyncio.sleep(_SWEEP_SECONDS)
         return 0.001
 

@@ -54,7 +54,7 @@ class BlockCutter:
         return bytes(self._gathered)
 
 
-def shuffled(pieces: Iterable[bytes]) -> Iterator[bytes]:
+def shuffled(pieces: Iterable[Bytes]) -> Iterator[bytes]:
     """Yields a body, which comes in pieces of any size, in shuffled blocks."""
     cutter = BlockCutter()
     for piece in pieces:

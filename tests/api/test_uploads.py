@@ -14,6 +14,7 @@ import pytest
 from tests.support.participant import (
     MEDIA_TYPE,
     Participant,
+    Tensors,
     create_run,
     enrol,
     pack,
@@ -58,10 +59,10 @@ def offset_of(http: httpx.Client, url: str) -> int:
 class Sender:
     """A client with an open task in a run of its own."""
 
-    def __init__(self, operator: httpx.Client) -> None:
+    def __init__(self, operator: httpx.Client, model: Tensors | None = None) -> None:
         self.operator = operator
         self.client: Participant = enrol(operator, "sends")
-        self.run_id = create_run(operator, small_model(), num_rounds=2, round={"quorum": 1})
+        self.run_id = create_run(operator, model or small_model(), num_rounds=2, round={"quorum": 1})
         claimed = self.client.claim(self.run_id, wait=20)
         assert claimed.status_code == 201, claimed.text
         self.task_id: str = claimed.json()["task_id"]
@@ -144,6 +145,23 @@ def test_a_newer_request_ends_an_append_that_still_waits_for_its_sender(
         assert append(sender.http, url, BODY[60:70], offset=60).status_code == 204
         assert read_answer(link).status == 409
     assert append(sender.http, url, BODY[70:], offset=70, last=True).status_code == 201
+
+
+@pytest.mark.parametrize("closes", [True, False], ids=["closed", "dead"])
+def test_all_that_the_network_has_brought_is_kept_when_the_line_breaks(
+    shared_server: ServerProcess, shared_operator: httpx.Client, closes: bool
+) -> None:
+    """Far more than the server has read when it is asked how much it has."""
+    body = update_body({"w": np.ones(2_000_000, dtype=np.float32)}, num_examples=1)
+    sender = Sender(shared_operator, {"w": np.zeros(2_000_000, dtype=np.float32)})
+    url = sender.begin(len(body))
+    with connect(shared_server.url) as link:
+        link.sendall(_head(shared_server, sender, url, offset=0, num_bytes=len(body)))
+        assert read_answer(link, length=0).status == 100
+        link.sendall(body[:7_000_000])
+        if closes:
+            link.close()
+        assert offset_of(sender.http, url) == 7_000_000
 
 
 @contextmanager

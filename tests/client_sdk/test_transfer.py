@@ -160,3 +160,18 @@ def test_a_stored_model_is_read_only_if_it_is_still_whole(tmp_path: Path) -> Non
     found = read_model(path, EXPECTED)
     assert found is not None
     assert found.keys() == decode(BYTES).keys()
+
+
+def test_a_large_stored_model_is_mapped_and_outlives_its_name(tmp_path: Path) -> None:
+    values = np.arange(1 << 19, dtype=np.float32)
+    content = b"".join(encode({"w": values}, {}))
+    expected = Content(f"sha256:{hashlib.sha256(content).hexdigest()}", len(content))
+    path = tmp_path / expected.file_name
+    path.write_bytes(content[:-1] + b"!")
+    assert read_model(path, expected) is None
+    path.write_bytes(content)
+    found = read_model(path, expected)
+    path.unlink()
+    assert found is not None
+    np.testing.assert_array_equal(found["w"], values)
+    assert str(path) in Path("/proc/self/maps").read_text()

@@ -223,6 +223,24 @@ def test_pieces_are_a_mebibyte_at_most_and_the_header_is_aligned():
     np.testing.assert_array_equal(load(b"".join(pieces))["b"], arrays["b"])
 
 
+def test_a_piece_within_one_tensor_is_a_view_of_it_wherever_the_bytes_begin():
+    values = np.arange(900_000, dtype=np.float32)
+    arrays = {"a": np.ones(3, dtype=np.int8), "b": values}
+    whole = b"".join(encode(arrays, {}))
+    views = [piece for piece in encode(arrays, {}) if isinstance(piece, memoryview)]
+    assert len(views) == 2
+    assert all(np.shares_memory(np.frombuffer(view, dtype=np.uint8), values) for view in views)
+    for begin in (0, 7, 100, 1 << 20, len(whole) - 1, len(whole)):
+        assert b"".join(encode(arrays, {}, begin=begin)) == whole[begin:]
+
+
+def test_a_header_longer_than_a_piece_is_cut_like_anything_else():
+    arrays = {"a": np.ones(300_000, dtype=np.float32)}
+    pieces = list(encode(arrays, {"note": "x" * (1 << 20)}))
+    assert [len(piece) for piece in pieces[:-1]] == [1 << 20] * 2
+    assert b"".join(pieces).endswith(arrays["a"].tobytes())
+
+
 def test_types_that_cannot_travel_are_refused_before_a_byte_is_written():
     with pytest.raises(ValueError, match="complex128"):
         encoded_size({"c": np.array([1j])}, {})

@@ -2,17 +2,23 @@
 
 import random
 import re
-import sqlite3
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 
 from aggregator_service import failpoints
-from tests.support.chaos import Fault, KillAfter, KillAt, carry_out, check_nothing_is_left_over, taking_part
+from tests.support.chaos import (
+    Fault,
+    KillAfter,
+    KillAt,
+    carry_out,
+    check_files_are_blobs,
+    check_nothing_is_left_over,
+    taking_part,
+)
 from tests.support.ledger import NUM_CLIENTS, Ledger, check_run, initial_model
 from tests.support.object_server import BUCKET, ObjectServer
 from tests.support.participant import create_run, wait_for_run
@@ -164,17 +170,6 @@ def test_kills_with_blobs_in_objects_lose_nothing(
 @pytest.mark.soak
 def test_500_kills_lose_nothing_and_change_no_bit(database_url: str, tmp_path: Path, forking: Zygote) -> None:
     survive(database_url, tmp_path, plan=small_plan(num_random=450, num_cold=30), forking=forking)
-
-
-def check_files_are_blobs(database_url: str, folder: Path) -> None:
-    """Checks on SQLite, whose starts sweep, that there is a file for each blob and none beside."""
-    if not database_url.startswith("sqlite"):
-        return
-    with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as connection:
-        assert connection.execute("SELECT count(*) FROM blobs WHERE store = 'database'").fetchone() == (0,)
-        assert connection.execute("SELECT count(*) FROM blob_deletions").fetchone() == (0,)
-        named = {path for (path,) in connection.execute("SELECT blob_id FROM blobs WHERE num_bytes > 0")}
-    assert {path.name for path in folder.rglob("*") if path.is_file()} == named
 
 
 def survive(

@@ -147,6 +147,17 @@ def taking_part(
             raise
 
 
+def check_files_are_blobs(database_url: str, folder: Path) -> None:
+    """Checks on SQLite, whose starts sweep, that there is a file for each blob and none beside."""
+    if not database_url.startswith("sqlite"):
+        return
+    with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as connection:
+        assert connection.execute("SELECT count(*) FROM blobs WHERE store = 'database'").fetchone() == (0,)
+        assert connection.execute("SELECT count(*) FROM blob_deletions").fetchone() == (0,)
+        named = {path for (path,) in connection.execute("SELECT blob_id FROM blobs WHERE num_bytes > 0")}
+    assert {path.name for path in folder.rglob("*") if path.is_file()} == named
+
+
 def check_nothing_is_left_over(database_url: str) -> None:
     """On SQLite a start removes every upload that was never finished; on Postgres another server may be at it."""
     if database_url.startswith("sqlite"):
