@@ -1,4 +1,4 @@
-"""How far bodies are read ahead: all of them together have a bound, and one that was answered early is read to its end."""
+"""How far bodies are read ahead: all together have a bound, and one that was answered early is read to its end."""
 
 import itertools
 
