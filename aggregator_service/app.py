@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 from fastapi import FastAPI
 from pydantic import ValidationError
+from starlette.types import ASGIApp
 
 from aggregator_service import failpoints
-from aggregator_service.api.application import create_application
+from aggregator_service.api.application import create_application, serve
 from aggregator_service.clock import system_clock
 from aggregator_service.domain.layouts import Layouts
 from aggregator_service.flow import budget
@@ -42,7 +43,7 @@ class SettingsError(ValueError):
 class Service:
     """A server ready to be served; `drain` answers every held request now, so that it can stop."""
 
-    application: FastAPI
+    application: ASGIApp
     drain: Callable[[], None]
 
 
@@ -97,7 +98,7 @@ def build(settings: Settings, *, show_operator_token: Callable[[str], None]) -> 
         flow: Flow = application.state.flow
         flow.wakeups.close()
 
-    return Service(application, drain)
+    return Service(serve(application, telemetry), drain)
 
 
 @asynccontextmanager

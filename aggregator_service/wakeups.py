@@ -5,7 +5,14 @@ a change between the look and the wait is therefore never missed.
 """
 
 import asyncio
+import math
 from collections.abc import Iterable
+from typing import Final
+
+_TICK_SECONDS: Final = 0.05
+"""Waits end at multiples of this, so that thousands of them share a few timers."""
+
+_Waiters = set["asyncio.Future[None]"]
 
 
 class Wakeups:
@@ -14,7 +21,8 @@ class Wakeups:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._counters: dict[str, int] = {}
-        self._waiters: dict[str, set[asyncio.Future[None]]] = {}
+        self._waiters: dict[str, _Waiters] = {}
+        self._due: dict[int, _Waiters] = {}
         self._closed = False
 
     @property
@@ -37,12 +45,13 @@ class Wakeups:
             return
         waiter: asyncio.Future[None] = self._loop.create_future()
         waiters = self._waiters.setdefault(topic, set())
+        due = self._due_after(timeout_seconds)
         waiters.add(waiter)
+        due.add(waiter)
         try:
-            await asyncio.wait_for(waiter, timeout_seconds)
-        except TimeoutError:
-            pass
+            await waiter
         finally:
+            due.discard(waiter)
             waiters.discard(waiter)
             if not waiters and self._waiters.get(topic) is waiters:
                 del self._waiters[topic]
@@ -55,6 +64,22 @@ class Wakeups:
     def _move_on(self, topics: tuple[str, ...]) -> None:
         for topic in topics:
             self._counters[topic] = self._counters.get(topic, 0) + 1
-            for waiter in tuple(self._waiters.get(topic, ())):
-                if not waiter.done():
-                    waiter.set_result(None)
+            _wake(self._waiters.get(topic, ()))
+
+    def _due_after(self, seconds: float) -> _Waiters:
+        """Gives those whose time is up with the tick in which so many seconds have passed."""
+        tick = math.ceil((self._loop.time() + seconds) / _TICK_SECONDS)
+        due = self._due.get(tick)
+        if due is None:
+            due = self._due[tick] = set()
+            self._loop.call_at(tick * _TICK_SECONDS, self._expire, tick)
+        return due
+
+    def _expire(self, tick: int) -> None:
+        _wake(self._due.pop(tick))
+
+
+def _wake(waiters: Iterable["asyncio.Future[None]"]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)

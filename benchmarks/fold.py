@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 
 from aggregator_service.domain import exact_sum
 from aggregator_service.domain.exact_sum import Quantised, Sparse, Summand
+from aggregator_service.flow.windows import WINDOW_ELEMENTS
 from benchmarks.measurements import Row, in_turns, row
 
 NUM_BYTES = 160 << 20
 """Of all updates together: several times what a cache holds."""
 NUM_UPDATES = 8
-WINDOW = 1 << 20
+NUM_INT8 = 16
+"""More of them, as the server takes where there are many: they are no larger together."""
+WINDOW = WINDOW_ELEMENTS
 ROW = 1 << 12
 REPETITIONS = 15
 WEIGHT, SHIFT = 12_345, 40
@@ -28,17 +31,17 @@ def measure() -> list[Row]:
     """Measures plain reads and folds in turns."""
     source = np.random.default_rng(0)
     stored: NDArray[np.uint8] = source.integers(0, 256, NUM_BYTES, dtype=np.uint8)
-    codes = stored.reshape(NUM_UPDATES, -1)
+    codes, many_codes = stored.reshape(NUM_UPDATES, -1), stored.reshape(NUM_INT8, -1)
     singles = (source.standard_normal((NUM_UPDATES, NUM_BYTES // 4 // NUM_UPDATES)) * 0.01).astype(np.float32)
     scales = np.full(WINDOW // ROW, 0.001, dtype=np.float32)
     indices = np.arange(0, WINDOW, 100, dtype=np.uint32)
-    num_singles, num_codes = singles.shape[1], codes.shape[1]
+    num_singles, num_codes, num_int8 = singles.shape[1], codes.shape[1], many_codes.shape[1]
 
     def single(update: int, begin: int, end: int) -> Summand:
         return singles[update, begin:end]
 
     def int8(update: int, begin: int, end: int) -> Summand:
-        return Quantised(codes[update, begin:end].view(np.int8), scales, ROW)
+        return Quantised(many_codes[update, begin:end].view(np.int8), scales, ROW)
 
     def int4(update: int, begin: int, end: int) -> Summand:
         return Quantised(codes[update, begin // 2 : end // 2], scales, ROW)
@@ -51,7 +54,7 @@ def measure() -> list[Row]:
         "plain read: or int64": lambda: np.bitwise_or.reduce(stored.view(np.int64)),
         "float32": lambda: _fold(single, num_singles),
         "float32, one at a time": lambda: _fold(single, num_singles, together=1),
-        "int8": lambda: _fold(int8, num_codes),
+        "int8": lambda: _fold(int8, num_int8, num_updates=NUM_INT8),
         "int4 of half the bytes": lambda: _fold(int4, num_codes),
         "1% of as many float32": lambda: _fold(sparse, num_singles),
         "naive float64 sum of float32": lambda: _naive(singles),
@@ -61,8 +64,8 @@ def measure() -> list[Row]:
         "plain read, two threads": lambda: _read(stored, num_threads=2),
         "float32, one thread": lambda: _fold(single, num_singles),
         "float32, two threads": lambda: _fold(single, num_singles, num_threads=2),
-        "int8, one thread": lambda: _fold(int8, num_codes),
-        "int8, two threads": lambda: _fold(int8, num_codes, num_threads=2),
+        "int8, one thread": lambda: _fold(int8, num_int8, num_updates=NUM_INT8),
+        "int8, two threads": lambda: _fold(int8, num_int8, num_updates=NUM_INT8, num_threads=2),
     }
     alone = in_turns(one_core, repetitions=REPETITIONS, clock=time.process_time)
     elapsed = in_turns(threads, repetitions=REPETITIONS)
@@ -76,13 +79,16 @@ def measure() -> list[Row]:
     ]
 
 
-def _fold(cut: Cut, num_elements: int, *, together: int = NUM_UPDATES, num_threads: int = 1) -> None:
+def _fold(
+    cut: Cut, num_elements: int, *, num_updates: int = NUM_UPDATES, together: int | None = None, num_threads: int = 1
+) -> None:
     """Folds whole windows, which threads take as they come."""
     begins = iter(range(0, num_elements - WINDOW + 1, WINDOW))
-    threads = [threading.Thread(target=_fold_windows, args=(cut, begins, together)) for _ in range(num_threads - 1)]
+    work = cut, begins, num_updates, together or num_updates
+    threads = [threading.Thread(target=_fold_windows, args=work) for _ in range(num_threads - 1)]
     for thread in threads:
         thread.start()
-    _fold_windows(cut, begins, together)
+    _fold_windows(*work)
     for thread in threads:
         thread.join()
 
@@ -98,10 +104,10 @@ def _read(stored: NDArray[np.uint8], *, num_threads: int) -> None:
         thread.join()
 
 
-def _fold_windows(cut: Cut, begins: Iterator[int], together: int) -> None:
+def _fold_windows(cut: Cut, begins: Iterator[int], num_updates: int, together: int) -> None:
     accumulator = np.zeros(WINDOW, dtype=np.int64)
     for begin in begins:
-        for first in range(0, NUM_UPDATES, together):
+        for first in range(0, num_updates, together):
             updates = [cut(update, begin, begin + WINDOW) for update in range(first, first + together)]
             exact_sum.fold_all(accumulator, updates, weights=[WEIGHT] * together, shift=SHIFT)
 

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from aggregator_service.api.pacing import GRACE_SECONDS, MAX_SILENCE_SECONDS, MIN_BYTES_A_SECOND
 
 ZERO_COPY: Final = "http.response.zerocopysend"
+_EXTENSIONS: Final[dict[str, dict[object, object]]] = {ZERO_COPY: {}}
 
 _MOST_AT_ONCE: Final = 1 << 20
 """How much is sent before other requests have their turn."""
@@ -24,6 +25,8 @@ _READ_AHEAD: Final = 8 << 20
 
 class PacedAnswers:
     """An ASGI application around another, for one connection of uvicorn's; it knows the socket behind the answers."""
+
+    __slots__ = ("_app", "_transport")
 
     def __init__(self, app: ASGIApp, transport: asyncio.Transport) -> None:
         self._app = app
@@ -36,12 +39,15 @@ class PacedAnswers:
             return
         # What uvicorn gives as `send` is a method of the request's cycle.
         answer = _Answer(self._transport, send, cast("RequestResponseCycle", cast("Any", send).__self__))
-        scope["extensions"] = {**scope.get("extensions", {}), ZERO_COPY: {}}
+        # uvicorn has none of its own for HTTP.
+        scope["extensions"] = _EXTENSIONS
         await self._app(scope, receive, answer.send)
 
 
 class _Answer:
     """One answer on its way; only waiting for its reader counts."""
+
+    __slots__ = ("_cycle", "_num_bytes", "_send", "_transport", "_waited_seconds")
 
     def __init__(self, transport: asyncio.Transport, send: Send, cycle: RequestResponseCycle) -> None:
         self._transport = transport

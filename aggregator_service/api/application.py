@@ -6,6 +6,7 @@ from typing import Any, Final, Protocol
 from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from aggregator_service.api import (
     clients,
@@ -35,6 +36,19 @@ Tensors travel as [safetensors](https://github.com/huggingface/safetensors) byte
 `application/problem+json` whose `detail` says what was wrong and what would be right.
 """
 
+_TAGS: Final = (
+    {"name": "runs", "description": "What is trained, and how it goes."},
+    {"name": "privacy", "description": "What a run promises and what it has spent."},
+    {"name": "clients", "description": "Who may take part."},
+    {"name": "tasks", "description": "What clients do."},
+    {"name": "uploads", "description": "Bodies that go on after a cut."},
+    {"name": "models", "description": "The initial model in, every version out."},
+    {"name": "secure aggregation", "description": "Masked sums that clients compute with each other."},
+    {"name": "helper mode", "description": "Masked sums that independent helpers unmask."},
+    {"name": "operations", "description": "Health, metrics and these pages."},
+)
+"""In the order in which the docs page shows them."""
+
 
 class Lifespan(Protocol):
     """Starts and stops what the application needs."""
@@ -58,8 +72,6 @@ def create_application(*, version: str, telemetry: Telemetry, lifespan: Lifespan
     )
     problems.install(app, telemetry)
     app.add_middleware(pacing.Pacing)
-    app.add_middleware(holding.Holding, telemetry=telemetry)
-    app.add_middleware(instruments.Instruments, telemetry=telemetry)
     protected = [Depends(authenticated)]
     # Routes are tried in this order, and what clients send most is not looked for long.
     app.include_router(tasks.direct, dependencies=protected)
@@ -71,10 +83,21 @@ def create_application(*, version: str, telemetry: Telemetry, lifespan: Lifespan
     return app
 
 
+def serve(app: FastAPI, telemetry: Telemetry) -> ASGIApp:
+    """Gives what the application is served as: around it requests are held and every answer is counted."""
+    return instruments.Instruments(holding.Holding(app, telemetry), telemetry)
+
+
 def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
+        # What is tried first is not what is read first.
+        direct, *others = app.routes
         schema = get_openapi(
-            title=app.title, version=app.version, description=app.description.strip(), routes=app.routes
+            title=app.title,
+            version=app.version,
+            description=app.description.strip(),
+            routes=[*others, direct],
+            tags=[dict(tag) for tag in _TAGS],
         )
         schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
         app.openapi_schema = schema

@@ -11,9 +11,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from aggregator_service.api.problems import render
 from aggregator_service.telemetry import Telemetry
-from fl_protocol.problems import ProblemError
 
 _ANSWER: Final = "fedquorum.answer"
 _STILL_READ: Final = frozenset({"type", "asgi", "http_version", "method", "headers", "extensions", "route"})
@@ -50,21 +48,17 @@ class Holding:
         if answer is None:
             return
         _forget(scope)
-        response = await self._response(answer)
-        await response(scope, receive, send)
-
-    async def _response(self, answer: Answer) -> Response:
         self._telemetry.hold(1)
         try:
             found = await answer()
-        except ProblemError as problem:
-            self._telemetry.refused(problem.problem_type.value)
-            return render(problem)
         finally:
             self._telemetry.hold(-1)
-        if isinstance(found, Response):
-            return found
-        return Response(found.model_dump_json(), media_type="application/json")
+        response = found if isinstance(found, Response) else _as_json(found)
+        await response(scope, receive, send)
+
+
+def _as_json(model: BaseModel) -> Response:
+    return Response(model.model_dump_json(), media_type="application/json")
 
 
 def _forget(scope: Scope) -> None:

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Scope
 
 from aggregator_service.api.ranges import UnsatisfiableRangeError
 from aggregator_service.domain.uploads import MismatchingOffsetError
@@ -128,10 +129,7 @@ def install(app: FastAPI, telemetry: Telemetry) -> None:
         return render(problem, headers=error.headers)
 
     def on_bug(request: Request, error: Exception) -> Response:
-        _log.error("request_failed", method=request.method, route=_route(request), exc_info=error)
-        return on_problem(
-            request, ProblemError(ProblemType.INTERNAL_ERROR, "the server failed to answer; its log says why")
-        )
+        return failed(error, request.scope, telemetry)
 
     app.add_exception_handler(ProblemError, on_problem)
     app.add_exception_handler(RequestValidationError, on_invalid)
@@ -140,8 +138,14 @@ def install(app: FastAPI, telemetry: Telemetry) -> None:
     app.add_exception_handler(Exception, on_bug)
 
 
-def _route(request: Request) -> str:
-    return str(getattr(request.scope.get("route"), "path", "unknown"))
+def failed(error: Exception, scope: Scope, telemetry: Telemetry) -> Response:
+    """Renders what ended a request: a problem as it is; anything else is a bug, which only the log tells."""
+    if not isinstance(error, ProblemError):
+        route = str(getattr(scope.get("route"), "path", "unknown"))
+        _log.error("request_failed", method=scope["method"], route=route, exc_info=error)
+        error = ProblemError(ProblemType.INTERNAL_ERROR, "the server failed to answer; its log says why")
+    telemetry.refused(error.problem_type.value)
+    return render(error)
 
 
 def _http_detail(request: Request, error: HTTPException) -> str:

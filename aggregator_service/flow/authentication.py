@@ -1,12 +1,14 @@
 """Who is calling: a bearer token becomes a principal or a refusal."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from aggregator_service.domain.records import TokenKind, TokenRecord
 from aggregator_service.flow.context import Flow
 from aggregator_service.storage import asks, tokens
-from aggregator_service.storage.asks import AskRecord
+from aggregator_service.storage.asks import Asked, AskRecord
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.problems import ProblemError, ProblemType
 
@@ -42,15 +44,20 @@ async def authenticate(flow: Flow, bearer: str) -> Principal:
 
 
 async def authenticate_for_task(flow: Flow, bearer: str, *, task_id: str) -> tuple[Principal, AskRecord | None]:
-    """Does the same and reads a task in the same statement, whoever holds it; None where there is no such task."""
-    token_hash = hash_token(bearer)
+    """Does the same and reads a task with it, whoever holds it; None where there is no such task.
 
-    def body(tx: ReadTx) -> tuple[TokenRecord | None, AskRecord | None]:
-        token, found = asks.get(tx, token_hash=token_hash, task_id=task_id) or (None, None)
-        return _in_force(tx, token), found
-
-    token, found = await flow.transactions.read_one("authenticate_for_task", body)
+    Those who ask while others are being looked up are looked up together.
+    """
+    asked = Asked(hash_token(bearer), task_id)
+    token, found = await flow.gatherings.ask("authenticate_for_task", asked, partial(_look_up, flow))
     return _principal(token, bearer), found
+
+
+async def _look_up(flow: Flow, asked: Sequence[Asked]) -> list[tuple[TokenRecord | None, AskRecord | None]]:
+    def body(tx: ReadTx) -> list[tuple[TokenRecord | None, AskRecord | None]]:
+        return [(_in_force(tx, token), found) for token, found in asks.get_all(tx, asked)]
+
+    return await flow.transactions.read("authenticate_for_task", body)
 
 
 def _in_force(tx: ReadTx, record: TokenRecord | None) -> TokenRecord | None:

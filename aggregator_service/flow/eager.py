@@ -139,13 +139,14 @@ class EagerFolding:
         sealed = self._flow.transactions.read_blocking("load_filling", lambda tx: load_collecting(tx, round_.round_id))
         if sealed is None:
             return False
-        members, _ = factored(sealed_updates(self._flow, sealed), sealed)
+        sizes = self._sizes[round_.round_id]
+        most = batches.MIN_UPDATES if sizes is None else sizes.most_updates
+        num_read = max(1, min(most, len(sealed.updates) - len(begun.members)))
+        members, _ = factored(sealed_updates(self._flow, sealed, num_read=num_read), sealed)
         if not begun.members:
             begun.bound = noised_bound(sealed)
         if not begun.fits(members, bound=noised_bound(sealed)):
             return False
-        sizes = self._sizes[round_.round_id]
-        most = batches.MIN_UPDATES if sizes is None else sizes.most_updates
         model, num_before = read_header(reader(self._flow, sealed.base.blob_id)), len(begun.members)
         add_batch(begun, members, most=most, model=model, spec=sealed.run.spec)
         self._flow.telemetry.folded_early(len(begun.members) - num_before)

@@ -39,7 +39,11 @@ class Gatherings:
             serving.add_done_callback(self._serving.discard)
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         waiting.append((item, future))
-        return await future
+        try:
+            return await future
+        finally:
+            # A problem's traceback leads here, and from a future to its problem: a circle around all of a request.
+            del future
 
     async def _serve(self, key: Hashable, waiting: _Lot, answer: Answer[Any, Any]) -> None:
         try:

@@ -177,6 +177,7 @@ async def _commit(flow: Flow, ask: Ask, received: Received, *, max_abs: dict[str
         raise
     failpoints.reach("intake.after_commit")
     if outcome.is_new:
+        flow.blobs.note_sealed(received.upload)
         flow.telemetry.accepted(outcome.update.num_bytes)
     else:
         await discard(flow, received)

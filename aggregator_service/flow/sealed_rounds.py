@@ -111,15 +111,16 @@ def effective_weights(tx: ReadTx, run: RunRecord, accepted: Sequence[UpdateRecor
     )
 
 
-def sealed_updates(flow: Flow, sealed: SealedRound) -> list[SealedUpdate]:
-    """Gives the updates of a round as the fold reads them."""
+def sealed_updates(flow: Flow, sealed: SealedRound, *, num_read: int | None = None) -> list[SealedUpdate]:
+    """Gives the updates of a round as the fold reads them; `num_read` says how many it will read, if not all."""
+    num_readers = len(sealed.updates) if num_read is None else num_read
     return [
         SealedUpdate(
             update_id=update.update_id,
             digest=update.digest,
             weight=weight,
             max_abs=update.max_abs,
-            read=ReadAhead(reader(flow, update.blob_id), num_bytes=update.num_bytes, num_readers=len(sealed.updates)),
+            read=ReadAhead(reader(flow, update.blob_id), num_bytes=update.num_bytes, num_readers=num_readers),
             skipped=update.skipped,
         )
         for update, weight in zip(sealed.updates, sealed.weights, strict=True)

@@ -1,23 +1,19 @@
-"""What the answer to a task is judged by, in one statement: the sender's token, the task, its attempt and its run."""
+"""What many answers to tasks are judged by: their senders' tokens, the tasks, their attempts and their runs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Final
-
-import sqlalchemy as sa
 
 from aggregator_service.domain.records import RoundRecord, RunRecord, TaskRecord, TokenRecord
-from aggregator_service.storage import rounds, runs, tables, tasks, tokens
+from aggregator_service.storage import rounds, runs, tasks, tokens
 from aggregator_service.storage.transactions import ReadTx
 
-_GET: Final = (
-    sa.select(*tables.tokens.columns, *tables.tasks.columns, *tables.rounds.columns, *tables.runs.columns)
-    .select_from(tables.tokens)
-    .outerjoin(tables.tasks, tables.tasks.c.task_id == sa.bindparam("task_id"))
-    .outerjoin(tables.rounds, tables.rounds.c.round_id == tables.tasks.c.round_id)
-    .outerjoin(tables.runs, tables.runs.c.run_id == tables.tasks.c.run_id)
-    .where(tables.tokens.c.token_hash == sa.bindparam("token_hash"))
-)
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A token, by its hash, with which a task is answered."""
+
+    token_hash: str
+    task_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +25,14 @@ class AskRecord:
     run: RunRecord
 
 
-def get(tx: ReadTx, *, token_hash: str, task_id: str) -> tuple[TokenRecord, AskRecord | None] | None:
-    """Gives a token, and a task whoever holds it; None where the token is not known, and for a task that is not."""
-    row = tx.connection.execute(_GET, {"token_hash": token_hash, "task_id": task_id}).one_or_none()
-    if row is None:
-        return None
-    values = iter(row)
-
-    def take(table: sa.Table) -> dict[str, Any]:
-        return dict(zip(table.columns.keys(), islice(values, len(table.columns)), strict=True))
-
-    token, task, round_, run = take(tables.tokens), take(tables.tasks), take(tables.rounds), take(tables.runs)
-    if task["task_id"] is None:
-        return tokens.record(token), None
-    return tokens.record(token), AskRecord(tasks.record(task), rounds.record(round_), runs.record(run))
+def get_all(tx: ReadTx, asked: Sequence[Asked]) -> list[tuple[TokenRecord | None, AskRecord | None]]:
+    """Gives each token, and each task whoever holds it; None where there is none. It takes four statements for all."""
+    known = tokens.get_all(tx, {each.token_hash for each in asked})
+    held = tasks.get_all(tx, {each.task_id for each in asked})
+    attempts = rounds.get_all(tx, {task.round_id for task in held.values()})
+    owners = runs.get_all(tx, {task.run_id for task in held.values()})
+    found = {task_id: AskRecord(task, attempts[task.round_id], owners[task.run_id]) for task_id, task in held.items()}
+    return [(known.get(each.token_hash), found.get(each.task_id)) for each in asked]
 
 
 def of_task(tx: ReadTx, task_id: str) -> AskRecord | None:

@@ -16,16 +16,12 @@ from fl_protocol.runs import RunSpec, RunState
 
 _GET: Final = sa.select(runs).where(runs.c.run_id == sa.bindparam("run_id"))
 _LOCK: Final = _GET.with_for_update()
-_LOCK_ALL: Final = (
-    sa.select(runs)
-    .where(runs.c.run_id.in_(sa.bindparam("run_ids", expanding=True)))
-    .order_by(runs.c.run_id)
-    .with_for_update()
-)
+_GET_ALL: Final = sa.select(runs).where(runs.c.run_id.in_(sa.bindparam("run_ids", expanding=True)))
+_LOCK_ALL: Final = _GET_ALL.order_by(runs.c.run_id).with_for_update()
 
 
-def record(values: dict[str, Any]) -> RunRecord:
-    """Makes a run of its columns by name."""
+def _record(row: sa.Row[Any]) -> RunRecord:
+    values = fields(row)
     del values["num_events"]
     read = {
         "state": RunState(values["state"]),
@@ -67,19 +63,28 @@ def unfinished_specs(tx: ReadTx) -> list[RunSpec]:
 def get(tx: ReadTx, run_id: str) -> RunRecord | None:
     """Gives a run; None where there is no such run."""
     row = tx.connection.execute(_GET, {"run_id": run_id}).one_or_none()
-    return None if row is None else record(fields(row))
+    return None if row is None else _record(row)
 
 
 def lock(tx: WriteTx, run_id: str) -> RunRecord | None:
     """Gives a run and keeps other writers away from it until the transaction ends."""
     row = tx.connection.execute(_LOCK, {"run_id": run_id}).one_or_none()
-    return None if row is None else record(fields(row))
+    return None if row is None else _record(row)
 
 
 def lock_all(tx: WriteTx, run_ids: Collection[str]) -> dict[str, RunRecord]:
     """Does the same for several runs, by their ids and in that order: two processes never wait for each other."""
-    found = [record(fields(row)) for row in tx.connection.execute(_LOCK_ALL, {"run_ids": list(run_ids)})]
-    return {run.run_id: run for run in found}
+    return _by_id(tx, _LOCK_ALL, run_ids)
+
+
+def get_all(tx: ReadTx, run_ids: Collection[str]) -> dict[str, RunRecord]:
+    """Gives runs by their ids; one that does not exist is left out."""
+    return _by_id(tx, _GET_ALL, run_ids)
+
+
+def _by_id(tx: ReadTx, query: sa.Select[Any], run_ids: Collection[str]) -> dict[str, RunRecord]:
+    rows = tx.connection.execute(query, {"run_ids": list(run_ids)})
+    return {row.run_id: _record(row) for row in rows}
 
 
 def reread(tx: ReadTx, run: RunRecord) -> RunRecord:
@@ -95,7 +100,7 @@ def page(tx: ReadTx, *, after: tuple[datetime, str] | None, limit: int) -> list[
     query = sa.select(runs).order_by(runs.c.created_at, runs.c.run_id).limit(limit)
     if after is not None:
         query = query.where(is_behind((runs.c.created_at, runs.c.run_id), after))
-    return [record(fields(row)) for row in tx.connection.execute(query)]
+    return [_record(row) for row in tx.connection.execute(query)]
 
 
 def set_state(

@@ -1,5 +1,6 @@
 """The tokens and idempotency_keys tables; a token is known only by the SHA-256 of its text."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ from aggregator_service.storage.tables import idempotency_keys, tokens
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 
 _GET: Final = sa.select(tokens).where(tokens.c.token_hash == sa.bindparam("token_hash"))
+_GET_ALL: Final = sa.select(tokens).where(tokens.c.token_hash.in_(sa.bindparam("token_hashes", expanding=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +44,17 @@ def insert(tx: WriteTx, token: TokenRecord) -> None:
 def get(tx: ReadTx, token_hash: str) -> TokenRecord | None:
     """Gives a token by its hash; None where it is not known."""
     row = tx.connection.execute(_GET, {"token_hash": token_hash}).one_or_none()
-    return None if row is None else record(fields(row))
+    return None if row is None else _record(row)
 
 
-def record(values: dict[str, Any]) -> TokenRecord:
-    """Makes a token of its columns by name."""
+def get_all(tx: ReadTx, token_hashes: Collection[str]) -> dict[str, TokenRecord]:
+    """Gives tokens by their hashes; one that is not known is left out."""
+    rows = tx.connection.execute(_GET_ALL, {"token_hashes": list(token_hashes)})
+    return {row.token_hash: _record(row) for row in rows}
+
+
+def _record(row: sa.Row[Any]) -> TokenRecord:
+    values = fields(row)
     return TokenRecord(**values | {"kind": TokenKind(values["kind"])})
 
 

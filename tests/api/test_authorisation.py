@@ -359,6 +359,12 @@ def test_table_and_the_servers_openapi_document_name_the_same_operations(shared_
     assert TABLE.keys() - documented == set(), "rows without an operation"
 
 
+def test_every_operation_has_its_place_on_the_docs_page() -> None:
+    document = _application().openapi()
+    used = {tag for path in document["paths"].values() for operation in path.values() for tag in operation["tags"]}
+    assert used == {tag["name"] for tag in document["tags"]}
+
+
 def test_every_route_is_in_the_openapi_document_or_only_shows_it() -> None:
     routes = {
         (method, route.path)

@@ -97,6 +97,11 @@ def test_the_page_shows_every_operation_and_asks_no_other_host(
     assert len(summaries) > 20
     for summary in summaries:
         expect(page.get_by_text(summary, exact=True).first).to_be_visible()
+    tags = page.locator(".opblock-tag").evaluate_all("tags => tags.map(tag => tag.dataset.tag)")
+    assert (tags[:4], tags[-1]) == (["runs", "privacy", "clients", "tasks"], "operations")
+    shown = page.locator(".opblock-summary-description").all_text_contents()
+    in_order = ["List runs", "Claim a task", "Send an update", "List model versions"]
+    assert sorted(in_order, key=shown.index) == in_order
     page.get_by_text("Claim a task").click()
     expect(page.get_by_text("The task this client already holds")).to_be_visible()
     picture = tmp_path / "docs.png"

@@ -18,7 +18,7 @@ from starlette.types import Message
 from aggregator_service.api.answers import ZERO_COPY
 from aggregator_service.api.downloads import Conditions, answer
 from aggregator_service.domain.records import TensorFile
-from aggregator_service.flow.downloads import content_of
+from aggregator_service.flow.downloads import PIECE_NUM_BYTES, content_of
 from fl_protocol import model_deltas
 from fl_protocol.model_deltas import DeltaHead
 from tests.support.databases import POSTGRES_IN_SOAK, SHARED_POSTGRES_IN_SOAK
@@ -254,11 +254,12 @@ class _Files:
 
 
 @pytest.mark.parametrize("begin", [0, 17])
-async def test_a_file_is_handed_to_the_kernel_and_closed(tmp_path: Path, begin: int) -> None:
+async def test_a_large_file_is_handed_to_the_kernel_and_closed(tmp_path: Path, begin: int) -> None:
     path = tmp_path / "blob"
-    path.write_bytes(bytes(100))
+    size = PIECE_NUM_BYTES + 100
+    path.write_bytes(bytes(size))
     files = _Files(path)
-    plain = content_of(TensorFile("blob_1", "sha256:" + "0" * 64, 100), version=3)
+    plain = content_of(TensorFile("blob_1", "sha256:" + "0" * 64, size), version=3)
     asked = Conditions(None, None, f"bytes={begin}-", accepts_zstd=False)
     messages: list[Message] = []
 
@@ -271,6 +272,6 @@ async def test_a_file_is_handed_to_the_kernel_and_closed(tmp_path: Path, begin: 
     answered = await answer(cast("Any", SimpleNamespace(blobs=files)), plain, asked, cache_control="no-store")
     await answered({"type": "http", "extensions": {ZERO_COPY: {}}}, receive, send)
     assert [message["type"] for message in messages] == ["http.response.start", ZERO_COPY]
-    assert (messages[1]["offset"], messages[1]["count"]) == (begin, 100 - begin)
+    assert (messages[1]["offset"], messages[1]["count"]) == (begin, size - begin)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(files.opened[0])

@@ -122,7 +122,8 @@ class Keeper(httpx.AsyncBaseTransport):
             "num_bytes": len(self.kept),
             "accepted_at": datetime.now(UTC).isoformat(),
         }
-        return httpx.Response(201, json=receipt)
+        of_a_model = {"version": 0, "num_parameters": 1, "created_at": datetime.now(UTC).isoformat()}
+        return httpx.Response(201, json=receipt | of_a_model)
 
     @property
     def methods(self) -> list[str]:
@@ -232,6 +233,16 @@ async def test_a_server_takes_no_more_at_once_than_it_says() -> None:
     sizes = [int(request.headers["content-length"]) for request in keeper.asked if request.method == "PATCH"]
     assert max(sizes) == 1_000_000
     assert keeper.num_received == len(CONTENT)
+
+
+async def test_a_start_model_is_sent_the_same_way() -> None:
+    keeper = Keeper(cuts=[2_000_000])
+    limits, seams = Limits(resumable_bytes=1 << 20), Seams(transport=keeper, sleep=_no_sleep)
+    async with AggregatorClient("http://localhost", token="t" * 20, limits=limits, seams=seams) as client:
+        model = await client.put_initial_model("run_1", TENSORS)
+    assert keeper.asked[0].url.path == "/v1/runs/run_1/models/0/uploads"
+    assert keeper.methods == ["POST", "PATCH", "HEAD", "PATCH"]
+    assert model.num_bytes == keeper.num_received == body_of_tensors(TENSORS, {}).num_bytes
 
 
 @pytest.mark.parametrize("status", [404, 405])

@@ -184,3 +184,38 @@ with ThreadPoolExecutor(8) as pool:
     assert list(pool.map(add, range(8))) == [{48 * number} for number in range(8)]
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+WHOLE, FRACTIONAL, TINY = 0.25, 0.1, 1e-9
+
+
+@pytest.mark.parametrize("num_updates", [7, 8, 9, 16])
+@pytest.mark.parametrize(("row", "first", "size"), [(256, 0, 1024), (300, 211, 1000), (784, 0, 3136), (5000, 7, 900)])
+@pytest.mark.parametrize("kinds", [[WHOLE], [WHOLE, FRACTIONAL], [WHOLE, TINY, WHOLE, WHOLE]])
+def test_int8_of_many_updates_is_added_as_of_one_after_the_other(num_updates, row, first, size, kinds):
+    """Codes of rows whose factors are whole may be multiplied by another loop; one update alone never is."""
+    source = np.random.default_rng(num_updates)
+    num_rows = (first + size - 1) // row + 1
+    scales = np.array([kinds[number % len(kinds)] for number in range(num_rows)], dtype=np.float32)
+    updates = [
+        Quantised(unaligned(source.integers(-128, 128, size, dtype=np.int8)), scales * np.float32(part), row, first)
+        for part in source.integers(1, 2**20, num_updates)
+    ]
+    weights = source.integers(1, 2**9, num_updates).tolist()
+    before = source.integers(-(2**63), 2**63 - 1, size)
+    expected, accumulator = before.copy(), before.copy()
+    for one, weight in zip(updates, weights, strict=True):
+        exact_sum.fold(expected, one, weight=weight, shift=16)
+    exact_sum.fold_all(accumulator, updates, weights=weights, shift=16)
+    np.testing.assert_array_equal(accumulator, expected)
+
+
+def test_the_largest_and_smallest_codes_meet_the_largest_factors():
+    size, row = 512, 256
+    # Just below the most that a contribution may be, 2^51, in every update.
+    factor = float(2**44 - 2**20)
+    for code in (-128, -127, 127):
+        updates = [Quantised(np.full(size, code, dtype=np.int8), np.ones(2, dtype=np.float32), row) for _ in range(8)]
+        accumulator = np.zeros(size, dtype=np.int64)
+        exact_sum.fold_all(accumulator, updates, weights=[factor] * 8, shift=0)
+        np.testing.assert_array_equal(accumulator, np.full(size, 8 * code * int(factor)))

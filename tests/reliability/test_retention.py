@@ -51,8 +51,8 @@ def test_kills_amid_removals_forget_no_file_and_change_no_bit(
 
 
 def files(folder: Path) -> set[str]:
-    """Names the files of a store."""
-    return {path.name for path in folder.rglob("*") if path.is_file()}
+    """Names the files of a store; those that stand ready for blobs to come are empty."""
+    return {path.name for path in folder.rglob("*") if path.is_file() and path.stat().st_size > 0}
 
 
 def named(database_url: str) -> set[str]:

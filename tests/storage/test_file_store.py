@@ -1,8 +1,9 @@
 """Blobs in files: private, synced before a row names them, read wherever the setting has moved, never a way out."""
 
+import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -52,31 +53,63 @@ def put(store: Store, held: Blobs, data: bytes, blob_id: str = "blob_1") -> None
 
 def test_files_and_folders_are_their_owners_alone(store: Store, held: Blobs, folder: Path) -> None:
     put(store, held, b"private")
-    (file,) = [path for path in folder.rglob("*") if path.is_file()]
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert {stat.S_IMODE(path.stat().st_mode) for path in (folder, file.parent)} == {0o700}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (folder, files[0].parent)} == {0o700}
+
+
+@pytest.fixture
+def durable(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of what was synced, or written through a descriptor that syncs each write, in order."""
+    noted: list[str] = []
+
+    def name_of(descriptor: int) -> str:
+        return Path(f"/proc/self/fd/{descriptor}").readlink().name
+
+    def fsync(descriptor: int, sync: Callable[[int], None] = os.fsync) -> None:
+        noted.append(name_of(descriptor))
+        sync(descriptor)
+
+    def pwrite(descriptor: int, data: memoryview, begin: int, write: Callable[..., int] = os.pwrite) -> int:
+        assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DSYNC
+        noted.append(name_of(descriptor))
+        return write(descriptor, data, begin)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    return noted
 
 
 def test_a_blob_is_synced_with_its_folder_before_a_row_may_name_it(
-    store: Store, held: Blobs, monkeypatch: pytest.MonkeyPatch
+    store: Store, held: Blobs, durable: list[str]
 ) -> None:
-    synced: list[str] = []
-    for name in ("fsync", "fdatasync"):
-        sync = getattr(os, name)
-
-        def noted(descriptor: int, sync: object = sync) -> None:
-            synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
-            sync(descriptor)  # type: ignore[operator]
-
-        monkeypatch.setattr(os, name, noted)
     upload = BlobUpload("blob_1a")
     for number in range(5):
         upload.append(bytes([number]) * CHUNK_NUM_BYTES)
         if upload.is_due:
             held.flush_blocking(upload)
     held.finish_blocking(upload)
-    # The folder that holds the new folder, the file, the folder that holds its name, and then what was added to it.
-    assert synced == ["blobs", "blob_1a", "1a", "blob_1a"]
+    # The folder that holds the new folder, that which holds the file's name, the file, and what was added to it.
+    assert durable == ["blobs", "1a", "blob_1a", "blob_1a"]
+
+
+def test_files_that_are_made_ahead_share_the_sync_of_their_folder(
+    store: Store, held: Blobs, durable: list[str]
+) -> None:
+    for number in range(3):
+        put(store, held, b"data", f"blob_{number:04x}1a")
+    assert len(durable) == 2 + 3
+    assert durable.count("1a") == 1
+
+
+def test_a_file_that_an_earlier_process_made_has_its_folder_synced_again(
+    store: Store, held: Blobs, folder: Path, durable: list[str]
+) -> None:
+    """It may have died between the two, and a blob that is appended to over restarts keeps its name."""
+    open_store(f"file://{folder}").make(["blob_1a"])
+    durable.clear()
+    open_store(f"file://{folder}").write("blob_1a", 0, memoryview(b"data"))
+    assert durable == ["1a", "blob_1a"]
 
 
 def test_what_was_not_finished_cannot_be_sealed(store: Store, held: Blobs) -> None:
@@ -102,10 +135,14 @@ def test_rows_stand_ahead_of_files_and_each_is_given_once(store: Store, held: Bl
     assert len(commits) == 2
     store.write(lambda tx: held.seal(tx, *uploads))
     assert len({upload.blob_id for upload in uploads}) == 40
-    assert {path.name for path in folder.rglob("*") if path.is_file()} == {upload.blob_id for upload in uploads}
+    files = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert {name for name, data in files.items() if data} == {upload.blob_id for upload in uploads}
     left = store.read(lambda tx: tx.connection.execute(sa.select(blobs.c.blob_id).where(~blobs.c.sealed)).all())
     assert len(left) == 2 * (ROWS_AHEAD + 1) - 40
+    assert files.keys() == {upload.blob_id for upload in uploads} | {row.blob_id for row in left}
     assert anyio.run(held.sweep, later(1)) == len(left)
+    assert anyio.run(held.remove_bytes) == len(left)
+    assert len([path for path in folder.rglob("*") if path.is_file()]) == 40
 
 
 def test_a_full_disk_is_told_and_names_nothing(store: Store, held: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +157,23 @@ def test_a_full_disk_is_told_and_names_nothing(store: Store, held: Blobs, monkey
     assert refused.value.problem_type is ProblemType.INSUFFICIENT_STORAGE
     with pytest.raises(ValueError, match="before it was finished"):
         store.write(lambda tx: held.seal(tx, upload))
+
+
+def test_a_full_disk_that_lets_no_file_be_made_is_told(
+    store: Store, held: Blobs, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    upload = BlobUpload("blob_1")
+    upload.append(b"x")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(ProblemError) as refused:
+            held.finish_blocking(upload)
+    assert refused.value.problem_type is ProblemType.INSUFFICIENT_STORAGE
+    put(store, held, b"again", "blob_2")
+    assert held.read_blocking("blob_2", 0, 5) == b"again"
 
 
 def test_each_blob_is_read_from_where_its_row_says_it_is(store: Store, held: Blobs, tmp_path: Path) -> None:

@@ -148,14 +148,20 @@ def taking_part(
 
 
 def check_files_are_blobs(database_url: str, folder: Path) -> None:
-    """Checks on SQLite, whose starts sweep, that there is a file for each blob and none beside."""
+    """Checks on SQLite, whose starts sweep, that there is a file for each blob and none beside but empty ones.
+
+    Those stand ready for blobs to come, whose rows are there, too.
+    """
     if not database_url.startswith("sqlite"):
         return
     with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as connection:
         assert connection.execute("SELECT count(*) FROM blobs WHERE store = 'database'").fetchone() == (0,)
         assert connection.execute("SELECT count(*) FROM blob_deletions").fetchone() == (0,)
-        named = {path for (path,) in connection.execute("SELECT blob_id FROM blobs WHERE num_bytes > 0")}
-    assert {path.name for path in folder.rglob("*") if path.is_file()} == named
+        named = {name for (name,) in connection.execute("SELECT blob_id FROM blobs WHERE num_bytes > 0")}
+        ready = {name for (name,) in connection.execute("SELECT blob_id FROM blobs WHERE num_bytes = 0")}
+    files = {path.name: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    assert {name for name, num_bytes in files.items() if num_bytes} == named
+    assert files.keys() - named <= ready
 
 
 def check_nothing_is_left_over(database_url: str) -> None:

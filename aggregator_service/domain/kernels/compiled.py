@@ -23,6 +23,8 @@ _LIBRARY: Final = "libllvmlite"
 
 SPARSE: Final = "sparse"
 
+_NEEDED_FOR_DIGITS: Final = ("avx512bw", "avx512vl", "avx512vnni")
+
 
 def function(kind: str) -> Function:
     """Gives the loop for a kind of values, or SPARSE; its arguments are those in `loops`, addresses as integers."""
@@ -48,7 +50,9 @@ def _compile(kind: str) -> Function:
     )
     # Of the x86 processors only those with AVX-512 turn int64 into float64 by vectors.
     integer = "i32" if is_x86 and not features.get("avx512dq") else "i64"
-    module = llvm.parse_assembly(loops.sparse() if kind == SPARSE else loops.dense(kind, integer=integer))
+    by_digits = kind == "I8" and is_x86 and all(features.get(name) for name in _NEEDED_FOR_DIGITS)
+    text = loops.sparse() if kind == SPARSE else loops.dense(kind, integer=integer, by_digits=by_digits)
+    module = llvm.parse_assembly(text)
     module.verify()
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from aggregator_service.domain.kernels import digits
 from aggregator_service.domain.kernels.loads import LOADS, Load
 
 _MAGIC_BITS: Final = 0x4338000000000000
@@ -52,8 +53,11 @@ class _Loop:
         return "".join(write(vector) for vector in range(self.vectors))
 
 
-def dense(kind: str, *, integer: str) -> str:
-    """Writes the loop for values of a kind; `integer` is a type that becomes float64 in one instruction."""
+def dense(kind: str, *, integer: str, by_digits: bool = False) -> str:
+    """Writes the loop for values of a kind; `integer` is a type that becomes float64 in one instruction.
+
+    With `by_digits` codes of int8 whose factors are whole are multiplied by these factors' digits.
+    """
     loops = [
         _Loop("wide", _LANES, _VECTORS, kind, integer),
         _Loop("narrow", _LANES, 1, kind, integer),
@@ -61,15 +65,16 @@ def dense(kind: str, *, integer: str) -> str:
     ]
     if kind == "I4":
         loops.insert(0, _Loop("odd", 1, 1, kind, integer, ends_at_a_byte=True))
-    befores = ["row", *(f"{loop.name}.test" for loop in loops)]
+    begin = "digits" if by_digits else "row"
+    befores = ["digits.test" if by_digits else "row", *(f"{loop.name}.test" for loop in loops)]
     afters = [*(f"{loop.name}.test" for loop in loops), "ended"]
-    places = ["%row.at", *(f"%{loop.name}.at" for loop in loops)]
+    places = [f"%{begin}.at", *(f"%{loop.name}.at" for loop in loops)]
     bodies = (_loop(loop, *about) for loop, *about in zip(loops, befores, places, afters[1:], strict=False))
-    return f"""{_multiply_add(1)}{_multiply_add(_LANES)}
+    return f"""{_multiply_add(1)}{_multiply_add(_LANES)}{digits.DECLARATION if by_digits else ""}
 define void @fold(ptr %sums, ptr %updates, ptr %factors, i64 %num_updates, i64 %num_rows, i64 %row_elements,
                   i64 %first_in_row, i64 %begin, i64 %end) {{
 start:
-  %bias = mul i64 %num_updates, {-_MAGIC_BITS}
+{digits.ROOM if by_digits else ""}  %bias = mul i64 %num_updates, {-_MAGIC_BITS}
   %row.first = sub i64 %begin, %first_in_row
   br label %row
 row:
@@ -79,8 +84,8 @@ row:
   %row.last = add i64 %row.begin, %row_elements
   %row.is_whole = icmp ult i64 %row.last, %end
   %row.end = select i1 %row.is_whole, i64 %row.last, i64 %end
-  br label %{afters[0]}
-{"".join(bodies)}
+  br label %{"digits.enter" if by_digits else afters[0]}
+{digits.digits() if by_digits else ""}{"".join(bodies)}
 ended:
   %row.more_factors = getelementptr double, ptr %row.factors, i64 1
   br i1 %row.is_whole, label %row, label %done

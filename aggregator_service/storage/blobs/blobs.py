@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
@@ -77,7 +78,7 @@ class Blobs:
         """Does the same from a worker thread."""
         if (store := self._store_of(upload)) is None:
             upload.store = DATABASE
-            self._transactions.write_blocking("store_chunks_blocking", lambda tx: _write_ahead(tx, [upload]))
+            self._transactions.write_blocking("store_chunks", lambda tx: _write_ahead(tx, [upload]))
             upload.written()
         elif upload.num_collected(last=False, unit=_unit(store, upload)):
             self._write(store, upload, last=False)
@@ -123,6 +124,11 @@ class Blobs:
             chunks.insert(tx, fresh, store=DATABASE, sealed=True)
         chunks.mark_sealed(tx, [upload for upload in uploads if upload not in fresh])
         chunks.write(tx, in_database, last=True)
+
+    def note_sealed(self, upload: BlobUpload) -> None:
+        """Keeps in mind where a blob is that a committed transaction has sealed: who reads it looks up no row."""
+        if self.waits_for_disk(upload):
+            self._remember(upload.blob_id, chunks.place_of(upload))
 
     def reserve(self, tx: WriteTx, upload: BlobUpload) -> None:
         """Begins a blob whose bytes count before it is sealed, in the transaction that names it.
@@ -238,9 +244,11 @@ class Blobs:
         """Gives an upload the identifier of a row that stands before the first byte is written."""
         with self._lock:
             if store.url not in self._ready:
-                self._ready[store.url] = ReadyRows(self._transactions, store.url, rows_ahead=self._rows_ahead)
+                self._ready[store.url] = ReadyRows(self._transactions, store, rows_ahead=self._rows_ahead)
             ready = self._ready[store.url]
-        upload.blob_id, upload.store = ready.take(upload.blob_id), store.url
+        with _failing(store, upload):
+            upload.blob_id = ready.take(upload.blob_id)
+        upload.store = store.url
 
     def _read(self, look: _Look, blob_id: str, begin: int, end: int) -> bytes:
         if begin >= end:
@@ -318,18 +326,24 @@ def _unit(store: ByteStore | None, upload: BlobUpload) -> int:
     return upload.chunk_num_bytes if store is None else max(store.unit, upload.chunk_num_bytes)
 
 
-def _write_collected(store: ByteStore, upload: BlobUpload, *, last: bool) -> None:
-    unit, size = _unit(store, upload), upload.chunk_num_bytes
-    end, full = upload.num_collected(last=last, unit=unit), upload.num_collected(last=False, unit=unit)
+@contextmanager
+def _failing(store: ByteStore, upload: BlobUpload) -> Iterator[None]:
+    """Logs why a store could not be written, and tells the sender that it should try again."""
     try:
-        with upload.collected(end) as data:
-            if end:
-                store.write(upload.blob_id, upload.num_written * size, data)
-            upload.checksums += b"".join(_checksums(data[:full], size))
-            upload.last_checksums = b"".join(_checksums(data[full:], size))
+        yield
     except OSError as error:
         _log.error("blob_store_failed", store=store.url, blob_id=upload.blob_id, reason=str(error))
         raise (as_problem(error) or unavailable()) from error
+
+
+def _write_collected(store: ByteStore, upload: BlobUpload, *, last: bool) -> None:
+    unit, size = _unit(store, upload), upload.chunk_num_bytes
+    end, full = upload.num_collected(last=last, unit=unit), upload.num_collected(last=False, unit=unit)
+    with _failing(store, upload), upload.collected(end) as data:
+        if end:
+            store.write(upload.blob_id, upload.num_written * size, data)
+        upload.checksums += b"".join(_checksums(data[:full], size))
+        upload.last_checksums = b"".join(_checksums(data[full:], size))
     upload.written(unit=unit)
     if last:
         upload.num_durable = upload.num_bytes

@@ -176,6 +176,17 @@ def place(tx: ReadTx, blob_id: str) -> Place | None:
     return None if row is None else _place(row)
 
 
+def place_of(upload: BlobUpload) -> Place:
+    """Gives what `place` will tell once the transaction that seals an upload is committed."""
+    return Place(
+        upload.store or DATABASE,
+        upload.num_bytes,
+        upload.chunk_num_bytes,
+        sealed=True,
+        checksums=_checksums(upload) or b"",
+    )
+
+
 def _place(row: sa.Row[*tuple[Any, ...]]) -> Place:
     return Place(row.store, row.num_bytes, row.chunk_num_bytes, row.sealed, row.checksums or b"")
 

@@ -4,6 +4,7 @@ Only obstore's synchronous functions are used, on threads: a process with its as
 """
 
 import os
+from collections.abc import Sequence
 from typing import Final
 
 import obstore
@@ -50,6 +51,9 @@ class ObjectStore:
             obstore.delete(self._store, _PROBE)
         except (BaseError, OSError) as error:
             raise BlobStoreError(f"blob store {self.url!r} cannot be written: {_reason(error)}") from None
+
+    def make(self, blob_ids: Sequence[str]) -> None:
+        """Does nothing: an object needs no preparation."""
 
     def write(self, blob_id: str, begin: int, data: memoryview) -> None:
         for at in range(0, len(data), self.unit):

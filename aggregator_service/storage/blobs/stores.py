@@ -1,6 +1,7 @@
 """What a store of bytes outside the database does, and which one a URL names."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import unquote, urlsplit
@@ -26,6 +27,9 @@ class ByteStore(Protocol):
 
     def check(self) -> None:
         """Raises BlobStoreError unless bytes can be written and removed."""
+
+    def make(self, blob_ids: Sequence[str]) -> None:
+        """Prepares for blobs that begin soon, so that their first writes cost less; raises OSError."""
 
     def write(self, blob_id: str, begin: int, data: memoryview) -> None:
         """Makes bytes durable at a multiple of `unit`, in place of what an earlier write put there; raises OSError."""
