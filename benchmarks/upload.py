@@ -15,7 +15,7 @@ import numpy as np
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from benchmarks.measurements import Row, in_turns, row
-from benchmarks.server import OPERATOR_TOKEN, STORES, fresh_database, fresh_server, listening_process
+from benchmarks.server import OPERATOR_TOKEN, STORES, Server, fresh_database, fresh_server, listening_process
 from client_sdk.client import AggregatorClient
 from client_sdk.operator import Operator
 from client_sdk.transfer import Body, body_of_tensors
@@ -27,26 +27,35 @@ NUM_ELEMENTS = 10_000_000
 REPETITIONS = 9
 
 Send = Callable[[], object]
+Receiver = tuple[Server, Send]
 
 
 def measure() -> list[Row]:
-    """Measures the server on each store and the bare endpoint on the same, in turns."""
+    """Measures the server on each store and the bare endpoint on the same, in turns, and the CPU time of each."""
     values = np.random.default_rng(0).normal(scale=0.01, size=NUM_ELEMENTS).astype(np.float32)
     body = body_of_tensors({"weight": values}, {"num_examples": "1"})
     with contextlib.ExitStack() as stack:
         portal = stack.enter_context(start_blocking_portal())
-        work: dict[str, Send] = {}
+        receivers: dict[str, Receiver] = {}
         for store in STORES:
-            work[_bare_name(store)] = stack.enter_context(_bare(store, portal, body))
-            work[f"server on {store}"] = stack.enter_context(_server(store, portal, body))
-        seconds = in_turns(work, repetitions=REPETITIONS)
+            receivers[_bare_name(store)] = stack.enter_context(_bare(store, portal, body))
+            receivers[f"server on {store}"] = stack.enter_context(_server(store, portal, body))
+        begun = {name: server.processor_seconds() for name, (server, _) in receivers.items()}
+        seconds = in_turns({name: send for name, (_, send) in receivers.items()}, repetitions=REPETITIONS)
+        processor = {
+            name: (server.processor_seconds() - begun[name]) / (REPETITIONS + 1)
+            for name, (server, _) in receivers.items()
+        }
     speeds = {name: [body.num_bytes / 1e6 / each for each in taken] for name, taken in seconds.items()}
-    return [
-        row(f"{name}, 40 MB", "MB/s", speeds[name], of=statistics.median(speeds[bare]), ratio_of=bare)
-        for store in STORES
-        for bare in [_bare_name(store)]
-        for name in (bare, f"server on {store}")
-    ]
+    rows = []
+    for store in STORES:
+        bare = _bare_name(store)
+        for name in (bare, f"server on {store}"):
+            of = statistics.median(speeds[bare])
+            rows.append(row(f"{name}, 40 MB", "MB/s", speeds[name], of=of, ratio_of=bare))
+            times = [1e3 * processor[name]]
+            rows.append(row(f"{name}, CPU time", "ms", times, of=1e3 * processor[bare], ratio_of=f"{bare}, CPU time"))
+    return rows
 
 
 def _bare_name(store: str) -> str:
@@ -55,7 +64,7 @@ def _bare_name(store: str) -> str:
 
 
 @contextlib.contextmanager
-def _bare(store: str, portal: BlockingPortal, body: Body) -> Iterator[Send]:
+def _bare(store: str, portal: BlockingPortal, body: Body) -> Iterator[Receiver]:
     database, blob_store = STORES[store]
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedquorum-bench-"))
@@ -63,12 +72,12 @@ def _bare(store: str, portal: BlockingPortal, body: Body) -> Iterator[Send]:
         arguments = ["-m", "benchmarks.bare_endpoint", where]
         server = stack.enter_context(listening_process(arguments, folder=Path(folder)))
         client = portal.call(_open, server.url, OPERATOR_TOKEN)
-        yield lambda: portal.call(client.put_update, "task_0", body)
+        yield server, lambda: portal.call(client.put_update, "task_0", body)
         portal.call(client.aclose)
 
 
 @contextlib.contextmanager
-def _server(store: str, portal: BlockingPortal, body: Body) -> Iterator[Send]:
+def _server(store: str, portal: BlockingPortal, body: Body) -> Iterator[Receiver]:
     """Prepares one client and one task for each upload; the round never closes, so that nothing else goes on."""
     database, blob_store = STORES[store]
     with fresh_server(database, blob_store=blob_store) as server:
@@ -79,7 +88,7 @@ def _server(store: str, portal: BlockingPortal, body: Body) -> Iterator[Send]:
             portal.call(client.put_update, task.task_id, body)
             portal.call(client.aclose)
 
-        yield send
+        yield server, send
 
 
 async def _open(url: str, token: str) -> AggregatorClient:

@@ -113,20 +113,22 @@ def body_of_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) 
 def compressed_body(body: Body, *, level: int, folder: Path) -> Iterator[Body]:
     """Holds a body with its bytes shuffled and compressed: they are what is sent at each attempt.
 
-    They are kept in a file without a name in `folder` where they are many, beside the tensors that they were made of.
+    They are kept in a file without a name in `folder` where they are many; the tensors that they were made of are let
+    go.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    compressor = zstd.ZstdCompressor(level=level)
+    compressor, sha256 = zstd.ZstdCompressor(level=level), body.sha256
     with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=str(folder)) as file:
         for block in shuffled(body.pieces()):
             file.write(compressor.compress(block))
         file.write(compressor.flush())
+        del body
 
         def pieces(begin: int = 0, /) -> Iterator[bytes]:
             file.seek(begin)
             return iter(partial(file.read, PIECE_BYTES), b"")
 
-        yield Body(pieces, file.tell(), body.sha256, coding=f"{CODING}, zstd")
+        yield Body(pieces, file.tell(), sha256, coding=f"{CODING}, zstd")
 
 
 def body_of_bytes(content: bytes) -> Body:

@@ -1,7 +1,7 @@
 """Stores the bytes of one append, and notes as it goes how many of them are durable."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -100,16 +100,21 @@ class Appending:
         else:
             await self._check(self._checks.receiver, data)
         if self._upload.is_due:
-            await self._flow.blobs.flush(self._upload)
+            await self._fenced(self._flow.blobs.flush(self._upload))
             failpoints.reach("uploads.chunks_stored")
         if self._upload.num_bytes - self._num_noted >= _CHECKPOINT_NUM_BYTES:
             await self._checkpoint()
 
     async def _check(self, receiver: Receiver, data: bytes) -> None:
+        taking = asyncio.ensure_future(asyncio.to_thread(receiver.take, data))
         try:
-            await asyncio.to_thread(receiver.take, data)
+            await asyncio.shield(taking)
         except ProblemError:
             self.is_judged = True
+            raise
+        except asyncio.CancelledError:
+            # What it was taking is there before anybody looks at how much there is.
+            await asyncio.wait([taking])
             raise
 
     async def _checkpoint(self) -> None:
@@ -121,11 +126,16 @@ class Appending:
         def note(tx: WriteTx) -> None:
             uploads.advance(tx, self._record, num_stored=end, expires_at=tx.now() + LIFETIME)
 
-        try:
-            await self._flow.blobs.checkpoint(self._upload, note)
-        except StaleRowError:
-            raise taken_over() from None
+        await self._fenced(self._flow.blobs.checkpoint(self._upload, note))
         self._num_noted = num_bytes
+
+    async def _fenced(self, writing: Awaitable[None]) -> None:
+        """Waits for a write, which finds the upload taken over or its own blob gone; then nothing of it stays."""
+        try:
+            await writing
+        except StaleRowError:
+            await self._flow.blobs.leave(self._upload)
+            raise taken_over() from None
 
     async def _checkpoint_if_possible(self) -> None:
         """Does the same for an append that has failed, whose own failure is told."""

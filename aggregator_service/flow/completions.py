@@ -2,22 +2,25 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from fl_protocol.problems import ProblemError, ProblemType
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS: Final = 20.0
-"""Proxies and clients give up on an answer after 30 s or more; a part of many gigabytes takes longer to check."""
+PATIENCE_SECONDS: Final = 40.0
+"""Proxies and clients give up on an answer after a minute or more; a body of many gigabytes takes longer to check."""
+NUM_AT_ONCE: Final = 4
+"""Each holds some pieces of its body in memory."""
 
 
 class Completions:
-    """Work by key, one piece a key at a time."""
+    """Work by key, one piece a key at a time, and no more than four of all keys."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        self._patience_seconds = patience_seconds
         self._running: dict[str, asyncio.Task[Any]] = {}
+        self._turns = asyncio.Semaphore(NUM_AT_ONCE)
 
     async def run(self, key: str, work: Callable[[], Awaitable[T]]) -> T:
         """Gives what the work gives, or raises what it raises; `unavailable` where it takes longer than patience.
@@ -26,10 +29,10 @@ class Completions:
         """
         task = self._running.get(key)
         if task is None:
-            task = asyncio.ensure_future(_awaited(work))
+            task = asyncio.ensure_future(self._in_turn(work))
             self._running[key] = task
             task.add_done_callback(lambda done: self._forget(key, done))
-        await asyncio.wait([task], timeout=PATIENCE_SECONDS)
+        await asyncio.wait([task], timeout=self._patience_seconds)
         if not task.done():
             raise ProblemError(
                 ProblemType.UNAVAILABLE,
@@ -41,10 +44,11 @@ class Completions:
 
     async def stop(self) -> None:
         """Leaves everything where it is; it begins anew when somebody asks again."""
-        for task in list(self._running.values()):
+        running = list(self._running.values())
+        for task in running:
             task.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await task
+        if running:
+            await asyncio.wait(running)
 
     def _forget(self, key: str, done: "asyncio.Task[Any]") -> None:
         del self._running[key]
@@ -52,6 +56,6 @@ class Completions:
             # Those who asked may all have left; whoever has not raises it.
             done.exception()
 
-
-async def _awaited(work: Callable[[], Awaitable[T]]) -> T:
-    return await work()
+    async def _in_turn(self, work: Callable[[], Awaitable[T]]) -> T:
+        async with self._turns:
+            return await work()

@@ -32,7 +32,7 @@ from aggregator_service.storage.blobs import BlobCorruptError, BlobUpload
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.problems import RETRYABLE, ProblemError, ProblemType
 
-_PIECE_NUM_BYTES: Final = 4 << 20
+_PIECE_NUM_BYTES: Final = 2 << 20
 _KEEP: Final = RETRYABLE - {ProblemType.DIGEST_MISMATCH}
 """Refusals of a whole body after which its bytes are still good."""
 

@@ -1,6 +1,7 @@
 import hashlib
 import itertools
 import json
+import weakref
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -174,6 +175,14 @@ def test_a_body_reads_nothing_of_the_tensors_before_its_beginning(monkeypatch: p
     monkeypatch.setattr(np, "ascontiguousarray", noting)
     rest = b"".join(BODY.pieces(len(CONTENT) - 12))
     assert (rest, read) == (CONTENT[-12:], [2_400_000, 10])
+
+
+def test_a_compressed_body_lets_go_of_the_tensors_that_it_was_made_of(tmp_path: Path) -> None:
+    tensors: dict[str, Tensor] = {"codes": np.ones(5, dtype=np.int8)}
+    codes = weakref.ref(tensors["codes"])
+    with compressed_body(body_of_tensors(tensors, {}), level=1, folder=tmp_path):
+        del tensors
+        assert codes() is None
 
 
 async def test_an_update_that_is_cut_goes_on_where_it_was_cut() -> None:

@@ -1,10 +1,12 @@
 """SIGKILL amid appends and at their ends: the offset that was told never shrinks nor lies, and the body counts once."""
 
 import hashlib
+import os
+import signal
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +17,7 @@ import pytest
 from tests.support.chaos import check_files_are_blobs, check_nothing_is_left_over
 from tests.support.object_server import BUCKET, ObjectServer
 from tests.support.participant import MEDIA_TYPE, Participant, create_run, enrol, unpack, update_body, wait_for_run
+from tests.support.raw import connect, read_answer
 from tests.support.server import ServerProcess, free_port
 from tests.support.waiting import eventually
 from tests.support.zygote import Zygote
@@ -44,8 +47,8 @@ EVERY_POINT: Final = (
     (WHOLE, ("uploads.taken:1",)),
 )
 SOME_POINTS: Final = (
-    (STEP_NUM_BYTES, ("uploads.checkpointed:1", "intake.after_commit:1")),
-    (WHOLE, ("intake.after_commit:1",)),
+    (STEP_NUM_BYTES, ("intake.after_commit:1",)),
+    (WHOLE, ("uploads.checkpointed:1",)),
 )
 """Bodies by the bytes of an append, and the points at which a server dies of them, one after the other."""
 
@@ -59,7 +62,6 @@ class Sender:
     body: bytes
     url: str = ""
     told: int = 0
-    told_often: list[int] = field(default_factory=list)
 
     @property
     def http(self) -> httpx.Client:
@@ -75,30 +77,32 @@ class Sender:
         """Goes on where the server says until the body is taken in, and gives its answer; None if the server dies."""
         try:
             while True:
-                asked = self.http.head(self.url)
-                assert asked.status_code == 204, asked.headers
-                self._hear(asked)
-                data = self.body[self.told : self.told + step]
+                self.hear(self.http.head(self.url))
                 is_last = self.told + step >= len(self.body)
-                headers = {
-                    "Content-Type": "application/partial-upload",
-                    "Upload-Offset": str(self.told),
-                    "Upload-Complete": "?1" if is_last else "?0",
-                }
-                answer = self.http.patch(self.url, content=data, headers=headers)
+                answer = self.append(step)
                 if is_last:
                     assert answer.status_code in (200, 201), answer.text
                     return answer
-                assert answer.status_code == 204, answer.text
-                self._hear(answer)
+                self.hear(answer)
         except httpx.TransportError:
             return None
 
-    def _hear(self, answer: httpx.Response) -> None:
+    def append(self, num_bytes: int) -> httpx.Response:
+        """Sends so many bytes behind those that were told, or all that are left."""
+        is_last = self.told + num_bytes >= len(self.body)
+        headers = {
+            "Content-Type": "application/partial-upload",
+            "Upload-Offset": str(self.told),
+            "Upload-Complete": "?1" if is_last else "?0",
+        }
+        return self.http.patch(self.url, content=self.body[self.told : self.told + num_bytes], headers=headers)
+
+    def hear(self, answer: httpx.Response) -> None:
+        """Notes how much is told to be stored, which is never less than before."""
+        assert answer.status_code == 204, answer.headers
         offset = int(answer.headers["upload-offset"])
         assert offset >= self.told, f"{offset} bytes are stored, and {self.told} were told to be"
         self.told = offset
-        self.told_often.append(offset)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -176,12 +180,7 @@ def test_a_part_that_nobody_goes_on_with_is_removed_with_its_bytes(
             run_id = create_run(operator, {"w": np.zeros(10, dtype=np.float32)}, round={"quorum": 1})
             sender = Sender(server, participant, update_body({"w": np.zeros(10, dtype=np.float32)}, num_examples=1))
             sender.begin(participant.claim(run_id, wait=20).json()["task_id"])
-            headers = {
-                "Content-Type": "application/partial-upload",
-                "Upload-Offset": "0",
-                "Upload-Complete": "?0",
-            }
-            assert sender.http.patch(sender.url, content=sender.body[:50], headers=headers).status_code == 204
+            sender.hear(sender.append(50))
             server.kill()
             server.start()
             assert sender.http.head(sender.url).headers["upload-offset"] == "50"
@@ -196,6 +195,61 @@ def test_a_part_that_nobody_goes_on_with_is_removed_with_its_bytes(
         check_files_are_blobs(database_url, folder)
     finally:
         server.kill()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+@pytest.mark.parametrize("place", ["database", "file"])
+def test_an_append_of_a_process_that_stood_still_changes_nothing_afterwards(
+    database_url: str, place: str, tmp_path: Path, forking: Zygote, request: pytest.FixtureRequest
+) -> None:
+    environment = _environment(place, tmp_path, request)
+    folders = [tmp_path / "stands_still", tmp_path / "goes_on"]
+    for folder in folders:
+        folder.mkdir()
+    stopped, other = (ServerProcess(database_url, folder, environment, zygote=forking).start() for folder in folders)
+    try:
+        with other.http() as operator:
+            participant = enrol(operator, "sends")
+            run_id = create_run(operator, {"w": np.zeros(NUM_PARAMETERS, dtype=np.float32)}, round={"quorum": 1})
+            body = update_body({"w": np.ones(NUM_PARAMETERS, dtype=np.float32)}, num_examples=1)
+            sender = Sender(other, participant, body)
+            sender.begin(participant.claim(run_id, wait=20).json()["task_id"])
+            with connect(stopped.url) as link:
+                link.sendall(_append_head(sender))
+                assert read_answer(link, length=0).status == 100
+                link.sendall(bytes(STEP_NUM_BYTES - 1))
+                with stopped.http(None) as http:
+                    # It has one loop: once it has answered what came later, it has read what came before.
+                    assert http.get("/healthz").status_code == 200
+                os.kill(stopped.pid, signal.SIGSTOP)
+                sender.hear(sender.http.head(sender.url))
+                sender.hear(sender.append(STEP_NUM_BYTES // 2))
+                os.kill(stopped.pid, signal.SIGCONT)
+                link.sendall(bytes(1))
+                assert read_answer(link).status == 409
+            sender.hear(sender.http.head(sender.url))
+            assert sender.told == STEP_NUM_BYTES // 2
+            answer = sender.go_on(step=WHOLE)
+            assert answer is not None
+            assert answer.json()["digest"] == f"sha256:{hashlib.sha256(body).hexdigest()}"
+    finally:
+        stopped.kill()
+        other.kill()
+
+
+def _append_head(sender: Sender) -> bytes:
+    lines = [
+        f"PATCH {sender.url} HTTP/1.1",
+        "Host: test",
+        f"Authorization: Bearer {sender.participant.token}",
+        "Content-Type: application/partial-upload",
+        f"Content-Length: {STEP_NUM_BYTES}",
+        "Upload-Offset: 0",
+        "Upload-Complete: ?0",
+        "Expect: 100-continue",
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
 def _environment(place: str, folder: Path, request: pytest.FixtureRequest) -> dict[str, str]:

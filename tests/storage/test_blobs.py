@@ -24,6 +24,7 @@ from aggregator_service.storage.blobs import (
     remove_blobs,
 )
 from aggregator_service.storage.blobs.blobs import PIECE_NUM_BYTES, PIECES_KEPT
+from aggregator_service.storage.rows import StaleRowError
 from aggregator_service.storage.tables import blob_chunks, blob_deletions, blobs
 from aggregator_service.storage.transactions import WriteTx
 from tests.support.object_server import BUCKET
@@ -407,6 +408,46 @@ async def test_a_checkpoint_that_is_refused_notes_nothing(held: Held) -> None:
     noted = held.store.read(lambda tx: tx.connection.execute(sa.select(blobs.c.num_bytes)).scalar_one())
     assert noted == 100
     assert held.blobs.read_blocking("blob_1", 0, 100) == data[:100]
+
+
+async def test_who_writes_to_a_blob_that_was_removed_leaves_nothing(held: Held) -> None:
+    data, upload = pattern(CHUNK_NUM_BYTES + 7), BlobUpload("blob_1")
+    held.store.write(lambda tx: held.blobs.reserve(tx, upload))
+    held.store.write(lambda tx: remove_blobs(tx, "blob_1"))
+    await held.blobs.remove_bytes()
+    upload.append(data)
+    with pytest.raises(StaleRowError):
+        await held.blobs.checkpoint(upload, _taken_over)
+    await held.blobs.leave(upload)
+    await held.blobs.remove_bytes()
+    assert held.counts() == (0, 0)
+    assert held.count(blob_deletions) == 0
+
+
+async def test_a_blob_of_the_database_that_was_removed_cannot_be_written(held: Held) -> None:
+    if held.outside is not None:
+        return
+    upload = BlobUpload("blob_1")
+    held.store.write(lambda tx: held.blobs.reserve(tx, upload))
+    held.store.write(lambda tx: remove_blobs(tx, "blob_1"))
+    upload.append(pattern(5 * CHUNK_NUM_BYTES))
+    with pytest.raises(StaleRowError):
+        await held.blobs.flush(upload)
+    assert held.counts() == (0, 0)
+
+
+async def test_who_leaves_a_blob_that_others_name_removes_nothing(held: Held) -> None:
+    data, upload = pattern(CHUNK_NUM_BYTES + 7), BlobUpload("blob_1")
+    held.store.write(lambda tx: held.blobs.reserve(tx, upload))
+    upload.append(data)
+    await held.blobs.checkpoint(upload, lambda _tx: None)
+    await held.blobs.leave(upload)
+    await held.blobs.remove_bytes()
+    assert held.blobs.read_blocking("blob_1", 0, len(data)) == data
+
+
+def _taken_over(_tx: WriteTx) -> None:
+    raise StaleRowError
 
 
 async def test_sweeping_removes_what_was_never_finished_and_is_old(held: Held) -> None:

@@ -66,7 +66,7 @@ class Blobs:
         self._threads.shutdown(wait=True)
 
     async def flush(self, upload: BlobUpload) -> None:
-        """Makes the full chunks of an upload durable."""
+        """Makes the full chunks of an upload durable; raises StaleRowError if the database has lost a reserved one."""
         if (store := self._store_of(upload)) is None:
             upload.store = DATABASE
             await self._transactions.write_grouped("store_chunks", upload, _write_ahead)
@@ -159,6 +159,14 @@ class Blobs:
         upload.num_durable = upload.num_bytes
         if store is None:
             upload.written()
+
+    async def leave(self, upload: BlobUpload) -> None:
+        """Ends the writing of a reserved blob that somebody else may have removed: nothing stays of what is gone."""
+        with upload.lock:
+            upload.is_discarded = True
+        if (store := self._store_of(upload)) is not None:
+            remove = partial(removals.remove_strays, blob_id=upload.blob_id, store=store.url)
+            await self._transactions.write("leave_blob", remove)
 
     def read_in(self, tx: ReadTx, blob_id: str, begin: int, end: int) -> bytes:
         """Gives the bytes [begin, end) within a transaction, which may have sealed the blob itself."""
@@ -314,6 +322,9 @@ class Blobs:
 
 
 def _write_ahead(tx: WriteTx, uploads: Sequence[BlobUpload]) -> Sequence[None]:
+    for upload in uploads:
+        if upload.is_resumable:
+            chunks.lock_reserved(tx, upload)
     begun = [upload for upload in uploads if upload.num_written == 0 and not upload.is_resumable]
     if begun:
         chunks.insert(tx, begun, store=DATABASE)

@@ -13,7 +13,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from aggregator_service.storage.blobs.uploads import BlobCorruptError, BlobUpload
-from aggregator_service.storage.rows import change_one
+from aggregator_service.storage.rows import StaleRowError, change_one
 from aggregator_service.storage.tables import blob_chunks, blobs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 
@@ -120,6 +120,13 @@ def mark_sealed(tx: WriteTx, uploads: Iterable[BlobUpload]) -> None:
     ]
     if values:
         tx.connection.execute(_SEAL, values)
+
+
+def lock_reserved(tx: WriteTx, upload: BlobUpload) -> None:
+    """Keeps a reserved blob from being removed until the transaction ends; raises StaleRowError if it was."""
+    row = sa.select(blobs.c.blob_id).where(blobs.c.blob_id == upload.blob_id, blobs.c.sealed.is_(False))
+    if tx.connection.execute(row.with_for_update()).first() is None:
+        raise StaleRowError(f"blob {upload.blob_id} is gone")
 
 
 def note_durable(tx: WriteTx, upload: BlobUpload) -> None:

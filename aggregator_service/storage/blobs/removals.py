@@ -38,6 +38,15 @@ def remove_unsealed(tx: WriteTx, blob_id: str) -> None:
     _remove(tx, sa.and_(blobs.c.blob_id == blob_id, blobs.c.sealed.is_(False)))
 
 
+def remove_strays(tx: WriteTx, *, blob_id: str, store: str) -> None:
+    """Notes the bytes of a blob whose row is gone: whoever has not heard of that may have written them afterwards."""
+    rows = [sa.select(table.c.blob_id).where(table.c.blob_id == blob_id) for table in (blobs, blob_deletions)]
+    if any(tx.connection.execute(row).first() for row in rows):
+        return
+    tx.connection.execute(sa.insert(blob_deletions).values(blob_id=blob_id, store=store))
+    tx.wake(topics.WORK)
+
+
 def empty_blobs(tx: WriteTx, *blob_ids: str) -> None:
     """Removes the bytes of blobs that rows go on naming: what is known of them stays."""
     chosen = blobs.c.blob_id.in_(blob_ids)
