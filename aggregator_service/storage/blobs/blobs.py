@@ -197,6 +197,8 @@ class Blobs:
             place = self._transactions.read_one_blocking("find_blob", lambda tx: chunks.place(tx, blob_id))
         if place is None or not place.sealed or place.store in (DATABASE, REMOVED):
             return None
+        # Clients pull the same model one after the other.
+        self._remember(blob_id, place)
         store = self._opened(place.store)
         return store.open(blob_id, place.num_bytes) if isinstance(store, FileStore) else None
 
