@@ -7,6 +7,7 @@ from typing import assert_never
 import structlog
 
 from aggregator_service import failpoints
+from aggregator_service.allocator import give_back_free_pages
 from aggregator_service.domain.privacy import blt
 from aggregator_service.domain.privacy.blt import Participation
 from aggregator_service.domain.privacy.ledger import ReleasedNoise
@@ -165,6 +166,7 @@ def _fold(
 
 
 def _fold_masked(flow: Flow, sealed: SealedRound, files: _Files) -> tuple[ReleasedNoise | None, Mapping[str, float]]:
+    give_back_free_pages()
     spec, model, ring = sealed.run.spec, sealed.base, ring_of(sealed.run.spec)
     base = ReadAhead(reader(flow, model.blob_id), num_bytes=model.num_bytes)
     masked = _masked_round(flow, sealed, ring)
