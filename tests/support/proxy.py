@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 
@@ -22,6 +23,8 @@ class Cuts:
     num_bytes_answered: int = 0
     num_bytes_asked: int = 0
     """What the clients' ends have brought, passed on or not."""
+    num_bytes_in_flight: int = 0
+    """What of it no server had read when its connection was cut: held back here, or in the kernel's buffers."""
     _left: dict[socket.socket, int] = field(default_factory=dict)
 
     def begin(self, near: socket.socket, far: socket.socket) -> None:
@@ -120,6 +123,8 @@ class Proxy:
                     return
         is_cut = len(allowed) < len(data)
         self.cuts.num_made += is_cut
+        if is_cut and link in self._clients:
+            self.cuts.num_bytes_in_flight += len(data) - len(allowed) + _num_unread(peer)
         for end in (peers.pop(link), link):
             peers.pop(end, None)
             self.cuts.forget(end)
@@ -129,6 +134,17 @@ class Proxy:
             else:
                 self._clients.discard(end)
                 end.close()
+
+
+def _num_unread(link: socket.socket) -> int:
+    """Tells how many bytes of a connection to a server on this machine the server has not read (proc(5), net/tcp)."""
+    ports, unread = [link.getsockname()[1], link.getpeername()[1]], 0
+    for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
+        _, local, remote, _, queues, *_ = line.split()
+        ends = [int(address.partition(":")[2], 16) for address in (local, remote)]
+        sending, receiving = (int(queue, 16) for queue in queues.split(":"))
+        unread += (sending if ends == ports else 0) + (receiving if ends == ports[::-1] else 0)
+    return unread
 
 
 @contextmanager
