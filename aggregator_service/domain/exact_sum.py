@@ -35,6 +35,7 @@ MAX_SHIFT: Final = 992
 
 _FLOATS: Final = {np.dtype("<f8"): "F64", np.dtype("<f4"): "F32", np.dtype("<f2"): "F16", np.dtype("<u2"): "BF16"}
 _PACKED: Final = "I4"
+_SCALE: Final = np.dtype("<f4")
 _TOGETHER: Final = 8
 """Updates that are added in one pass: more streams than that slow each other down."""
 _TILE_ELEMENTS: Final = 1 << 17
@@ -213,10 +214,11 @@ def _call_by_tiles(
 ) -> None:
     """Calls the loop for each tile with some updates after the others, so that the tile stays in a core's cache."""
     sums, updates, factors, num_rows = accumulator.ctypes.data, addresses.ctypes.data, table.ctypes.data, table.shape[1]
-    for tile in range(0, accumulator.size, _TILE_ELEMENTS):
+    size = accumulator.size if addresses.size <= _TOGETHER else _TILE_ELEMENTS
+    for tile in range(0, accumulator.size, size):
         number, first_in_row = divmod(rows.first_in_row + tile, rows.row_elements)
         begin = rows.first_in_byte + tile
-        end = rows.first_in_byte + min(tile + _TILE_ELEMENTS, accumulator.size)
+        end = rows.first_in_byte + min(tile + size, accumulator.size)
         for update in range(0, addresses.size, _TOGETHER):
             function(
                 sums + tile * accumulator.itemsize,
@@ -232,8 +234,8 @@ def _call_by_tiles(
 
 
 def _rows_of(summands: Sequence[Quantised]) -> _Rows:
-    found = {_Rows(one.row_elements, one.first_in_row, one.first_in_byte) for one in summands}
-    rows = found.pop()
+    found = {(one.row_elements, one.first_in_row, one.first_in_byte) for one in summands}
+    rows = _Rows(*found.pop())
     is_packed = summands[0].codes.dtype == np.uint8
     if found or not 0 <= rows.first_in_row < rows.row_elements or not 0 <= rows.first_in_byte <= is_packed:
         raise ValueError(f"updates that are added together lie in rows alike, and begin in the first one, not {rows}")
@@ -243,11 +245,9 @@ def _rows_of(summands: Sequence[Quantised]) -> _Rows:
 def _table(summands: Sequence[Quantised], factors: Sequence[float], *, num_elements: int) -> Float64Array:
     """Gives scale * weight * 2^shift for each update and row."""
     num_rows = (summands[0].first_in_row + num_elements - 1) // summands[0].row_elements + 1
-    table: Float64Array = np.empty((len(summands), num_rows))
-    for row, one, factor in zip(table, summands, factors, strict=True):
-        np.multiply(
-            _checked(one.scales, num_elements=num_rows, dtype=np.dtype("<f4")), factor, out=row, dtype=np.float64
-        )
+    scales = [_checked(one.scales, num_elements=num_rows, dtype=_SCALE) for one in summands]
+    table: Float64Array = np.array(scales, dtype=np.float64)
+    table *= np.array(factors).reshape(-1, 1)
     return table
 
 

@@ -161,14 +161,23 @@ async def _come(flow: Flow, run_id: str, client_id: str) -> None:
 
 async def _try_claim(flow: Flow, run_id: str, client_id: str) -> Assignment | None:
     async def claim_together(askers: Sequence[_Asker]) -> Sequence[Assignment | ProblemError | None]:
-        return await flow.transactions.write("claim_task", lambda tx: _claim_together(tx, run_id, askers))
+        claimed = await flow.transactions.write("claim_task", lambda tx: _claim_together(tx, run_id, askers))
+        return await _bounded(flow, claimed)
 
     asker = _Asker(client_id, flow.new_id("task"))
-    claimed = await flow.gatherings.ask(("claim_task", run_id), asker, claim_together)
-    if claimed is None:
-        return None
-    layout = update_layout(await layout_of(flow, claimed.model), claimed.run.spec)
-    return replace(claimed, max_num_bytes=max_update_bytes(layout, claimed.run.spec.encoding))
+    return await flow.gatherings.ask(("claim_task", run_id), asker, claim_together)
+
+
+async def _bounded(
+    flow: Flow, outcomes: Sequence[Assignment | ProblemError | None]
+) -> Sequence[Assignment | ProblemError | None]:
+    """Adds how large an update may be, which is the same for all tasks of a run."""
+    first = next((outcome for outcome in outcomes if isinstance(outcome, Assignment)), None)
+    if first is None:
+        return outcomes
+    layout = update_layout(await layout_of(flow, first.model), first.run.spec)
+    bound = max_update_bytes(layout, first.run.spec.encoding)
+    return [replace(each, max_num_bytes=bound) if isinstance(each, Assignment) else each for each in outcomes]
 
 
 def _claim_together(tx: WriteTx, run_id: str, askers: Sequence[_Asker]) -> list[Assignment | ProblemError | None]:

@@ -23,7 +23,7 @@ _LIBRARY: Final = "libllvmlite"
 
 SPARSE: Final = "sparse"
 
-_NEEDED_FOR_DIGITS: Final = ("avx512bw", "avx512vl", "avx512vnni")
+_NEEDED_FOR_DIGITS: Final = ("avx512bw", "avx512vbmi", "avx512vnni")
 
 
 def function(kind: str) -> Function:

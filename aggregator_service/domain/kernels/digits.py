@@ -26,6 +26,15 @@ _BELOW: Final = 0x42F0000000000000
 
 _QUARTERS: Final = range(4)
 _PAIRS: Final = range(_NUM_DIGITS // 2)
+_ORDER: Final = [
+    16 * quarter + (4 * lane + place) // 2 + 8 * (place % 2)
+    for lane in range(4)
+    for quarter in _QUARTERS
+    for place in range(4)
+]
+"""Which element's code comes to each byte before four updates are interleaved: afterwards elements lie as they are
+stored."""
+
 _DOT: Final = "@llvm.x86.avx512.vpdpbusd.512"
 
 DECLARATION: Final = f"declare <16 x i32> {_DOT}(<16 x i32>, <16 x i32>, <16 x i32>)\n"
@@ -113,11 +122,12 @@ def _codes(update: int) -> str:
   %digits.pointer{update} = getelementptr ptr, ptr %updates, i64 %digits.update{update}
   %digits.values{update} = load ptr, ptr %digits.pointer{update}, align 8
   %digits.address{update} = getelementptr i8, ptr %digits.values{update}, i64 %digits.at
-  %digits.codes{update} = load <64 x i8>, ptr %digits.address{update}, align 1"""
+  %digits.loaded{update} = load <64 x i8>, ptr %digits.address{update}, align 1
+  %digits.codes{update} = shufflevector <64 x i8> %digits.loaded{update}, <64 x i8> poison, {_taking(_ORDER)}"""
 
 
 def _interleaved() -> str:
-    """Puts the four updates' codes of an element side by side: int32 i of quarter q is element 16(i / 4) + 4q + i % 4.
+    """Puts the four updates' codes of an element side by side: int32 i of quarter q is what `_ORDER` has put there.
 
     Within each 16 bytes these are the unpacking instructions, of bytes and then of pairs of bytes.
     """
@@ -168,41 +178,31 @@ def _products(digit: int) -> str:
 
 
 def _stored(quarter: int) -> str:
+    """Adds what the digits came to: the even int32 of a quarter are eight elements in a row, the odd ones the next."""
     lines = []
     for pair in _PAIRS:
         low, high = (f"%digits.next{2 * pair + digit}.{quarter}" for digit in range(2))
+        name = f"%digits.pair{pair}.{quarter}"
         lines += [
             f"%digits.high{pair}.{quarter} = shl <16 x i32> {high}, splat (i32 8)",
-            f"%digits.pair{pair}.{quarter} = add <16 x i32> %digits.high{pair}.{quarter}, {low}",
+            f"%digits.both{pair}.{quarter} = add <16 x i32> %digits.high{pair}.{quarter}, {low}",
+            f"{name} = bitcast <16 x i32> %digits.both{pair}.{quarter} to <8 x i64>",
+            # Either half of an int64, with its sign, times what the pair's digits stand for.
+            f"{name}.up = shl <8 x i64> {name}, splat (i64 32)",
+            f"{name}.even = ashr <8 x i64> {name}.up, splat (i64 {32 - 16 * pair})",
+            f"{name}.down = and <8 x i64> {name}, splat (i64 -4294967296)",
+            f"{name}.odd = ashr <8 x i64> {name}.down, splat (i64 {32 - 16 * pair})",
         ]
-    for half in range(2):
-        about = f"{quarter}.{half}"
-        taken = _taking(range(8 * half, 8 * half + 8))
-        for pair in _PAIRS:
-            both = f"<16 x i32> %digits.pair{pair}.{quarter}, <16 x i32> poison"
-            lines += [
-                f"%digits.half{pair}.{about} = shufflevector {both}, {taken}",
-                f"%digits.wide{pair}.{about} = sext <8 x i32> %digits.half{pair}.{about} to <8 x i64>",
-                f"%digits.shifted{pair}.{about} = shl <8 x i64> %digits.wide{pair}.{about}, splat (i64 {16 * pair})",
-            ]
+    for number, half in enumerate(("even", "odd")):
+        low, middle, high = (f"%digits.pair{pair}.{quarter}.{half}" for pair in _PAIRS)
+        it = f"%digits.{half}{quarter}"
         lines += [
-            f"%digits.two.{about} = add <8 x i64> %digits.shifted0.{about}, %digits.shifted1.{about}",
-            f"%digits.all.{about} = add <8 x i64> %digits.two.{about}, %digits.shifted2.{about}",
+            f"{it}.two = add <8 x i64> {low}, {middle}",
+            f"{it} = add <8 x i64> {it}.two, {high}",
+            f"{it}.place = add i64 %digits.offset, {16 * quarter + 8 * number}",
+            f"{it}.sums = getelementptr i64, ptr %sums, i64 {it}.place",
+            f"{it}.before = load <8 x i64>, ptr {it}.sums, align 8",
+            f"{it}.after = add <8 x i64> {it}.before, {it}",
+            f"store <8 x i64> {it}.after, ptr {it}.sums, align 8",
         ]
-        for lane in range(2):
-            lines += _four_stored(
-                f"{about}.{lane}", whole=f"%digits.all.{about}", lane=lane, quarter=quarter, half=half
-            )
     return "".join(f"\n  {line}" for line in lines)
-
-
-def _four_stored(about: str, *, whole: str, lane: int, quarter: int, half: int) -> list[str]:
-    taken = _taking(range(4 * lane, 4 * lane + 4))
-    return [
-        f"%digits.sums.{about} = shufflevector <8 x i64> {whole}, <8 x i64> poison, {taken}",
-        f"%digits.place.{about} = add i64 %digits.offset, {16 * (2 * half + lane) + 4 * quarter}",
-        f"%digits.to.{about} = getelementptr i64, ptr %sums, i64 %digits.place.{about}",
-        f"%digits.before.{about} = load <4 x i64>, ptr %digits.to.{about}, align 8",
-        f"%digits.after.{about} = add <4 x i64> %digits.before.{about}, %digits.sums.{about}",
-        f"store <4 x i64> %digits.after.{about}, ptr %digits.to.{about}, align 8",
-    ]
