@@ -7,11 +7,13 @@ import asyncio
 from collections import deque
 from typing import Any, Final, cast
 
+from starlette.types import Scope
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from aggregator_service.api.answers import PacedAnswers
 from aggregator_service.api.connections import Flow, Pipeline, Signal
+from aggregator_service.api.holding import let_go
 from aggregator_service.api.problems import render
 from fl_protocol.problems import ProblemError, ProblemType
 
@@ -27,7 +29,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     """Closes a connection whose request head is too large, too slow, or whose body goes on after the answer."""
 
     # An instance keeps up to 30 attributes at 8 bytes each; with more, 1.3 KB a connection go into a dictionary.
-    __slots__ = ("_awaiting_head", "_deadline", "_head_bytes", "_reason", "_undelivered_bytes", "url")
+    __slots__ = ("_awaiting_head", "_deadline", "_head_bytes", "_reason", "_running", "_undelivered_bytes", "url")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -36,6 +38,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._undelivered_bytes = 0
         self._head_bytes = 0
         self._reason: str | None = None
+        self._running: RequestResponseCycle | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -46,9 +49,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._start_deadline(HEADER_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops the clock."""
+        """Stops the clock, and lets a held request go: its client asks again on another connection."""
         self._stop_deadline()
         super().connection_lost(exc)
+        if self._running is not None:
+            let_go(cast("Scope", self._running.scope))
+            self._running = None
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        # Of several requests that came at once, `cycle` would be the last.
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         """Feeds the parser and enforces the bounds, on what it keeps of heads and trailers that do not end, too."""
