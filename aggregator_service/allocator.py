@@ -31,6 +31,15 @@ def bound_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT_NUM_BYTES)
 
 
+def give_back_free_pages() -> None:
+    """Gives the system what is free between pieces that are in use.
+
+    After much has been held in small pieces, no larger one fits between what is left, and memory would grow by it.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def give_back_pages_of(library: str) -> None:
     """Lets the pages of a loaded library go that are as its file has them; who calls it again reads them again.
 

@@ -1,7 +1,8 @@
 """What an upload is compared with: uvicorn and an endpoint that hashes a body and stores it, nothing more.
 
 `python -m benchmarks.bare_endpoint FOLDER` fsyncs each body to a file; with the URL of an empty database it writes a
-row for each MiB and commits once, over the driver and with the settings of durability that the server has.
+row for each MiB and commits once, over the driver and with the settings of durability that the server has. With
+`nothing` it only hashes.
 """
 
 import hashlib
@@ -50,6 +51,12 @@ def file_store(folder: Path) -> Store:
         path.unlink()
 
     return store
+
+
+@contextmanager
+def no_store() -> Iterator[Write]:
+    """Keeps nothing."""
+    yield len
 
 
 def chunk_store(url: str) -> Store:
@@ -113,11 +120,16 @@ def _receipt(digest: str, num_bytes: int) -> dict[str, object]:
     return names | {"digest": digest, "num_bytes": num_bytes, "accepted_at": "2026-01-01T00:00:00Z"}
 
 
+def _store(where: str) -> Store:
+    if where == "nothing":
+        return no_store
+    return chunk_store(where) if "://" in where else file_store(Path(where))
+
+
 def main() -> None:
-    """Serves on a free port until SIGTERM; the only argument is the folder or the database that is written to."""
+    """Serves on a free port until SIGTERM; the only argument says what is written to."""
     listening = socket.create_server(("127.0.0.1", 0))
-    where = sys.argv[1]
-    application = BareEndpoint(chunk_store(where) if "://" in where else file_store(Path(where)))
+    application = BareEndpoint(_store(sys.argv[1]))
     print(f"listening on http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
     config = uvicorn.Config(application, loop="uvloop", http="httptools", lifespan="off", log_config=None)
     uvicorn.Server(config).run(sockets=[listening])

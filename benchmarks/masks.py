@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from aggregator_service.flow.sessions.mask_removal import mask_removal
-from aggregator_service.flow.sessions.sums import WINDOW_ELEMENTS
+from aggregator_service.flow.windows import window_of_sums
 from benchmarks.measurements import Row, in_turns, row
 from fl_protocol.masking import messages, prg, ring
 from fl_protocol.masking.graph import graph_of
@@ -65,9 +65,10 @@ def _processes() -> Iterator[Row]:
 
 
 def _over_cores() -> None:
+    size = window_of_sums(NUM_ELEMENTS)
     with mask_removal(MANY, num_elements=NUM_ELEMENTS, word_bytes=4) as removal:
-        for first in range(0, NUM_ELEMENTS, WINDOW_ELEMENTS):
-            sums = np.zeros(min(WINDOW_ELEMENTS, NUM_ELEMENTS - first), dtype=np.uint32)
+        for first in range(0, NUM_ELEMENTS, size):
+            sums = np.zeros(min(size, NUM_ELEMENTS - first), dtype=np.uint32)
             removal.ask(first, sums.size)
             removal.remove(sums, first=first)
 

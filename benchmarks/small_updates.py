@@ -6,13 +6,14 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.load import TENSORS, Answer, Call, Load
 from benchmarks.measurements import Row, row
-from benchmarks.server import OPERATOR_TOKEN, STORES, Server, fresh_server
+from benchmarks.server import OPERATOR_TOKEN, STORES, Server, fresh_server, listening_process
 from fl_protocol.arrays import encode
 
 IN_FLIGHT = 32
@@ -28,27 +29,36 @@ def measure() -> list[Row]:
 
 def _measure(store: str) -> list[Row]:
     database, blob_store = STORES[store]
-    with fresh_server(database, blob_store=blob_store) as server:
-        return asyncio.run(_measure_server(server, store))
+    with ExitStack() as stack:
+        server = stack.enter_context(fresh_server(database, blob_store=blob_store))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedquorum-bench-"))
+        arguments = ["-m", "benchmarks.bare_endpoint", "nothing"]
+        bare = stack.enter_context(listening_process(arguments, folder=Path(folder)))
+        return asyncio.run(_measure_server(server, store, bare))
 
 
-async def _measure_server(server: Server, store: str) -> list[Row]:
+async def _measure_server(server: Server, store: str, bare: Server) -> list[Row]:
     rows: list[Row] = []
     async with Load(server.url, in_flight=IN_FLIGHT) as load:
         tokens = await _enrol(load)
         for size, num_elements in NUM_ELEMENTS.items():
             bodies = _bodies(num_elements)
-            rates, waits, files = [], [], []
+            rates, waits, files, hashed, processor = [], [], [], [], []
             for _ in range(REPETITIONS):
                 files.append(_files_a_second(bodies))
+                hashed.append(await _hashed_a_second(bare, bodies))
                 calls = await _prepare(load, tokens, bodies)
-                begin = time.perf_counter()
+                begin, begin_processor = time.perf_counter(), server.processor_seconds()
                 answers = await load.send(calls)
                 rates.append(len(calls) / (time.perf_counter() - begin))
+                processor.append(1e3 * (server.processor_seconds() - begin_processor) / len(calls))
                 waits.append(_percentile_99(answers))
             plain = float(np.median(files))
             what = f"files written and fsynced one by one ({plain:.0f}/s)"
             rows.append(row(f"{store}, {size}", "updates/s", rates, of=plain, ratio_of=what))
+            alone = f"{store}, {size}: received and hashed by a bare endpoint, not stored"
+            rows.append(row(alone, "updates/s", hashed, of=plain, ratio_of=what))
+            rows.append(row(f"{store}, {size}: the server's processor for one", "ms", processor))
             rows.append(row(f"{store}, {size}: 99th percentile", "ms", waits))
         rows.append(row(f"{store}: server's peak memory", "MiB", [server.peak_mebibytes()]))
     return rows
@@ -86,6 +96,14 @@ def _bodies(num_elements: int) -> list[bytes]:
         b"".join(encode({"weight": np.roll(values, number)}, {"num_examples": str(number + 1)}))
         for number in range(NUM_UPDATES)
     ]
+
+
+async def _hashed_a_second(bare: Server, bodies: Sequence[bytes]) -> float:
+    calls = [Call(method="PUT", path="/", token=OPERATOR_TOKEN, body=body, media_type=TENSORS) for body in bodies]
+    async with Load(bare.url, in_flight=IN_FLIGHT) as load:
+        begin = time.perf_counter()
+        await load.send(calls)
+        return len(calls) / (time.perf_counter() - begin)
 
 
 def _files_a_second(bodies: Sequence[bytes], *, count: int = 128) -> float:

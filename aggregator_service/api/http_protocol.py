@@ -5,13 +5,14 @@ What is no HTTP request, or one out of bounds, is answered by a problem like eve
 
 import asyncio
 from collections import deque
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 from starlette.types import Scope
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from aggregator_service.api.answers import PacedAnswers
+from aggregator_service.api.arrivals import Arrivals, BoundedReads
 from aggregator_service.api.connections import Flow, Pipeline, Signal
 from aggregator_service.api.holding import let_go
 from aggregator_service.api.problems import render
@@ -26,10 +27,23 @@ _TOO_MANY_BYTES: Final = f"the request's head exceeds {MAX_HEADER_BYTES} bytes"
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """Closes a connection whose request head is too large, too slow, or whose body goes on after the answer."""
+    """Closes a connection whose request head is too large, too slow, or whose body goes on after the answer.
 
+    Of a head no more is read than it may have; of a body, its share of what the process reads ahead.
+    """
+
+    _arrivals: ClassVar = Arrivals()
     # An instance keeps up to 30 attributes at 8 bytes each; with more, 1.3 KB a connection go into a dictionary.
-    __slots__ = ("_awaiting_head", "_deadline", "_head_bytes", "_reason", "_running", "_undelivered_bytes", "url")
+    __slots__ = (
+        "_awaiting_head",
+        "_deadline",
+        "_head_bytes",
+        "_is_body_arriving",
+        "_reason",
+        "_running",
+        "_undelivered_bytes",
+        "url",
+    )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -37,6 +51,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._awaiting_head = True
         self._undelivered_bytes = 0
         self._head_bytes = 0
+        self._is_body_arriving = False
         self._reason: str | None = None
         self._running: RequestResponseCycle | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -46,11 +61,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.flow = Flow(transport)
         self.app = PacedAnswers(self.app, transport)
+        transport.set_protocol(BoundedReads(self, self._arrivals))
         self._start_deadline(HEADER_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stops the clock, and lets a held request go: its client asks again on another connection."""
         self._stop_deadline()
+        self._end_body()
         super().connection_lost(exc)
         if self._running is not None:
             let_go(cast("Scope", self._running.scope))
@@ -61,12 +78,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
-    def data_received(self, data: bytes) -> None:
+    def room(self) -> int:
+        """Gives how much the next read may have."""
+        return self._arrivals.room(is_begun=not self._awaiting_head)
+
+    def data_received(self, data: bytes | memoryview) -> None:
         """Feeds the parser and enforces the bounds, on what it keeps of heads and trailers that do not end, too."""
         if self._awaiting_head and self._deadline is None:
             self._start_deadline(HEADER_SECONDS)
         self._undelivered_bytes += len(data)
-        super().data_received(data)
+        # The parser takes any buffer, and copies what it hands on.
+        super().data_received(cast("bytes", data))
         if self._undelivered_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
             self.send_400_response(_TOO_MANY_BYTES)
 
@@ -94,19 +116,25 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._undelivered_bytes = 0
         self._stop_deadline()
         super().on_headers_complete()
+        self._is_body_arriving = True
+        self._arrivals.begin()
         # Its task has not begun to run.
         self.cycle.message_event = Signal()
 
     def on_body(self, body: bytes) -> None:
-        """Takes a part of the body, which the application bounds."""
+        """Takes a part of the body, which the application bounds, and stops reading while its share waits."""
         self._undelivered_bytes = 0
         super().on_body(body)
+        # What is left of a body that was answered early is thrown away as it comes.
+        if not self.cycle.response_complete and self._arrivals.is_much(len(self.cycle.body)):
+            self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
         """Makes ready for the next request's head."""
         self._awaiting_head = True
         self._undelivered_bytes = 0
         self._stop_deadline()
+        self._end_body()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -125,6 +153,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         head = [b"HTTP/1.1 400 Bad Request", *map(b": ".join, answer.raw_headers), b"connection: close"]
         self.transport.write(b"\r\n".join([*head, b"", bytes(answer.body)]))
         self.transport.close()
+
+    def _end_body(self) -> None:
+        if self._is_body_arriving:
+            self._is_body_arriving = False
+            self._arrivals.end()
 
     def _count_head(self, num_bytes: int) -> None:
         self._head_bytes += num_bytes

@@ -5,11 +5,20 @@ from typing import Final
 
 from fl_protocol.rounds import EventType
 
-WORK: Final = "work"
-"""The worker: a round was opened or sealed, an evaluation began or ended, a run moved on."""
+SEALED: Final = "sealed"
+"""The worker's aggregation: a round was sealed, or what it waited for is there."""
 
 FOLDING: Final = "folding"
 """The worker's eager folding: an update was counted."""
+
+SUMMING: Final = "summing"
+"""The worker's sums of masked updates: a session or a round in helper mode may wait for one."""
+
+DEADLINES: Final = "deadlines"
+"""The worker's clock: a deadline began, or its run moved on."""
+
+RETENTION: Final = "retention"
+"""The worker's removals: a run may keep less than it has."""
 
 MASK_REQUESTS: Final = "mask-requests"
 """Helpers: a round was closed and asks them, or all of them may answer."""
@@ -35,22 +44,25 @@ def sessions_of(run_id: str) -> str:
     return f"sessions:{run_id}"
 
 
-def _work(_run_id: str) -> str:
-    return WORK
-
-
-def _folding(_run_id: str) -> str:
-    return FOLDING
+def _always(topic: str) -> Callable[[str], str]:
+    return lambda _run_id: topic
 
 
 _TOPICS: Final[Mapping[EventType, tuple[Callable[[str], str], ...]]] = {
-    EventType.ROUND_OPENED: (events_of, tasks_of, _work),
-    EventType.UPDATE_ACCEPTED: (events_of, _folding),
-    EventType.ROUND_CLOSED: (events_of, _work),
-    EventType.ROUND_ABANDONED: (events_of,),
-    EventType.MODEL_PUBLISHED: (events_of, tasks_of, models_of, _work),
-    EventType.EVALUATION_COMPLETED: (events_of, _work),
-    EventType.RUN_STATE: (events_of, tasks_of, models_of, _work),
+    EventType.ROUND_OPENED: (events_of, tasks_of, _always(DEADLINES)),
+    EventType.UPDATE_ACCEPTED: (events_of, _always(FOLDING)),
+    EventType.ROUND_CLOSED: (events_of, _always(SEALED)),
+    EventType.ROUND_ABANDONED: (events_of, _always(RETENTION)),
+    # The next buffer may wait for this model, and an evaluation of it has a deadline.
+    EventType.MODEL_PUBLISHED: (
+        *(events_of, tasks_of, models_of),
+        *(_always(topic) for topic in (SEALED, DEADLINES, RETENTION)),
+    ),
+    EventType.EVALUATION_COMPLETED: (events_of, _always(RETENTION)),
+    EventType.RUN_STATE: (
+        *(events_of, tasks_of, models_of),
+        *(_always(topic) for topic in (SEALED, SUMMING, DEADLINES, RETENTION)),
+    ),
 }
 
 

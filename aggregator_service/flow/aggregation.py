@@ -1,6 +1,5 @@
 """Turns a sealed round into a candidate model: a function of the sealed set alone, run on a worker thread."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import assert_never
@@ -8,6 +7,7 @@ from typing import assert_never
 import structlog
 
 from aggregator_service import failpoints
+from aggregator_service.allocator import give_back_free_pages
 from aggregator_service.domain.privacy import blt
 from aggregator_service.domain.privacy.blt import Participation
 from aggregator_service.domain.privacy.ledger import ReleasedNoise
@@ -25,6 +25,7 @@ from aggregator_service.flow.context import Flow
 from aggregator_service.flow.controls import fold_controls
 from aggregator_service.flow.correlation import Correlation
 from aggregator_service.flow.fold import aggregate, aggregate_masked
+from aggregator_service.flow.hashed_uploads import HashedUpload
 from aggregator_service.flow.masked_sums import MaskedRound, MaskedSum
 from aggregator_service.flow.read_ahead import ReadAhead
 from aggregator_service.flow.sealed_rounds import SealedRound, factored, reader, sealed_updates
@@ -68,33 +69,18 @@ class Candidate:
         return self.model, self.optimizer, self.control, self.noise_state
 
 
-class _HashedUpload:
-    """Stores bytes as they come and keeps their digest."""
-
-    def __init__(self, flow: Flow) -> None:
-        self.upload = BlobUpload(flow.new_id("blob"))
-        self.hash = hashlib.sha256()
-        self._flow = flow
-
-    @property
-    def digest(self) -> str:
-        return f"sha256:{self.hash.hexdigest()}"
-
-    def write(self, data: bytes) -> None:
-        self.hash.update(data)
-        self.upload.append(data)
-        if self.upload.is_due:
-            self._flow.blobs.flush_blocking(self.upload)
-
-
 @dataclass(frozen=True, slots=True)
 class _Files:
     """What a round writes."""
 
-    model: _HashedUpload
-    optimizer: _HashedUpload
-    control: _HashedUpload
-    noise: _HashedUpload
+    model: HashedUpload
+    optimizer: HashedUpload
+    control: HashedUpload
+    noise: HashedUpload
+
+    @property
+    def all(self) -> tuple[HashedUpload, ...]:
+        return self.model, self.optimizer, self.control, self.noise
 
 
 def compute(flow: Flow, sealed: SealedRound, *, begun: BegunSum | None = None) -> Candidate:
@@ -103,17 +89,17 @@ def compute(flow: Flow, sealed: SealedRound, *, begun: BegunSum | None = None) -
     Raises BlobCorruptError, a typed error naming the tensor, or AggregationStoppedError while the server drains.
     """
     failpoints.reach("aggregation.started")
-    files = _Files(*(_HashedUpload(flow) for _ in range(4)))
+    files = _Files(*(HashedUpload(flow) for _ in range(4)))
     try:
         if sealed.masked is None:
             released, metrics = _fold(flow, sealed, files, begun=begun)
         else:
             released, metrics = _fold_masked(flow, sealed, files)
-        for file in (files.model, files.optimizer, files.control, files.noise):
-            if file.upload.num_bytes:
-                flow.blobs.finish_blocking(file.upload)
+        for file in files.all:
+            file.finish()
     except BaseException:
-        for file in (files.model, files.optimizer, files.control, files.noise):
+        for file in files.all:
+            file.close()
             flow.blobs.discard_blocking(file.upload)
         raise
     failpoints.reach("aggregation.model_written")
@@ -180,6 +166,7 @@ def _fold(
 
 
 def _fold_masked(flow: Flow, sealed: SealedRound, files: _Files) -> tuple[ReleasedNoise | None, Mapping[str, float]]:
+    give_back_free_pages()
     spec, model, ring = sealed.run.spec, sealed.base, ring_of(sealed.run.spec)
     base = ReadAhead(reader(flow, model.blob_id), num_bytes=model.num_bytes)
     masked = _masked_round(flow, sealed, ring)

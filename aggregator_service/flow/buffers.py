@@ -29,7 +29,7 @@ def timed(tx: WriteTx, run: RunRecord, spec: BufferedRoundSpec, task: TaskRecord
     """Makes a new task one on the newest model, with a deadline of its own that the worker then knows of."""
     if tasks.count_out(tx, run.run_id) == 0:
         # A later task has a later deadline: the worker finds it when it looks at this one's.
-        tx.wake(topics.WORK)
+        tx.wake(topics.DEADLINES)
     earlier = tasks.find(tx, round_id=task.round_id, client_id=task.client_id, kind=task.kind)
     return replace(
         task,

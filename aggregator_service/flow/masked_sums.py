@@ -10,7 +10,7 @@ from aggregator_service.domain.exact_sum import Int64Array
 from aggregator_service.domain.integer_mean import IntegerArray
 from aggregator_service.domain.privacy.noised_sum import NoisedSum
 from aggregator_service.flow.deltas import Deltas
-from aggregator_service.flow.windows import WINDOW_ELEMENTS, Layout, RangeReader, Segment, read_window, windows
+from aggregator_service.flow.windows import Layout, RangeReader, Segment, read_window, window_of_sums, windows
 from fl_protocol.dtypes import Float64Array
 from fl_protocol.masked_vectors import METRIC_SCALE
 from fl_protocol.masking.ring import WEIGHT
@@ -69,9 +69,10 @@ def combine_masked(
     `moving` are the floating-point tensors that travel, in the order of a sum's coordinates.
     """
     layout = sum_layout(model, moving)
-    kept = np.empty(WINDOW_ELEMENTS, dtype=np.int64)
+    size = window_of_sums(sum(tensor.num_elements for tensor in model.tensors))
+    kept = np.empty(size, dtype=np.int64)
     first = 0
-    for window in windows(model):
+    for window in windows(model, size):
         totals = kept[: window[-1].offset + window[-1].num_elements]
         totals.fill(0)
         for one in masked.sums:

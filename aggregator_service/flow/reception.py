@@ -12,7 +12,7 @@ from typing import Final
 from aggregator_service import failpoints
 from aggregator_service.domain.uploads import UploadRecord
 from aggregator_service.flow.context import Flow
-from aggregator_service.storage.blobs import Blobs, BlobUpload
+from aggregator_service.storage.blobs import Blobs, BlobUpload, one_of_many
 from fl_protocol.encodings.byte_shuffle import BlockCutter, unshuffle_block
 from fl_protocol.problems import ProblemError, ProblemType
 from fl_protocol.streaming import Piece, StreamDecoder
@@ -138,32 +138,10 @@ async def discard(flow: Flow, received: Received) -> None:
 async def store_exactly(flow: Flow, body: Body, *, num_bytes: int, what: str) -> StoredBytes:
     """Receives and stores a body of so many bytes; on any failure nothing of it stays.
 
-    All members of a session send at once: each chunk is written as soon as it is full, so that a hundred of them do not
-    take several each. Raises `invalid-message` for another number and `digest-mismatch` if the body is not what was
-    announced.
+    Raises `invalid-message` for another number and `digest-mismatch` if the body is not what was announced.
     """
-    upload, hasher = BlobUpload(flow.new_id("blob"), chunks_a_write=1), hashlib.sha256()
-    try:
-        async for data in _decoded(gathered(body.chunks), body.coding):
-            _check_number(upload.num_bytes + len(data), expected=num_bytes, what=what, is_all=False)
-            await asyncio.to_thread(hasher.update, data)
-            upload.append(data)
-            del data
-            if upload.is_due:
-                await flow.blobs.flush(upload)
-        _check_number(upload.num_bytes, expected=num_bytes, what=what, is_all=True)
-        digest = f"sha256:{hasher.hexdigest()}"
-        _check_digest(digest, body.digest)
-        await flow.blobs.finish(upload)
-    except BaseException:
-        await asyncio.shield(flow.blobs.discard(upload))
-        raise
-    return StoredBytes(upload, digest)
-
-
-def _check_number(num_bytes: int, *, expected: int, what: str, is_all: bool) -> None:
-    if num_bytes > expected or (is_all and num_bytes < expected):
-        raise ProblemError(ProblemType.INVALID_MESSAGE, f"{what}: {num_bytes} bytes instead of {expected}")
+    received = await store_behind_head(flow, body, num_head_bytes=0, num_bytes=num_bytes, what=what)
+    return received.stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,32 +153,65 @@ class HeadedBytes:
     digest: str
 
 
+class _Keeper:
+    """The synchronous part: keeps the head of a body apart, and hashes and collects what is stored behind it."""
+
+    def __init__(self, upload: BlobUpload, *, num_head_bytes: int) -> None:
+        self.upload = upload
+        self.head = bytearray()
+        self._num_head_bytes = num_head_bytes
+        self._whole = hashlib.sha256()
+        self._rest = hashlib.sha256() if num_head_bytes else self._whole
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.head) + self.upload.num_bytes
+
+    def take(self, data: bytes) -> None:
+        taken = data[: self._num_head_bytes - len(self.head)]
+        behind = memoryview(data)[len(taken) :]
+        self.head += taken
+        self._whole.update(data)
+        if self._rest is not self._whole:
+            self._rest.update(behind)
+        self.upload.append(behind)
+
+    def kept(self) -> HeadedBytes:
+        stored = StoredBytes(self.upload, f"sha256:{self._rest.hexdigest()}")
+        return HeadedBytes(bytes(self.head), stored, f"sha256:{self._whole.hexdigest()}")
+
+
 async def store_behind_head(flow: Flow, body: Body, *, num_head_bytes: int, num_bytes: int, what: str) -> HeadedBytes:
     """Receives a body of so many bytes, and stores all but its head; on any failure nothing of it stays.
 
-    Raises what `store_exactly` raises.
+    All members of a session send at once: what has come of a body waits in nothing but its chunk, which is written as
+    soon as it is full. Raises what `store_exactly` raises.
     """
-    upload, whole, rest = BlobUpload(flow.new_id("blob")), hashlib.sha256(), hashlib.sha256()
-    head = bytearray()
+    upload = one_of_many(flow.new_id("blob"), num_bytes=num_bytes - num_head_bytes)
+    keeper = _Keeper(upload, num_head_bytes=num_head_bytes)
     try:
-        async for data in _decoded(gathered(body.chunks), body.coding):
-            _check_number(len(head) + upload.num_bytes + len(data), expected=num_bytes, what=what, is_all=False)
-            taken = memoryview(data)[: num_head_bytes - len(head)]
-            head += taken
-            behind = memoryview(data)[len(taken) :]
-            await asyncio.to_thread(whole.update, data)
-            await asyncio.to_thread(rest.update, behind)
-            upload.append(behind)
+        async for data in _decoded(body.chunks, body.coding):
+            _check_number(keeper.num_bytes + len(data), expected=num_bytes, what=what, is_all=False)
+            if len(data) > _SHORT_NUM_BYTES:
+                await asyncio.to_thread(keeper.take, data)
+            else:
+                keeper.take(data)
+            del data
             if upload.is_due:
                 await flow.blobs.flush(upload)
-        _check_number(len(head) + upload.num_bytes, expected=num_bytes, what=what, is_all=True)
-        digest = f"sha256:{whole.hexdigest()}"
-        _check_digest(digest, body.digest)
+        _check_number(keeper.num_bytes, expected=num_bytes, what=what, is_all=True)
+        kept = keeper.kept()
+        _check_digest(kept.digest, body.digest)
         await flow.blobs.finish(upload)
     except BaseException:
         await asyncio.shield(flow.blobs.discard(upload))
         raise
-    return HeadedBytes(bytes(head), StoredBytes(upload, f"sha256:{rest.hexdigest()}"), digest)
+    return kept
+
+
+def _check_number(num_bytes: int, *, expected: int, what: str, is_all: bool) -> None:
+    if num_bytes > expected or (is_all and num_bytes < expected):
+        raise ProblemError(ProblemType.INVALID_MESSAGE, f"{what}: {num_bytes} bytes instead of {expected}")
 
 
 async def gather(body: Body, *, max_num_bytes: int) -> bytes:

@@ -11,6 +11,8 @@ from fl_protocol.dtypes import CARRIERS, Values
 from fl_protocol.tensors import LENGTH_BYTES, Header, TensorSpec, header_length, malformed, parse_header
 
 WINDOW_ELEMENTS: Final = 1 << 19
+_WINDOWS_OF_SUMS: Final = 8
+_FEWEST_SUMS: Final = 1 << 17
 _MAX_HEADER_BYTES: Final = 1 << 24
 _ABSENT: Final = -1
 
@@ -60,6 +62,16 @@ def windows(model: Header, num_elements: int | None = None) -> Iterator[list[Seg
                 window, filled = [], 0
     if window:
         yield window
+
+
+def window_of_sums(num_elements: int) -> int:
+    """Gives how many elements of a vector of sums, of 4 or 8 bytes each, are in memory at once.
+
+    It is an eighth of them, as far as that is between 1 << 17, since smaller ones cost more than their bytes, and
+    WINDOW_ELEMENTS; and a power of 2, so that no window ends within a chunk of what is summed.
+    """
+    eighth = 1 << max(num_elements // _WINDOWS_OF_SUMS - 1, 0).bit_length()
+    return min(max(eighth, _FEWEST_SUMS), WINDOW_ELEMENTS)
 
 
 def read_header(read: RangeReader) -> Header:

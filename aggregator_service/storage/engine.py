@@ -4,6 +4,7 @@ import fcntl
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
@@ -15,6 +16,10 @@ Dialect = Literal["sqlite", "postgresql"]
 
 NUM_READERS: Final = 8
 """Connections for reading; more only queue for the same two cores."""
+
+_WRITER_CACHE_KIBIBYTES: Final = 8192
+_READER_CACHE_KIBIBYTES: Final = 1024
+"""A reader forgets its pages with the next commit of the writer anyway, and what fills them meanwhile is tensors."""
 
 MAX_HELD_LEASES: Final = 4
 """Leases that a process holds for long; each has a connection of its own."""
@@ -61,7 +66,9 @@ def open_database(url_text: str) -> Database:
     url = _parse(url_text)
     if url.get_backend_name() == "sqlite":
         lock = _lock_sqlite_file(url)
-        return Database("sqlite", url, _sqlite_engine(url, "IMMEDIATE", 1), _sqlite_engine(url, "", NUM_READERS), lock)
+        writer = _sqlite_engine(url, "IMMEDIATE", 1, cache_kibibytes=_WRITER_CACHE_KIBIBYTES)
+        readers = _sqlite_engine(url, "", NUM_READERS, cache_kibibytes=_READER_CACHE_KIBIBYTES)
+        return Database("sqlite", url, writer, readers, lock)
     return Database(
         "postgresql", url, _postgres_engine(url, 2 + MAX_HELD_LEASES), _postgres_engine(url, NUM_READERS), None
     )
@@ -102,7 +109,7 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _sqlite_engine(url: URL, begin: str, pool_size: int) -> sa.Engine:
+def _sqlite_engine(url: URL, begin: str, pool_size: int, *, cache_kibibytes: int) -> sa.Engine:
     Path(str(url.database)).touch(mode=0o600)
     engine = sa.create_engine(
         url.set(drivername="sqlite+pysqlite"),
@@ -112,12 +119,12 @@ def _sqlite_engine(url: URL, begin: str, pool_size: int) -> sa.Engine:
         pool_use_lifo=True,
         connect_args={"check_same_thread": False, "timeout": 10.0},
     )
-    sa.event.listen(engine, "connect", _set_pragmas)
+    sa.event.listen(engine, "connect", partial(_set_pragmas, cache_kibibytes=cache_kibibytes))
     sa.event.listen(engine, "begin", _begin_with(f"BEGIN {begin}".strip()))
     return engine
 
 
-def _set_pragmas(connection: Any, _record: object) -> None:
+def _set_pragmas(connection: Any, _record: object, *, cache_kibibytes: int) -> None:
     # The driver's own transaction control begins late and loses concurrent increments; ours is explicit.
     connection.isolation_level = None
     cursor = connection.cursor()
@@ -128,7 +135,7 @@ def _set_pragmas(connection: Any, _record: object) -> None:
         "journal_mode=WAL",
         "synchronous=FULL",
         "foreign_keys=ON",
-        "cache_size=-8192",
+        f"cache_size=-{cache_kibibytes}",
         "busy_timeout=10000",
     ):
         cursor.execute(f"PRAGMA {pragma}")

@@ -14,6 +14,10 @@ from aggregator_service.storage.tables import runs
 from aggregator_service.storage.transactions import ReadTx, WriteTx
 from fl_protocol.runs import RunSpec, RunState
 
+_MOST_SPECS: Final = 64
+_specs: Final[dict[str, tuple[dict[str, Any], RunSpec]]] = {}
+"""The specs that were read lately, by their runs, each with what it was read from."""
+
 _GET: Final = sa.select(runs).where(runs.c.run_id == sa.bindparam("run_id"))
 _LOCK: Final = _GET.with_for_update()
 _GET_ALL: Final = sa.select(runs).where(runs.c.run_id.in_(sa.bindparam("run_ids", expanding=True)))
@@ -25,10 +29,20 @@ def _record(row: sa.Row[Any]) -> RunRecord:
     del values["num_events"]
     read = {
         "state": RunState(values["state"]),
-        "spec": RunSpec.model_validate(values["spec"]),
+        "spec": _spec(values["run_id"], values["spec"]),
         "standing": standing.from_json(values["standing"]),
     }
     return RunRecord(**values | read)
+
+
+def _spec(run_id: str, stored: dict[str, Any]) -> RunSpec:
+    """Reads a run's spec, once while it is stored so: every update's transaction reads its run, and no spec changes."""
+    known = _specs.get(run_id)
+    if known is None or known[0] != stored:
+        if len(_specs) >= _MOST_SPECS:
+            _specs.clear()
+        known = _specs[run_id] = stored, RunSpec.model_validate(stored)
+    return known[1]
 
 
 def insert(tx: WriteTx, run: RunRecord) -> None:

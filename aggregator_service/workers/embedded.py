@@ -57,7 +57,7 @@ _log = structlog.get_logger()
 
 
 class EmbeddedWorker:
-    """Five loops, each of which outlives the failure of a step."""
+    """Six loops, each of which outlives the failure of a step."""
 
     def __init__(self, flow: Flow, *, orphans_begun_before: datetime | None) -> None:
         self._flow = flow
@@ -70,12 +70,12 @@ class EmbeddedWorker:
     def start(self) -> None:
         """Begins the loops."""
         loops = (
-            ("aggregate", topics.WORK, self._aggregate_all),
+            ("aggregate", topics.SEALED, self._aggregate_all),
             ("fold", topics.FOLDING, self._fold_eagerly),
-            ("unmask", topics.WORK, self._unmask_all),
-            ("expire", topics.WORK, self._expire),
-            ("sweep", topics.WORK, self._sweep),
-            ("retain", topics.WORK, self._retain),
+            ("unmask", topics.SUMMING, self._unmask_all),
+            ("expire", topics.DEADLINES, self._expire),
+            ("sweep", topics.RETENTION, self._sweep),
+            ("retain", topics.RETENTION, self._retain),
         )
         self._tasks = [
             asyncio.create_task(self._repeat(name, step, topic=topic), name=name) for name, topic, step in loops

@@ -289,7 +289,7 @@ def test_central_noise_goes_on_top_of_the_sum(shared_operator: httpx.Client) -> 
 def test_nothing_of_an_update_is_kept_and_what_is_kept_is_uniform(
     server: ServerProcess, operator: httpx.Client
 ) -> None:
-    since, size, helpers = log_end(server), 20_000, [HelperParty("one"), HelperParty("two")]
+    since, size, helpers = log_end(server), 16_000, [HelperParty("one"), HelperParty("two")]
     run_id = create_run(operator, {"w": np.zeros(size, dtype=np.float32)}, **helper_spec(3, helpers))
     made = HelperFederation.enrol(operator, run_id, 3, helpers)
     secrets: list[bytes] = []

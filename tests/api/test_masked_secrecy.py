@@ -10,7 +10,7 @@ from tests.support.server import ServerProcess
 from tests.support.stored import Stored
 from tests.support.vestiges import LogPlace, database_files, everything_kept, log_end
 
-SIZE = 20_000
+SIZE = 16_000
 CHI_SQUARE_255 = 390.0
 """Beyond this value of chi^2 with 255 degrees of freedom a uniform source comes with a probability of 2e-7."""
 

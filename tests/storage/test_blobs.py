@@ -1,5 +1,6 @@
 """Blobs: what was written comes back, whatever is not that is noticed, and what was never finished is swept."""
 
+import itertools
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +19,11 @@ from aggregator_service.storage.blobs import (
     BlobCorruptError,
     Blobs,
     BlobUpload,
+    one_of_many,
     open_store,
     remove_blobs,
 )
-from aggregator_service.storage.blobs.blobs import CHUNKS_KEPT
+from aggregator_service.storage.blobs.blobs import PIECE_NUM_BYTES, PIECES_KEPT
 from aggregator_service.storage.rows import StaleRowError
 from aggregator_service.storage.tables import blob_chunks, blob_deletions, blobs
 from aggregator_service.storage.transactions import WriteTx
@@ -29,6 +31,7 @@ from tests.support.object_server import BUCKET
 from tests.support.records import later
 from tests.support.store import Store
 
+SMALL_CHUNK = 64 << 10
 PIECES = [(begin, min(begin + CHUNK_NUM_BYTES, 5 * CHUNK_NUM_BYTES + 7)) for begin in range(0, 6 << 20, 1 << 20)]
 SIZES = [0, 1, CHUNK_NUM_BYTES - 1, CHUNK_NUM_BYTES, CHUNK_NUM_BYTES + 1, 5 * CHUNK_NUM_BYTES + 7]
 
@@ -104,9 +107,11 @@ class Held:
             self.blobs.finish_blocking(upload)
         return upload
 
-    def write(self, data: bytes, blob_id: str = "blob_1", *, piece: int = 1 << 19) -> None:
+    def write(
+        self, data: bytes, blob_id: str = "blob_1", *, piece: int = 1 << 19, upload: BlobUpload | None = None
+    ) -> None:
         """Writes a blob as an upload does: piece by piece, ahead of the transaction that names it."""
-        upload = BlobUpload(blob_id)
+        upload = upload or BlobUpload(blob_id)
         for begin in range(0, len(data), piece):
             upload.append(data[begin : begin + piece])
             if upload.is_due:
@@ -193,6 +198,33 @@ def test_any_part_comes_back(held: Held) -> None:
             assert held.blobs.read_blocking("blob_1", first, last) == data[first:last]
 
 
+@pytest.mark.parametrize("size", [1, SMALL_CHUNK, PIECE_NUM_BYTES + 3 * SMALL_CHUNK + 7])
+async def test_one_of_many_has_chunks_of_its_own_size_and_any_part_of_it_comes_back(held: Held, size: int) -> None:
+    data = pattern(size)
+    held.write(data, upload=one_of_many("blob_1", num_bytes=size), piece=SMALL_CHUNK + 1)
+    if held.outside is None:
+        assert held.counts() == (1, -(-size // SMALL_CHUNK))
+    cuts = [0, 1, SMALL_CHUNK, 2 * SMALL_CHUNK + 5, PIECE_NUM_BYTES - 1, PIECE_NUM_BYTES + SMALL_CHUNK, size]
+    for first, last in itertools.combinations(sorted({min(cut, size) for cut in cuts}), 2):
+        assert held.blobs.read_blocking("blob_1", first, last) == data[first:last]
+        assert await held.blobs.read("blob_1", first, last) == data[first:last]
+    for read_beyond in (size + 1, 2 * PIECE_NUM_BYTES):
+        with pytest.raises(BlobCorruptError):
+            await held.blobs.read("blob_1", size - 1, read_beyond)
+
+
+async def test_a_small_chunk_that_is_not_what_was_written_is_noticed_and_no_other(held: Held) -> None:
+    data = pattern(4 * SMALL_CHUNK)
+    held.write(data, upload=one_of_many("blob_1", num_bytes=len(data)))
+    spoil(held, "flipped", chunk_num_bytes=SMALL_CHUNK)
+    for first, last in ((0, len(data)), (2 * SMALL_CHUNK, 2 * SMALL_CHUNK + 1)):
+        with pytest.raises(BlobCorruptError, match="chunk 2 of blob blob_1"):
+            held.blobs.read_blocking("blob_1", first, last)
+    assert held.blobs.read_blocking("blob_1", SMALL_CHUNK, 2 * SMALL_CHUNK) == data[SMALL_CHUNK : 2 * SMALL_CHUNK]
+    with pytest.raises(BlobCorruptError, match="chunk 2 of blob blob_1"):
+        await held.blobs.read("blob_1", 0, 1)
+
+
 async def test_it_is_the_same_from_a_coroutine(held: Held) -> None:
     upload = BlobUpload("blob_1")
     upload.append(pattern(4 * CHUNK_NUM_BYTES))
@@ -242,11 +274,11 @@ async def test_a_client_that_hangs_up_does_not_disturb_those_who_wait_for_the_sa
 
 async def test_what_stays_in_memory_is_bounded(held: Held) -> None:
     # The last chunks stay, whatever was read before them; one more is read again.
-    for number in range(CHUNKS_KEPT + 1):
+    for number in range(PIECES_KEPT + 1):
         held.write(bytes([number]), f"blob_{number}")
         await held.blobs.read(f"blob_{number}", 0, 1)
     with counted_reads(held) as reads:
-        for number in range(CHUNKS_KEPT, 0, -1):
+        for number in range(PIECES_KEPT, 0, -1):
             assert await held.blobs.read(f"blob_{number}", 0, 1) == bytes([number])
         assert reads == []
         assert await held.blobs.read("blob_0", 0, 1) == b"\0"
@@ -260,10 +292,10 @@ async def test_bytes_that_could_not_be_read_are_not_remembered(held: Held) -> No
     assert await held.blobs.read("blob_1", 0, 1) == b"x"
 
 
-def spoil(held: Held, harm: str) -> None:
+def spoil(held: Held, harm: str, *, chunk_num_bytes: int = CHUNK_NUM_BYTES) -> None:
     """Harms chunk 2 of a blob."""
     if held.outside is not None:
-        held.outside.change(lambda data: harmed(data, harm))
+        held.outside.change(lambda data: harmed(data, harm, chunk_num_bytes))
         return
     of_chunk = sa.and_(blob_chunks.c.blob_id == "blob_1", blob_chunks.c.number == 2)
 
@@ -283,12 +315,12 @@ def spoiled(data: bytes, harm: str) -> bytes:
     return {"flipped": flipped, "shortened": data[:-1], "lengthened": b"x" + data}[harm]
 
 
-def harmed(data: bytes, harm: str) -> bytes:
+def harmed(data: bytes, harm: str, chunk_num_bytes: int) -> bytes:
     """Gives a whole blob whose chunk 2 was harmed, in a file that was cut off or that a power cut left empty."""
-    at, end = 2 * CHUNK_NUM_BYTES, 3 * CHUNK_NUM_BYTES
+    at, end = 2 * chunk_num_bytes, 3 * chunk_num_bytes
     if harm == "shortened":
         return data[: at + 5]
-    chunk = bytes(CHUNK_NUM_BYTES) if harm == "missing" else spoiled(data[at:end], harm)
+    chunk = bytes(chunk_num_bytes) if harm == "missing" else spoiled(data[at:end], harm)
     return data[:at] + chunk + data[end:]
 
 

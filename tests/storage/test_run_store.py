@@ -4,8 +4,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import sqlalchemy as sa
 
-from aggregator_service.storage import runs
+from aggregator_service.storage import runs, tables
 from aggregator_service.storage.rows import StaleRowError
 from aggregator_service.storage.transactions import WriteTx
 from fl_protocol.runs import RunSpec, RunState
@@ -97,3 +98,14 @@ def test_a_locked_run_keeps_other_writers_waiting(store: Store, database_url: st
         for job in jobs:
             job.result()
     assert order == ["first", "second"]
+
+
+def test_a_spec_that_is_stored_otherwise_is_read_anew(store: Store) -> None:
+    """What was read of a run's spec before, in this database or in another, is kept only while it is stored so."""
+    for name in ("first", "second", "first"):
+        spec = RunSpec(name=name)
+        store.write(lambda tx: tx.connection.execute(sa.delete(tables.runs)))
+        store.write(lambda tx, spec=spec: runs.insert(tx, run_record(spec=spec)))  # type: ignore[misc]
+        found = store.read(lambda tx: runs.get(tx, "run_1"))
+        assert found is not None
+        assert found.spec == spec

@@ -129,7 +129,7 @@ def _move_on(tx: WriteTx, locked: _Locked) -> None:
         mask_sums.move(tx, locked.mask_sum, state)
         # Helpers may answer now, or the worker has a sum to make.
         tx.wake(topics.MASK_REQUESTS)
-        tx.wake(topics.WORK)
+        tx.wake(topics.SUMMING)
 
 
 def _fail(flow: Flow, tx: WriteTx, locked: _Locked, reason: str) -> None:

@@ -72,7 +72,7 @@ def ask(flow: Flow, tx: WriteTx, run: RunRecord, round_id: str) -> None:
     failpoints.reach("helper.asking")
     tx.wake(topics.MASK_REQUESTS)
     # The worker has another deadline to watch.
-    tx.wake(topics.WORK)
+    tx.wake(topics.DEADLINES)
 
 
 def end(tx: WriteTx, run: RunRecord, round_: RoundRecord, reason: str | None) -> None:

@@ -88,7 +88,7 @@ def _settle(flow: Flow, tx: WriteTx, summing: MaskSumming, outcome: SessionSum |
     updates.insert(tx, *(_update(one, summing, blob_id=blob_id, accepted_at=now) for one in summing.members))
     failpoints.reach("helper.settling")
     # The worker has a model to make.
-    tx.wake(topics.WORK)
+    tx.wake(topics.SEALED)
     return True
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from aggregator_service import failpoints
+from aggregator_service.allocator import give_back_free_pages
 from aggregator_service.domain.helper_mode.records import (
     ContributionRecord,
     MaskRequestRecord,
@@ -19,9 +20,9 @@ from aggregator_service.domain.helper_mode.records import (
 from aggregator_service.domain.records import RunRecord
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.sealed_rounds import AggregationStoppedError
-from aggregator_service.flow.sessions.sums import WINDOW_ELEMENTS, SessionSum, write_sum
+from aggregator_service.flow.sessions.sums import SessionSum, write_sum
 from aggregator_service.flow.sessions.vectors import Vector, vector_of
-from aggregator_service.flow.windows import read_header
+from aggregator_service.flow.windows import read_header, window_of_sums
 from aggregator_service.storage import contributions, mask_sums, models, runs
 from aggregator_service.storage.blobs import BlobUpload
 from aggregator_service.storage.transactions import ReadTx
@@ -66,7 +67,8 @@ def compute(flow: Flow, summing: MaskSumming) -> SessionSum | str:
     Raises AggregationStoppedError while the server drains.
     """
     failpoints.reach("helper.sum_started")
-    upload, num_members = BlobUpload(flow.new_id("blob")), len(summing.members)
+    give_back_free_pages()
+    upload, num_members = BlobUpload(flow.new_id("blob"), chunks_a_write=1), len(summing.members)
     try:
         total = write_sum(
             flow,
@@ -90,8 +92,9 @@ def _windows(flow: Flow, summing: MaskSumming) -> Iterator[tuple[int, Int64Array
     vector, width = summing.vector, summing.vector.ring.element_bytes
     added = [(one.blob_id, np.add) for one in summing.members]
     taken_off = [(one.blob_id, np.subtract) for one in summing.answers]
-    for first in range(0, vector.num_elements, WINDOW_ELEMENTS):
-        end = min(first + WINDOW_ELEMENTS, vector.num_elements)
+    size = window_of_sums(vector.num_elements)
+    for first in range(0, vector.num_elements, size):
+        end = min(first + size, vector.num_elements)
         sums = np.zeros(end - first, dtype=vector.ring.dtype)
         for blob_id, operation in (*added, *taken_off):
             if flow.wakeups.closed:

@@ -95,4 +95,4 @@ def _form(
     failpoints.reach("session.forming")
     tx.wake(topics.sessions_of(run.run_id))
     # The worker has another deadline to watch.
-    tx.wake(topics.WORK)
+    tx.wake(topics.DEADLINES)

@@ -90,4 +90,5 @@ def _enter(
     failpoints.reach("session.entering")
     tx.wake(topics.sessions_of(run.run_id))
     # The worker has another deadline to watch, or a sum to make.
-    tx.wake(topics.WORK)
+    tx.wake(topics.DEADLINES)
+    tx.wake(topics.SUMMING)

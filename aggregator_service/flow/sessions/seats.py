@@ -60,7 +60,7 @@ async def take_seat(flow: Flow, *, task_id: str, client_id: str, data: bytes) ->
         seats.note_keys(tx, round_.round_id, [advertise.share_key, advertise.mask_key])
         seats.put(tx, _waiting(tx, run, task, data))
         # The worker has another deadline to watch, if this is the first.
-        tx.wake(topics.WORK)
+        tx.wake(topics.DEADLINES)
         form_if_due(flow, tx, run=run, round_=round_)
         return replace(_seating(tx, run, round_, seats.get(tx, task_id)), is_new=True)
 

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
@@ -15,8 +14,6 @@ from fl_protocol.masking.ring import Int64Array, SumMeasure
 from fl_protocol.runs import RunSpec
 from fl_protocol.specs.privacy import DistributedSkellamPrivacy
 from fl_protocol.specs.secure_aggregation import clipping_norm
-
-WINDOW_ELEMENTS: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from aggregator_service import failpoints
+from aggregator_service.allocator import give_back_free_pages
 from aggregator_service.domain.records import RunRecord
 from aggregator_service.domain.sessions.records import MemberRecord, MessageKind, SessionRecord
 from aggregator_service.domain.sessions.steps import Abort
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.sealed_rounds import AggregationStoppedError
 from aggregator_service.flow.sessions.mask_removal import MaskRemoval, mask_removal
-from aggregator_service.flow.sessions.sums import WINDOW_ELEMENTS, SessionSum, write_sum
+from aggregator_service.flow.sessions.sums import SessionSum, write_sum
 from aggregator_service.flow.sessions.vectors import Vector, vector_of
-from aggregator_service.flow.windows import read_header
+from aggregator_service.flow.windows import read_header, window_of_sums
 from aggregator_service.storage import models, runs, sessions
 from aggregator_service.storage.blobs import BlobUpload
 from aggregator_service.storage.transactions import ReadTx
@@ -72,12 +73,13 @@ def compute(flow: Flow, summing: Summing) -> SessionSum | Abort:
     Raises AggregationStoppedError while the server drains.
     """
     failpoints.reach("session.sum_started")
+    give_back_free_pages()
     try:
         masks = _masks(summing)
     except ShareError as error:
         # Every share is what its dealer announced: if they do not fit together, that is the dealer's doing.
         return Abort(AbortCode.BAD_SHARE, str(error), blamed=(int(str(error.value)),))
-    upload = BlobUpload(flow.new_id("blob"))
+    upload = BlobUpload(flow.new_id("blob"), chunks_a_write=1)
     try:
         size, width = summing.vector.num_elements, summing.vector.ring.dtype.itemsize
         with mask_removal(masks, num_elements=size, word_bytes=width) as removal:
@@ -130,8 +132,9 @@ def _sum(flow: Flow, summing: Summing, removal: MaskRemoval, upload: BlobUpload)
 def _windows(flow: Flow, summing: Summing, removal: MaskRemoval) -> Iterator[tuple[int, Int64Array]]:
     vector, width = summing.vector, summing.vector.ring.element_bytes
     blob_ids = [member.input_blob_id for member in summing.survivors if member.input_blob_id is not None]
-    for first in range(0, vector.num_elements, WINDOW_ELEMENTS):
-        end = min(first + WINDOW_ELEMENTS, vector.num_elements)
+    size = window_of_sums(vector.num_elements)
+    for first in range(0, vector.num_elements, size):
+        end = min(first + size, vector.num_elements)
         removal.ask(first, end - first)
         sums = np.zeros(end - first, dtype=vector.ring.dtype)
         for blob_id in blob_ids:

@@ -3,7 +3,7 @@
 from aggregator_service.storage.blobs.blobs import Blobs
 from aggregator_service.storage.blobs.removals import empty_blobs, remove_blobs
 from aggregator_service.storage.blobs.stores import BlobStoreError, ByteStore, check_location, open_store
-from aggregator_service.storage.blobs.uploads import CHUNK_NUM_BYTES, BlobCorruptError, BlobUpload
+from aggregator_service.storage.blobs.uploads import CHUNK_NUM_BYTES, BlobCorruptError, BlobUpload, one_of_many
 
 __all__ = [
     "CHUNK_NUM_BYTES",
@@ -14,6 +14,7 @@ __all__ = [
     "ByteStore",
     "check_location",
     "empty_blobs",
+    "one_of_many",
     "open_store",
     "remove_blobs",
 ]

@@ -20,23 +20,25 @@ from xxhash import xxh3_64_digest
 
 from aggregator_service import failpoints
 from aggregator_service.storage.blobs import chunks, removals
-from aggregator_service.storage.blobs.chunks import DATABASE, REMOVED, Place
+from aggregator_service.storage.blobs.chunks import DATABASE, REMOVED, Place, Stretch
 from aggregator_service.storage.blobs.files import FileStore
 from aggregator_service.storage.blobs.ready import ROWS_AHEAD, ReadyRows
 from aggregator_service.storage.blobs.removals import Deletion
 from aggregator_service.storage.blobs.stores import BlobStoreError, ByteStore, open_store, unavailable
-from aggregator_service.storage.blobs.uploads import CHUNK_NUM_BYTES, BlobCorruptError, BlobUpload
+from aggregator_service.storage.blobs.uploads import BlobCorruptError, BlobUpload
 from aggregator_service.storage.failures import as_problem
 from aggregator_service.storage.transactions import ReadTx, Transactions, WriteTx
 
-CHUNKS_KEPT: Final = 16
+PIECE_NUM_BYTES: Final = 1 << 20
+"""Of a blob that many pull at once so much stays in memory together, whatever its chunks are."""
+PIECES_KEPT: Final = 16
 PLACES_KEPT: Final = 1024
 _NUM_THREADS: Final = 16
 CHECKSUM_NUM_BYTES: Final = 8
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_Found = list[bytes] | Place
+_Found = Stretch | Place
 _Look = Callable[[Callable[[ReadTx], _Found]], _Found]
 _log = structlog.get_logger()
 
@@ -57,7 +59,7 @@ class Blobs:
         # Threads of their own: whoever waits for a disk here must not keep others from hashing what they receive.
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="blobs")
         # Nothing of a blob changes after it is written, and the clients of a round pull the same model all at once.
-        self._kept_chunk = alru_cache(maxsize=CHUNKS_KEPT)(self._chunk)
+        self._kept_piece = alru_cache(maxsize=PIECES_KEPT)(self._piece)
 
     def close(self) -> None:
         """Waits for the reads and writes under way."""
@@ -65,20 +67,20 @@ class Blobs:
 
     async def flush(self, upload: BlobUpload) -> None:
         """Makes the full chunks of an upload durable; raises StaleRowError if the database has lost a reserved one."""
-        if self._store_of(upload) is None:
+        if (store := self._store_of(upload)) is None:
             upload.store = DATABASE
-            await self._transactions.write("store_chunks", lambda tx: _write_ahead(tx, upload))
+            await self._transactions.write_grouped("store_chunks", upload, _write_ahead)
             upload.written()
-        else:
-            await self.threaded(self.flush_blocking, upload)
+        elif upload.num_collected(last=False, unit=_unit(store, upload)):
+            await self.threaded(self._write, store, upload, last=False)
 
     def flush_blocking(self, upload: BlobUpload) -> None:
         """Does the same from a worker thread."""
         if (store := self._store_of(upload)) is None:
             upload.store = DATABASE
-            self._transactions.write_blocking("store_chunks", lambda tx: _write_ahead(tx, upload))
+            self._transactions.write_blocking("store_chunks", lambda tx: _write_ahead(tx, [upload]))
             upload.written()
-        elif upload.num_collected(last=False, unit=store.unit):
+        elif upload.num_collected(last=False, unit=_unit(store, upload)):
             self._write(store, upload, last=False)
 
     async def finish(self, upload: BlobUpload) -> None:
@@ -173,10 +175,13 @@ class Blobs:
     async def read(self, blob_id: str, begin: int, end: int) -> bytes:
         """Gives the bytes [begin, end); raises BlobCorruptError when they are not what was written.
 
-        Chunks that were read last stay in memory, 16 MiB of them; who asks for one that is being read waits for it.
+        Pieces that were read last stay in memory, 16 MiB of them; who asks for one that is being read waits for it.
         """
-        found = [await self._kept_chunk(blob_id, number) for number in chunks.chunk_range(begin, end)]
-        return chunks.cut(found, begin, end, blob_id=blob_id)
+        numbers = chunks.parts(begin, end, size=PIECE_NUM_BYTES)
+        found = [await self._kept_piece(blob_id, number) for number in numbers]
+        if not found:
+            return b""
+        return chunks.cut(Stretch(numbers.start * PIECE_NUM_BYTES, found), begin, end, blob_id=blob_id)
 
     def read_blocking(self, blob_id: str, begin: int, end: int) -> bytes:
         """Does the same from a worker thread, for bytes that are read once: it keeps none."""
@@ -192,6 +197,8 @@ class Blobs:
             place = self._transactions.read_one_blocking("find_blob", lambda tx: chunks.place(tx, blob_id))
         if place is None or not place.sealed or place.store in (DATABASE, REMOVED):
             return None
+        # Clients pull the same model one after the other.
+        self._remember(blob_id, place)
         store = self._opened(place.store)
         return store.open(blob_id, place.num_bytes) if isinstance(store, FileStore) else None
 
@@ -254,31 +261,29 @@ class Blobs:
         upload.store = store.url
 
     def _read(self, look: _Look, blob_id: str, begin: int, end: int) -> bytes:
-        numbers = chunks.chunk_range(begin, end)
-        if not numbers:
+        if begin >= end:
             return b""
         place = self._places.get(blob_id)
-        found = place or look(partial(chunks.read, blob_id=blob_id, numbers=numbers))
-        if isinstance(found, list):
-            return chunks.cut(found, begin, end, blob_id=blob_id)
-        data = self._bytes_of(blob_id, found, numbers)
-        return chunks.part(data, numbers[0] * CHUNK_NUM_BYTES, begin, end, blob_id=blob_id)
+        found = place or look(partial(chunks.read, blob_id=blob_id, begin=begin, end=end))
+        if isinstance(found, Place):
+            found = self._bytes_of(blob_id, found, begin, end)
+        return chunks.cut(found, begin, end, blob_id=blob_id)
 
-    async def _chunk(self, blob_id: str, number: int) -> bytes:
-        numbers = range(number, number + 1)
-        place = self._places.get(blob_id)
-        if place is None:
-            body = partial(chunks.read, blob_id=blob_id, numbers=numbers)
+    async def _piece(self, blob_id: str, number: int) -> bytes:
+        begin, end = number * PIECE_NUM_BYTES, (number + 1) * PIECE_NUM_BYTES
+        found: _Found | None = self._places.get(blob_id)
+        if found is None:
+            body = partial(chunks.read, blob_id=blob_id, begin=begin, end=end)
             found = await self._transactions.read_one("read_blob", body)
-            if isinstance(found, list):
-                return found[0]
-            place = found
-        return await self.threaded(self._bytes_of, blob_id, place, numbers)
+        if isinstance(found, Place):
+            found = await self.threaded(self._bytes_of, blob_id, found, begin, end)
+        return b"".join(found.chunks)
 
-    def _bytes_of(self, blob_id: str, place: Place, numbers: range) -> bytes:
-        """Reads whole chunks from a store, all in one, and checks each."""
+    def _bytes_of(self, blob_id: str, place: Place, begin: int, end: int) -> Stretch:
+        """Reads the chunks that hold the bytes [begin, end) from a store, all in one, and checks each."""
         self._remember(blob_id, place)
-        begin, end = numbers[0] * CHUNK_NUM_BYTES, min((numbers[-1] + 1) * CHUNK_NUM_BYTES, place.num_bytes)
+        numbers, size = place.numbers(begin, end), place.chunk_num_bytes
+        begin, end = numbers.start * size, min(numbers.stop * size, place.num_bytes)
         if begin >= end:
             raise BlobCorruptError(f"blob {blob_id} ends before byte {begin}")
         try:
@@ -286,11 +291,11 @@ class Blobs:
         except (OSError, BlobStoreError) as error:
             _log.error("blob_store_failed", store=place.store, blob_id=blob_id, reason=str(error))
             raise unavailable() from error
-        for number, checksum in zip(numbers, _checksums(memoryview(data)), strict=False):
+        for number, checksum in zip(numbers, _checksums(memoryview(data), size), strict=False):
             at = number * CHECKSUM_NUM_BYTES
             if checksum != place.checksums[at : at + CHECKSUM_NUM_BYTES]:
-                raise BlobCorruptError(f"chunk {number} of blob {blob_id} is not what was written")
-        return data
+                raise chunks.not_as_written(blob_id, number)
+        return Stretch(begin, [data])
 
     def _remember(self, blob_id: str, place: Place) -> None:
         if not place.sealed:
@@ -318,12 +323,20 @@ class Blobs:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *args, **kwargs))
 
 
-def _write_ahead(tx: WriteTx, upload: BlobUpload) -> None:
-    if upload.is_resumable:
-        chunks.lock_reserved(tx, upload)
-    elif upload.num_written == 0:
-        chunks.insert(tx, [upload], store=DATABASE)
-    chunks.write(tx, [upload], last=False)
+def _write_ahead(tx: WriteTx, uploads: Sequence[BlobUpload]) -> Sequence[None]:
+    for upload in uploads:
+        if upload.is_resumable:
+            chunks.lock_reserved(tx, upload)
+    begun = [upload for upload in uploads if upload.num_written == 0 and not upload.is_resumable]
+    if begun:
+        chunks.insert(tx, begun, store=DATABASE)
+    chunks.write(tx, uploads, last=False)
+    return [None] * len(uploads)
+
+
+def _unit(store: ByteStore | None, upload: BlobUpload) -> int:
+    """Gives of how many bytes every write of an upload but its last is a multiple."""
+    return upload.chunk_num_bytes if store is None else max(store.unit, upload.chunk_num_bytes)
 
 
 @contextmanager
@@ -337,19 +350,19 @@ def _failing(store: ByteStore, upload: BlobUpload) -> Iterator[None]:
 
 
 def _write_collected(store: ByteStore, upload: BlobUpload, *, last: bool) -> None:
-    end = upload.num_collected(last=last, unit=store.unit)
-    full = upload.num_collected(last=False, unit=store.unit)
+    unit, size = _unit(store, upload), upload.chunk_num_bytes
+    end, full = upload.num_collected(last=last, unit=unit), upload.num_collected(last=False, unit=unit)
     with _failing(store, upload), upload.collected(end) as data:
         if end:
-            store.write(upload.blob_id, upload.num_written * CHUNK_NUM_BYTES, data)
-        upload.checksums += b"".join(_checksums(data[:full]))
-        upload.last_checksums = b"".join(_checksums(data[full:]))
-    upload.written(unit=store.unit)
+            store.write(upload.blob_id, upload.num_written * size, data)
+        upload.checksums += b"".join(_checksums(data[:full], size))
+        upload.last_checksums = b"".join(_checksums(data[full:], size))
+    upload.written(unit=unit)
     if last:
         upload.num_durable = upload.num_bytes
 
 
-def _checksums(data: memoryview) -> Iterator[bytes]:
+def _checksums(data: memoryview, size: int) -> Iterator[bytes]:
     """Gives the checksum of each chunk; they find damage, while who needs to trust bytes checks their SHA-256."""
-    for begin in range(0, len(data), CHUNK_NUM_BYTES):
-        yield xxh3_64_digest(data[begin : begin + CHUNK_NUM_BYTES])
+    for begin in range(0, len(data), size):
+        yield xxh3_64_digest(data[begin : begin + size])

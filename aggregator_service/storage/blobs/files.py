@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from aggregator_service.storage.blobs.stores import BlobStoreError, check_blob_id
-from aggregator_service.storage.blobs.uploads import CHUNK_NUM_BYTES, BlobCorruptError
+from aggregator_service.storage.blobs.uploads import BlobCorruptError
 
 _MODE: Final = 0o600
 _FOLDER_MODE: Final = 0o700
@@ -21,7 +21,7 @@ class FileStore:
     Those that are made ahead, some at a time, share the sync of their folder: a small blob then is one durable write.
     """
 
-    unit: int = CHUNK_NUM_BYTES
+    unit: int = 1
 
     def __init__(self, url: str, folder: Path) -> None:
         self.url = url

@@ -44,7 +44,7 @@ def remove_strays(tx: WriteTx, *, blob_id: str, store: str) -> None:
     if any(tx.connection.execute(row).first() for row in rows):
         return
     tx.connection.execute(sa.insert(blob_deletions).values(blob_id=blob_id, store=store))
-    tx.wake(topics.WORK)
+    tx.wake(topics.RETENTION)
 
 
 def empty_blobs(tx: WriteTx, *blob_ids: str) -> None:
@@ -67,7 +67,7 @@ def _note_deletions(tx: WriteTx, chosen: sa.ColumnElement[bool]) -> None:
     if rows:
         values = [{"blob_id": row.blob_id, "store": row.store} for row in rows]
         tx.connection.execute(sa.insert(blob_deletions), values)
-        tx.wake(topics.WORK)
+        tx.wake(topics.RETENTION)
 
 
 def pending(tx: ReadTx, *, behind: str = "") -> list[Deletion]:

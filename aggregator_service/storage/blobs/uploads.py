@@ -7,6 +7,8 @@ from typing import Final
 
 CHUNK_NUM_BYTES: Final = 1 << 20
 CHUNKS_A_WRITE: Final = 4
+_SMALLEST_CHUNK_NUM_BYTES: Final = 64 << 10
+_CHUNKS_OF_ONE_OF_MANY: Final = 64
 
 
 class BlobCorruptError(Exception):
@@ -17,6 +19,8 @@ class BlobCorruptError(Exception):
 class BlobUpload:
     """Collects bytes until `chunks_a_write` chunks are full; what `Blobs` writes of them is noted here.
 
+    Every chunk but the last has `chunk_num_bytes`, for as long as the blob exists.
+
     `num_written` counts the chunks that are durable and forgotten, `num_durable` the bytes that are durable, some of
     which may stay here because more of their chunk will follow. `checksums` are those of the forgotten chunks where a
     file or an object holds them, `last_checksums` those of what was left when the upload was finished.
@@ -24,6 +28,7 @@ class BlobUpload:
 
     blob_id: str
     chunks_a_write: int = CHUNKS_A_WRITE
+    chunk_num_bytes: int = CHUNK_NUM_BYTES
     num_bytes: int = 0
     num_written: int = 0
     num_durable: int = 0
@@ -48,10 +53,11 @@ class BlobUpload:
     @property
     def is_due(self) -> bool:
         """Tells whether enough has been collected to be worth a write."""
-        return len(self._tail) >= self.chunks_a_write * CHUNK_NUM_BYTES
+        return len(self._tail) >= self.chunks_a_write * self.chunk_num_bytes
 
-    def num_collected(self, *, last: bool, unit: int = CHUNK_NUM_BYTES) -> int:
-        """Gives how many of the collected bytes are written now: whole units, or all of them at the end."""
+    def num_collected(self, *, last: bool, unit: int | None = None) -> int:
+        """Gives how many of the collected bytes are written now: whole units (chunks), or all of them at the end."""
+        unit = unit or self.chunk_num_bytes
         return len(self._tail) if last else len(self._tail) // unit * unit
 
     def collected(self, num_bytes: int) -> memoryview:
@@ -60,13 +66,24 @@ class BlobUpload:
 
     def pieces(self, *, last: bool) -> Iterator[tuple[int, bytes]]:
         """Gives the chunks to be written now, by number; only the last may be short."""
-        end = self.num_collected(last=last)
-        for number, begin in enumerate(range(0, end, CHUNK_NUM_BYTES), start=self.num_written):
-            yield number, bytes(memoryview(self._tail)[begin : min(end, begin + CHUNK_NUM_BYTES)])
+        end, size = self.num_collected(last=last), self.chunk_num_bytes
+        for number, begin in enumerate(range(0, end, size), start=self.num_written):
+            yield number, bytes(memoryview(self._tail)[begin : min(end, begin + size)])
 
-    def written(self, *, unit: int = CHUNK_NUM_BYTES) -> None:
-        """Forgets the full units, which are now durable."""
+    def written(self, *, unit: int | None = None) -> None:
+        """Forgets the full units (chunks), which are now durable."""
         full = self.num_collected(last=False, unit=unit)
         del self._tail[:full]
-        self.num_written += full // CHUNK_NUM_BYTES
-        self.num_durable = max(self.num_durable, self.num_written * CHUNK_NUM_BYTES)
+        self.num_written += full // self.chunk_num_bytes
+        self.num_durable = max(self.num_durable, self.num_written * self.chunk_num_bytes)
+
+
+def one_of_many(blob_id: str, *, num_bytes: int) -> BlobUpload:
+    """Gives an upload for a blob of so many bytes that comes together with a hundred of its kind.
+
+    Each holds a sixty-fourth of its bytes in memory, as far as that is between 64 KiB and 1 MiB: all of them together
+    hold what one or two have.
+    """
+    size = 1 << max(num_bytes // _CHUNKS_OF_ONE_OF_MANY - 1, 0).bit_length()
+    size = min(max(size, _SMALLEST_CHUNK_NUM_BYTES), CHUNK_NUM_BYTES)
+    return BlobUpload(blob_id, chunks_a_write=1, chunk_num_bytes=size)
