@@ -67,6 +67,10 @@ class Appending:
             if not self.is_judged:
                 await asyncio.shield(self._checkpoint_if_possible())
             raise
+        if self._is_whole(running):
+            # The transaction that takes the body in notes that it is stored, too.
+            await self._fenced(self._flow.blobs.finish(self._upload))
+            return self._end
         await self._checkpoint()
         failpoints.reach("uploads.checkpointed")
         if running.error is not None:
@@ -83,11 +87,16 @@ class Appending:
         try:
             digest = self._checks.receiver.close(self._record.digest)
             return await self._checks.commit(digest, self._record)
-        except ProblemError:
-            self.is_judged = True
-            raise
         except StaleRowError:
             raise taken_over() from None
+        except BaseException as error:
+            self.is_judged = isinstance(error, ProblemError)
+            await asyncio.shield(self._checkpoint_if_possible())
+            raise
+
+    def _is_whole(self, running: RunningAppend) -> bool:
+        is_undisturbed = running.error is None and not running.is_stopped
+        return self._checks is not None and is_undisturbed and self._end == self._record.num_bytes
 
     @property
     def _end(self) -> int:

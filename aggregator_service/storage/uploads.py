@@ -137,7 +137,7 @@ def hand_over(tx: WriteTx, upload: UploadRecord) -> None:
         tx,
         sa.update(uploads)
         .where(uploads.c.upload_id == upload.upload_id, uploads.c.append_epoch == upload.append_epoch)
-        .values(completed=True),
+        .values(completed=True, num_stored=uploads.c.num_bytes),
     )
     tx.connection.execute(sa.delete(upload_segments).where(upload_segments.c.upload_id == upload.upload_id))
 

@@ -16,7 +16,16 @@ import pytest
 
 from tests.support.chaos import check_files_are_blobs, check_nothing_is_left_over
 from tests.support.object_server import BUCKET, ObjectServer
-from tests.support.participant import MEDIA_TYPE, Participant, create_run, enrol, unpack, update_body, wait_for_run
+from tests.support.participant import (
+    MEDIA_TYPE,
+    Participant,
+    closing_later,
+    create_run,
+    enrol,
+    unpack,
+    update_body,
+    wait_for_run,
+)
 from tests.support.raw import connect, read_answer
 from tests.support.server import ServerProcess, free_port
 from tests.support.waiting import eventually
@@ -41,14 +50,14 @@ EVERY_POINT: Final = (
         ),
     ),
     (STEP_NUM_BYTES, ("uploads.taken:1",)),
-    (WHOLE, ("uploads.chunks_stored:1", "uploads.checkpointed:1")),
+    (WHOLE, ("uploads.chunks_stored:1",)),
     (WHOLE, ("intake.before_commit:1",)),
     (WHOLE, ("intake.after_commit:1",)),
     (WHOLE, ("uploads.taken:1",)),
 )
 SOME_POINTS: Final = (
     (STEP_NUM_BYTES, ("intake.after_commit:1",)),
-    (WHOLE, ("uploads.checkpointed:1",)),
+    (WHOLE, ("intake.after_commit:1",)),
 )
 """Bodies by the bytes of an append, and the points at which a server dies of them, one after the other."""
 
@@ -165,6 +174,34 @@ def _survive(server: ServerProcess, *, step: int, plan: Sequence[str]) -> None:
         assert np.array_equal(published["w"], delta)
         assert len(operator.get(f"/v1/runs/{run_id}/rounds/1/updates").json()["items"]) == 1
     assert '"level": "error"' not in server.log, server.log[-4000:]
+
+
+@pytest.mark.parametrize("step", [STEP_NUM_BYTES, WHOLE])
+def test_a_failure_of_the_server_at_the_end_keeps_all_that_has_arrived(
+    database_url: str, tmp_path: Path, forking: Zygote, step: int
+) -> None:
+    server = ServerProcess(database_url, tmp_path, zygote=forking)
+    server.start(FEDQUORUM_FAILPOINT="intake.before_commit:1:error")
+    try:
+        with server.http() as operator:
+            participant = enrol(operator, "sends")
+            run_id = create_run(operator, {"w": np.zeros(NUM_PARAMETERS, dtype=np.float32)}, round={"quorum": 1})
+            body = update_body({"w": np.ones(NUM_PARAMETERS, dtype=np.float32)}, num_examples=1)
+            sender = Sender(server, participant, body)
+            sender.begin(participant.claim(run_id, wait=20).json()["task_id"])
+            while sender.told + step < len(body):
+                sender.hear(sender.append(step))
+            assert sender.append(step).status_code == 500
+            # The server closes the connection on which it has failed.
+            participant.http = closing_later(server.http(participant.token))
+            sender.hear(sender.http.head(sender.url))
+            assert sender.told == len(body)
+            answer = sender.append(0)
+            assert (answer.status_code, answer.headers["upload-complete"]) == (201, "?1"), answer.text
+            published = unpack(wait_for_run(operator, run_id, version=1).content)
+            assert np.array_equal(published["w"], np.ones(NUM_PARAMETERS))
+    finally:
+        server.kill()
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

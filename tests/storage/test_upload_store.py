@@ -117,6 +117,7 @@ def test_a_blob_that_is_handed_over_stays_and_only_whoever_came_last_hands_over(
     with pytest.raises(StaleRowError):
         store.write(lambda tx: uploads.hand_over(tx, upload_record()))
     store.write(lambda tx: uploads.hand_over(tx, newest))
+    assert found(store) == replace(newest, completed=True, num_stored=newest.num_bytes)
     store.write(lambda tx: uploads.complete(tx, "upload_1"))
     store.write(lambda tx: uploads.remove(tx, "upload_1"))
     assert blob_ids(store) == {"blob_1", "blob_a"}
