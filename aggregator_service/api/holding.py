@@ -4,6 +4,7 @@ Whoever waits inside a route keeps the frames of all middleware and dependencies
 A route therefore gives back how it will answer, the framework unwinds, and only that waits.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from aggregator_service.telemetry import Telemetry
 
 _ANSWER: Final = "fedquorum.answer"
+_WAITING: Final = "fedquorum.waiting"
 _STILL_READ: Final = frozenset({"type", "asgi", "http_version", "method", "headers", "extensions", "route"})
 """What is asked of a request's scope while it is answered; the list of headers must be there, and is empty."""
 
@@ -48,13 +50,30 @@ class Holding:
         if answer is None:
             return
         _forget(scope)
+        response = await self._wait(answer, scope)
+        await response(scope, receive, send)
+
+    async def _wait(self, answer: Answer, scope: Scope) -> Response:
+        scope[_WAITING] = asyncio.current_task()
         self._telemetry.hold(1)
         try:
             found = await answer()
+        except asyncio.CancelledError:
+            if _WAITING in scope:
+                raise
+            # Nobody reads this; it is how requests are counted whose sender has left.
+            return Response(status_code=400)
         finally:
+            scope.pop(_WAITING, None)
             self._telemetry.hold(-1)
-        response = found if isinstance(found, Response) else _as_json(found)
-        await response(scope, receive, send)
+        return found if isinstance(found, Response) else _as_json(found)
+
+
+def let_go(scope: Scope) -> None:
+    """Ends the wait of a request whose sender has left, if it is held."""
+    waiting: asyncio.Task[None] | None = scope.pop(_WAITING, None)
+    if waiting is not None:
+        waiting.cancel()
 
 
 def _as_json(model: BaseModel) -> Response:

@@ -7,12 +7,14 @@ import asyncio
 from collections import deque
 from typing import Any, ClassVar, Final, cast
 
+from starlette.types import Scope
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from aggregator_service.api.answers import PacedAnswers
 from aggregator_service.api.arrivals import Arrivals, BoundedReads
 from aggregator_service.api.connections import Flow, Pipeline, Signal
+from aggregator_service.api.holding import let_go
 from aggregator_service.api.problems import render
 from fl_protocol.problems import ProblemError, ProblemType
 
@@ -38,6 +40,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         "_head_bytes",
         "_is_body_arriving",
         "_reason",
+        "_running",
         "_undelivered_bytes",
         "url",
     )
@@ -50,6 +53,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._is_body_arriving = False
         self._reason: str | None = None
+        self._running: RequestResponseCycle | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -61,10 +65,18 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._start_deadline(HEADER_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops the clock."""
+        """Stops the clock, and lets a held request go: its client asks again on another connection."""
         self._stop_deadline()
         self._end_body()
         super().connection_lost(exc)
+        if self._running is not None:
+            let_go(cast("Scope", self._running.scope))
+            self._running = None
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        # Of several requests that came at once, `cycle` would be the last.
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def room(self) -> int:
         """Gives how much the next read may have."""

@@ -490,3 +490,30 @@ def test_metadata_of_an_update_reaches_the_operator_as_it_was_sent(shared_operat
     assert client.put(client.claim(run_id).json()["task_id"], body).status_code == 201
     listed = shared_operator.get(f"/v1/runs/{run_id}/rounds/1/updates").json()["items"]
     assert [(update["metrics"], update["num_examples"]) for update in listed] == [(metrics, 2**53 - 1)]
+
+
+# Waits.
+
+
+def test_a_held_request_ends_when_its_sender_leaves(
+    shared_server: ServerProcess, shared_operator: httpx.Client, named: Named
+) -> None:
+    def num_held() -> float:
+        return float(shared_operator.get("/metrics").text.partition("\nfedquorum_waiting_requests ")[2].split()[0])
+
+    def wait_until_held(number: float) -> None:
+        give_up_at = time.monotonic() + 20
+        while num_held() != number:
+            assert time.monotonic() < give_up_at
+            time.sleep(0.02)
+
+    before = num_held()
+    target = f"/v1/runs/{named.run_id}/models/latest?after=0&wait=60"
+    held = _head(shared_server, target=target)
+    connections = [connect(shared_server.url) for _ in range(10)]
+    for connection in connections:
+        connection.sendall(held)
+    wait_until_held(before + 10)
+    for connection in connections:
+        connection.close()
+    wait_until_held(before)
