@@ -1,4 +1,10 @@
-"""Every vector of the protocol `flsa/v1`, which implementations in other languages can test themselves against."""
+"""The vectors of the protocol `flsa/v1`, which implementations in other languages can test themselves against.
+
+Of the session's three members it has the public keys alone: signatures and what is sealed under `share_key_0to2` are
+checked. How `pair_mask_key_0_2`, `share_key_0to2`, `share_key_2to0`, `self_mask_key_1`, `masked` and
+`sum_of_masked_minus_self` come about needs private keys and seeds that neither the vectors nor the specification tell:
+`test_keys.py` has these derivations against HKDF itself, `test_whole_session.py` all of a session with keys of its own.
+"""
 
 import hashlib
 import json
