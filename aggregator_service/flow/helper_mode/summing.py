@@ -4,7 +4,7 @@ Window by window, and a function of what was stored: whoever computes it, and ho
 of one client is ever unmasked.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +19,9 @@ from aggregator_service.domain.helper_mode.records import (
 )
 from aggregator_service.domain.records import RunRecord
 from aggregator_service.flow.context import Flow
-from aggregator_service.flow.sealed_rounds import AggregationStoppedError
-from aggregator_service.flow.sessions.sums import SessionSum, write_sum
+from aggregator_service.flow.sessions.sums import SessionSum, add_up, windows_of, write_sum
 from aggregator_service.flow.sessions.vectors import Vector, vector_of
-from aggregator_service.flow.windows import read_header, window_of_sums
+from aggregator_service.flow.windows import read_header
 from aggregator_service.storage import contributions, mask_sums, models, runs
 from aggregator_service.storage.blobs import BlobUpload
 from aggregator_service.storage.transactions import ReadTx
@@ -89,19 +88,17 @@ def compute(flow: Flow, summing: MaskSumming) -> SessionSum | str:
 
 
 def _windows(flow: Flow, summing: MaskSumming) -> Iterator[tuple[int, Int64Array]]:
-    vector, width = summing.vector, summing.vector.ring.element_bytes
-    added = [(one.blob_id, np.add) for one in summing.members]
-    taken_off = [(one.blob_id, np.subtract) for one in summing.answers]
-    size = window_of_sums(vector.num_elements)
-    for first in range(0, vector.num_elements, size):
-        end = min(first + size, vector.num_elements)
-        sums = np.zeros(end - first, dtype=vector.ring.dtype)
-        for blob_id, operation in (*added, *taken_off):
-            if flow.wakeups.closed:
-                raise AggregationStoppedError
-            if blob_id is None:
-                raise LookupError(f"round {summing.mask_sum.round_id} lacks a vector of its sum")
-            data = flow.blobs.read_blocking(blob_id, first * width, end * width)
-            operation(sums, ring.unpack(data, vector.ring.bits), out=sums)
+    vector = summing.vector
+    added, taken_off = _blob_ids(summing, summing.members), _blob_ids(summing, summing.answers)
+    for first, end in windows_of(vector):
+        sums = add_up(flow, added, vector=vector, first=first, end=end)
+        np.subtract(sums, add_up(flow, taken_off, vector=vector, first=first, end=end), out=sums)
         yield first, ring.signed(sums, vector.ring.bits)
         failpoints.reach("helper.sum_halfway")
+
+
+def _blob_ids(summing: MaskSumming, kept: Sequence[ContributionRecord | MaskRequestRecord]) -> list[str]:
+    found = [one.blob_id for one in kept if one.blob_id is not None]
+    if len(found) != len(kept):
+        raise LookupError(f"round {summing.mask_sum.round_id} lacks a vector of its sum")
+    return found

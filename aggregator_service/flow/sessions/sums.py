@@ -1,16 +1,18 @@
 """The sum of masked vectors once its masks are off: stored window by window, and checked against what it can be."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from aggregator_service.flow.context import Flow
+from aggregator_service.flow.sealed_rounds import AggregationStoppedError
 from aggregator_service.flow.sessions.vectors import Vector
+from aggregator_service.flow.windows import window_of_sums
 from aggregator_service.storage.blobs import BlobUpload
 from fl_protocol.masking import ring
-from fl_protocol.masking.ring import Int64Array, SumMeasure
+from fl_protocol.masking.ring import Int64Array, SumMeasure, Words
 from fl_protocol.runs import RunSpec
 from fl_protocol.specs.privacy import DistributedSkellamPrivacy
 from fl_protocol.specs.secure_aggregation import clipping_norm
@@ -24,6 +26,24 @@ class SessionSum:
     digest: str
     total_weight: int
     totals: list[int]
+
+
+def windows_of(vector: Vector) -> Iterator[tuple[int, int]]:
+    """Gives where each window of a sum begins and ends, in elements."""
+    size = window_of_sums(vector.num_elements)
+    for first in range(0, vector.num_elements, size):
+        yield first, min(first + size, vector.num_elements)
+
+
+def add_up(flow: Flow, blob_ids: Iterable[str], *, vector: Vector, first: int, end: int) -> Words:
+    """Adds up the elements [first, end) of stored vectors; raises AggregationStoppedError while the server drains."""
+    sums, width = np.zeros(end - first, dtype=vector.ring.dtype), vector.ring.element_bytes
+    for blob_id in blob_ids:
+        if flow.wakeups.closed:
+            raise AggregationStoppedError
+        data = flow.blobs.read_blocking(blob_id, first * width, end * width)
+        np.add(sums, ring.unpack(data, vector.ring.bits), out=sums)
+    return sums
 
 
 def write_sum(

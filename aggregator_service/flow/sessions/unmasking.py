@@ -7,19 +7,16 @@ No vector of one member is ever unmasked.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from aggregator_service import failpoints
 from aggregator_service.allocator import give_back_free_pages
 from aggregator_service.domain.records import RunRecord
 from aggregator_service.domain.sessions.records import MemberRecord, MessageKind, SessionRecord
 from aggregator_service.domain.sessions.steps import Abort
 from aggregator_service.flow.context import Flow
-from aggregator_service.flow.sealed_rounds import AggregationStoppedError
 from aggregator_service.flow.sessions.mask_removal import MaskRemoval, mask_removal
-from aggregator_service.flow.sessions.sums import SessionSum, write_sum
+from aggregator_service.flow.sessions.sums import SessionSum, add_up, windows_of, write_sum
 from aggregator_service.flow.sessions.vectors import Vector, vector_of
-from aggregator_service.flow.windows import read_header, window_of_sums
+from aggregator_service.flow.windows import read_header
 from aggregator_service.storage import models, runs, sessions
 from aggregator_service.storage.blobs import BlobUpload
 from aggregator_service.storage.transactions import ReadTx
@@ -130,18 +127,11 @@ def _sum(flow: Flow, summing: Summing, removal: MaskRemoval, upload: BlobUpload)
 
 
 def _windows(flow: Flow, summing: Summing, removal: MaskRemoval) -> Iterator[tuple[int, Int64Array]]:
-    vector, width = summing.vector, summing.vector.ring.element_bytes
+    vector = summing.vector
     blob_ids = [member.input_blob_id for member in summing.survivors if member.input_blob_id is not None]
-    size = window_of_sums(vector.num_elements)
-    for first in range(0, vector.num_elements, size):
-        end = min(first + size, vector.num_elements)
+    for first, end in windows_of(vector):
         removal.ask(first, end - first)
-        sums = np.zeros(end - first, dtype=vector.ring.dtype)
-        for blob_id in blob_ids:
-            if flow.wakeups.closed:
-                raise AggregationStoppedError
-            data = flow.blobs.read_blocking(blob_id, first * width, end * width)
-            np.add(sums, ring.unpack(data, vector.ring.bits), out=sums)
+        sums = add_up(flow, blob_ids, vector=vector, first=first, end=end)
         removal.remove(sums, first=first)
         yield first, ring.signed(sums, vector.ring.bits)
         failpoints.reach("session.sum_halfway")
