@@ -15,6 +15,7 @@ from aggregator_service.flow.helper_mode.reading import sums_of_round
 from aggregator_service.flow.read_ahead import ReadAhead
 from aggregator_service.flow.windows import RangeReader
 from aggregator_service.storage import ledger, models, noise_keys, noise_states, rounds, runs, updates
+from aggregator_service.storage.blobs import CHUNK_NUM_BYTES
 from aggregator_service.storage.transactions import ReadTx
 from fl_protocol.rounds import RoundState
 from fl_protocol.specs.algorithms import FedNovaAlgorithm
@@ -112,15 +113,22 @@ def effective_weights(tx: ReadTx, run: RunRecord, accepted: Sequence[UpdateRecor
 
 
 def sealed_updates(flow: Flow, sealed: SealedRound, *, num_read: int | None = None) -> list[SealedUpdate]:
-    """Gives the updates of a round as the fold reads them; `num_read` says how many it will read, if not all."""
-    num_readers = len(sealed.updates) if num_read is None else num_read
+    """Gives the updates of a round as the fold reads them; `num_read` says how many it will read, if not all.
+
+    Those of one chunk are then kept whole from the first look at their header; of longer ones no more than otherwise.
+    """
+    num_updates = len(sealed.updates)
     return [
         SealedUpdate(
             update_id=update.update_id,
             digest=update.digest,
             weight=weight,
             max_abs=update.max_abs,
-            read=ReadAhead(reader(flow, update.blob_id), num_bytes=update.num_bytes, num_readers=num_readers),
+            read=ReadAhead(
+                reader(flow, update.blob_id),
+                num_bytes=update.num_bytes,
+                num_readers=num_read if num_read and update.num_bytes <= CHUNK_NUM_BYTES else num_updates,
+            ),
             skipped=update.skipped,
         )
         for update, weight in zip(sealed.updates, sealed.weights, strict=True)
