@@ -42,23 +42,7 @@ class PacedAnswers:
         answer = _Answer(self._transport, send, cycle)
         # uvicorn has none of its own for HTTP.
         scope["extensions"] = _EXTENSIONS
-        # What came of a body before its connection broke is of use where it is appended, and nowhere else.
-        await self._app(scope, _Whole(receive, cycle) if scope["method"] == "PATCH" else receive, answer.send)
-
-
-class _Whole:
-    """Reads a request's body up to the last byte that came; uvicorn drops what it holds once the sender is gone."""
-
-    def __init__(self, receive: Receive, cycle: RequestResponseCycle) -> None:
-        self._receive = receive
-        self._cycle = cycle
-
-    async def __call__(self) -> Message:
-        message, rest = await self._receive(), bytes(self._cycle.body)
-        if message["type"] != "http.disconnect" or not rest:
-            return message
-        self._cycle.body = bytearray()
-        return {"type": "http.request", "body": rest, "more_body": self._cycle.more_body}
+        await self._app(scope, receive, answer.send)
 
 
 class _Answer:
