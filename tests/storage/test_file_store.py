@@ -3,7 +3,9 @@
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from aggregator_service.storage.blobs import (
     check_location,
     open_store,
 )
-from aggregator_service.storage.blobs.ready import ROWS_AHEAD
+from aggregator_service.storage.blobs.ready import READY_SECONDS, ROWS_AHEAD, ReadyRows
 from aggregator_service.storage.tables import blobs
 from fl_protocol.problems import ProblemError, ProblemType
 from tests.support.records import later
@@ -138,11 +140,48 @@ def test_rows_stand_ahead_of_files_and_each_is_given_once(store: Store, held: Bl
     files = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert {name for name, data in files.items() if data} == {upload.blob_id for upload in uploads}
     left = store.read(lambda tx: tx.connection.execute(sa.select(blobs.c.blob_id).where(~blobs.c.sealed)).all())
-    assert len(left) == 2 * (ROWS_AHEAD + 1) - 40
+    assert len(left) == 1 + 2 * ROWS_AHEAD - 40
     assert files.keys() == {upload.blob_id for upload in uploads} | {row.blob_id for row in left}
     assert anyio.run(held.sweep, later(1)) == len(left)
     assert anyio.run(held.remove_bytes) == len(left)
     assert len([path for path in folder.rglob("*") if path.is_file()]) == 40
+
+
+def test_who_comes_while_more_rows_are_inserted_is_given_one_that_is_left(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, may_go_on, is_inserting = open_store(f"file://{folder}"), threading.Event(), threading.Event()
+    place.check()
+    ready = ReadyRows(store.transactions, place, rows_ahead=ROWS_AHEAD)
+    given = [ready.take("blob_000000ff")]
+    make = place.make
+
+    def slow(blob_ids: Sequence[str]) -> None:
+        is_inserting.set()
+        assert may_go_on.wait(20)
+        make(blob_ids)
+
+    monkeypatch.setattr(place, "make", slow)
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(lambda: [ready.take(f"blob_{number:04x}00ff") for number in range(1, 17)])
+        assert is_inserting.wait(20)
+        given += [ready.take(f"blob_{number:04x}00ff") for number in range(17, 32)]
+        may_go_on.set()
+        given += first.result(20)
+    given += [ready.take(f"blob_{number:04x}00ff") for number in range(32, 40)]
+    assert len(set(given)) == len(given) == 40
+
+
+def test_a_row_that_has_waited_too_long_is_left_to_the_sweep(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = open_store(f"file://{folder}")
+    place.check()
+    ready = ReadyRows(store.transactions, place, rows_ahead=ROWS_AHEAD)
+    ready.take("blob_000000ff")
+    now = time.monotonic() + READY_SECONDS
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    assert ready.take("blob_000100ff") == "blob_000100ff"
 
 
 def test_a_full_disk_is_told_and_names_nothing(store: Store, held: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
