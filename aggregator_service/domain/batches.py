@@ -20,6 +20,10 @@ _WORTH_WAITING_FOR: Final = 2
 _MOST: Final = 4
 """So many times a batch is folded at most at once: whoever waits for a sealed round waits for its last batch, too."""
 
+_WORTH_WAITING_WITH: Final = 64 << 20
+_AWAITED: Final = 2
+"""A batch may wait for so many bytes as long as so many times what it has is still to come."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
@@ -54,10 +58,12 @@ def adds_up_in_parts(spec: RunSpec) -> bool:
 def is_due(num_waiting: int, *, num_awaited: int, sizes: Sizes) -> bool:
     """Tells whether to fold the updates that wait, while `num_awaited` more are to come.
 
-    Small updates are cheaper to fold all at once. Just before the last update a batch would only be in its way, unless
+    Small updates are cheaper to fold all at once, and each batch reads the round's rows anew: while many are to come,
+    it waits for 64 MiB of them. Just before the last update a batch would only be in its way, unless
     many wait: what is left to the end is less than two batches and one update, whatever the size of the round.
     """
-    waiting_bytes = num_waiting * sizes.update_bytes
-    if num_waiting < MIN_UPDATES or waiting_bytes < sizes.batch_bytes:
+    waiting_bytes, awaited_bytes = num_waiting * sizes.update_bytes, num_awaited * sizes.update_bytes
+    enough = max(sizes.batch_bytes, min(_WORTH_WAITING_WITH, awaited_bytes // _AWAITED))
+    if num_waiting < MIN_UPDATES or waiting_bytes < enough:
         return False
     return num_awaited >= _MIN_AWAITED or waiting_bytes >= _WORTH_WAITING_FOR * sizes.batch_bytes

@@ -28,10 +28,18 @@ SMALL = Sizes(update_bytes=400_000, num_parameters=100_000)
         (15, 85, INT8, False),
         (16, 84, INT8, True),
         (31, 1, INT8, False),
+        (32, 1, INT8, True),
         (199, 800, TOP_1_PERCENT, False),
         (200, 800, TOP_1_PERCENT, True),
         (41, 60, SMALL, False),
         (42, 60, SMALL, True),
+        (99, 200, SMALL, False),
+        (100, 200, SMALL, True),
+        (167, 900, SMALL, False),
+        (168, 900, SMALL, True),
+        (83, 0, SMALL, False),
+        (84, 0, SMALL, True),
+        (84, -3, SMALL, True),
     ],
 )
 def test_a_batch_is_due_when_it_is_worth_its_cost_and_not_in_the_way(

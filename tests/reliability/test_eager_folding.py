@@ -85,8 +85,9 @@ def store_update(tx: WriteTx, number: int) -> None:
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets batches of small updates be worth their cost."""
+    """Lets batches of small updates be worth their cost, and none wait for more of them."""
     monkeypatch.setattr(batches, "_WORTH_A_BATCH", 0)
+    monkeypatch.setattr(batches, "_AWAITED", 1 << 20)
 
 
 @pytest.fixture
