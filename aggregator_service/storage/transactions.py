@@ -13,8 +13,10 @@ import queue
 import random
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Generic, TypeVar
@@ -79,17 +81,26 @@ GroupBody = Callable[[WriteTx, Sequence[Item]], Sequence[T | ProblemError]]
 
 @dataclass(slots=True)
 class _Pending(Generic[Item, T]):
-    """A write that waits; those of one `group` may be given to one body together."""
+    """A write that waits; those of one `group` may be given to one body together.
+
+    Whoever waits in an event loop waits for its own kind of future, so that those of a batch are told in one turn.
+    """
 
     name: str
     body: GroupBody[Item, T]
     item: Item
-    future: Future[T]
+    future: Future[T] | asyncio.Future[T]
     group: str | None = None
-    outcome: T | Exception | None = None
+    outcome: T | BaseException | None = None
+
+    def begin(self) -> bool:
+        """Tells whether anybody still waits for it."""
+        return self.future.set_running_or_notify_cancel() if isinstance(self.future, Future) else not self.future.done()
 
     def settle(self) -> None:
-        if isinstance(self.outcome, Exception):
+        if self.future.done():
+            return
+        if isinstance(self.outcome, BaseException):
             self.future.set_exception(self.outcome)
         else:
             self.future.set_result(self.outcome)  # type: ignore[arg-type]
@@ -113,11 +124,15 @@ class Transactions:
 
     async def write(self, name: str, body: Callable[[WriteTx], T]) -> T:
         """Runs a body in a committed transaction; raises what the body raised, and then nothing of it is kept."""
-        return await asyncio.wrap_future(self._submit(_alone(name, body)))
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._submit(_alone(name, body, future))
+        return await future
 
     def write_blocking(self, name: str, body: Callable[[WriteTx], T]) -> T:
         """Does the same from a worker thread."""
-        return self._submit(_alone(name, body)).result()
+        future: Future[T] = Future()
+        self._submit(_alone(name, body, future))
+        return future.result()
 
     async def write_grouped(self, name: str, item: Item, body: GroupBody[Item, T]) -> T:
         """Hands an item to a body together with whatever else has queued up under the name, in order of arrival.
@@ -125,7 +140,9 @@ class Transactions:
         A name goes with one body. An item that the body refuses leaves the others as they are; if the body raises,
         it is run again for each item alone.
         """
-        return await asyncio.wrap_future(self._submit(_Pending(name, body, item, Future(), group=name)))
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._submit(_Pending(name, body, item, future, group=name))
+        return await future
 
     async def read(self, name: str, body: Callable[[ReadTx], T]) -> T:
         """Runs a body against one consistent view of the database."""
@@ -168,7 +185,7 @@ class Transactions:
             with connection.begin():
                 return body(ReadTx(connection, self.database.dialect, self._clock))
 
-    def _submit(self, pending: _Pending[Any, T]) -> Future[T]:
+    def _submit(self, pending: _Pending[Any, Any]) -> None:
         if self._closed:
             raise ProblemError(ProblemType.UNAVAILABLE, "the server is stopping; try again", retry_after_seconds=1)
         try:
@@ -179,12 +196,11 @@ class Transactions:
                 f"{MAX_QUEUED} writes already wait for the database; try again shortly",
                 retry_after_seconds=2,
             ) from None
-        return pending.future
 
     def _write_loop(self) -> None:
         while (first := self._queue.get()) is not None:
             batch = [first, *self._drain()]
-            batch = [pending for pending in batch if pending.future.set_running_or_notify_cancel()]
+            batch = [pending for pending in batch if pending.begin()]
             if batch:
                 self._run(batch)
 
@@ -265,8 +281,7 @@ class Transactions:
         self._telemetry.committed(len(batch), seconds)
         if topics:
             self._on_commit(topics)
-        for pending in batch:
-            pending.settle()
+        _settle(batch)
 
     def _pause_or_raise(self, name: str, error: sa.exc.SQLAlchemyError, attempt: int) -> None:
         if attempt + 1 == MAX_ATTEMPTS or not _may_rerun(error):
@@ -279,8 +294,8 @@ class Transactions:
         time.sleep(min(1.0, 0.01 * 2**attempt) * (0.5 + random.random()))  # noqa: S311
 
 
-def _alone(name: str, body: Callable[[WriteTx], T]) -> _Pending[None, T]:
-    return _Pending(name, lambda tx, _items: [body(tx)], None, Future())
+def _alone(name: str, body: Callable[[WriteTx], T], future: Future[T] | asyncio.Future[T]) -> _Pending[None, T]:
+    return _Pending(name, lambda tx, _items: [body(tx)], None, future)
 
 
 def _groups(batch: list[_Pending[Any, Any]]) -> list[list[_Pending[Any, Any]]]:
@@ -321,4 +336,24 @@ def _may_rerun(error: sa.exc.SQLAlchemyError) -> bool:
 def _fail(batch: list[_Pending[Any, Any]], error: BaseException) -> None:
     problem = as_problem(error)
     for pending in batch:
-        pending.future.set_exception(problem or error)
+        pending.outcome = problem or error
+    _settle(batch)
+
+
+def _settle(batch: Sequence[_Pending[Any, Any]]) -> None:
+    """Tells everyone who waits for a batch; each event loop is woken once."""
+    by_loop: defaultdict[asyncio.AbstractEventLoop, list[_Pending[Any, Any]]] = defaultdict(list)
+    for pending in batch:
+        if isinstance(pending.future, Future):
+            pending.settle()
+        else:
+            by_loop[pending.future.get_loop()].append(pending)
+    for loop, waiting in by_loop.items():
+        # Nobody waits any more in a loop that was closed.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle_here, waiting)
+
+
+def _settle_here(waiting: Sequence[_Pending[Any, Any]]) -> None:
+    for pending in waiting:
+        pending.settle()

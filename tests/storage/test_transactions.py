@@ -1,5 +1,6 @@
 """Transactions: all or nothing for each body, run again on conflicts, announced only when they are committed."""
 
+import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from aggregator_service.storage.engine import open_database
 from aggregator_service.storage.rows import StaleRowError
 from aggregator_service.storage.schema import migrate
 from aggregator_service.storage.tables import runs as table
-from aggregator_service.storage.transactions import MAX_ATTEMPTS, ReadTx, Transactions, WriteTx, _alone
+from aggregator_service.storage.transactions import MAX_ATTEMPTS, ReadTx, Transactions, WriteTx
 from aggregator_service.telemetry import Telemetry
 from fl_protocol.problems import ProblemError, ProblemType
 from tests.support.records import NOON, client_record, run_record
@@ -213,13 +214,14 @@ def test_the_time_of_a_transaction_stands_still(store: Store) -> None:
     assert first.tzinfo is not None
 
 
-def test_closing_finishes_what_is_queued_and_refuses_what_comes_later(database_url: str) -> None:
+async def test_closing_finishes_what_is_queued_and_refuses_what_comes_later(database_url: str) -> None:
     database = open_database(database_url)
     migrate(database)
     transactions = Transactions(database, lambda: NOON, on_commit=lambda _: None, telemetry=Telemetry())
-    jobs = [transactions._submit(_alone("insert", inserts(f"client_{number}"))) for number in range(100)]
+    jobs = [asyncio.create_task(transactions.write("insert", inserts(f"client_{number}"))) for number in range(100)]
+    await asyncio.sleep(0)
     transactions.close()
-    assert [job.result(timeout=0) for job in jobs] == [f"client_{number}" for number in range(100)]
+    assert await asyncio.gather(*jobs) == [f"client_{number}" for number in range(100)]
     with pytest.raises(ProblemError) as caught:
         transactions.write_blocking("late", inserts("late"))
     assert caught.value.problem_type is ProblemType.UNAVAILABLE
