@@ -167,7 +167,13 @@ def test_upgrade_is_not_followed(shared_server: ServerProcess, protocol: str) ->
 
 @SHARED_ON_SQLITE
 def test_slow_senders_are_let_go_in_time_and_others_are_served(shared_server: ServerProcess, named: Named) -> None:
-    """Heads and bodies that trickle, or stop, are given up; meanwhile an honest caller waits for nobody."""
+    """Heads and bodies that trickle, or stop, are given up; meanwhile an honest caller waits for nobody.
+
+    A connection on which something was answered is kept for longer than its client keeps it: nobody sends in vain.
+    """
+    expiry = httpx.Limits().keepalive_expiry
+    assert expiry is not None
+    assert expiry < HEADER_SECONDS
     body_head = _head(shared_server, "Content-Type: application/json", "Content-Length: 5000", method="POST")
     tensor_head = (
         f"PUT /v1/tasks/{named.task_id}/update HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {named.token}\r\n"
@@ -175,7 +181,9 @@ def test_slow_senders_are_let_go_in_time_and_others_are_served(shared_server: Se
     ).encode()
     beginnings = [b"", b"GET /v1/runs HTTP/1.1\r\nX-Slow: ", body_head + b"{", tensor_head + b"\x10"] * 8
     deadline = time.monotonic() + HEADER_SECONDS + 8
-    with ThreadPoolExecutor(len(beginnings)) as pool:
+    with connect(shared_server.url) as idle, ThreadPoolExecutor(len(beginnings)) as pool:
+        idle.sendall(_head(shared_server))
+        assert read_answer(idle).status == 200
         jobs = [pool.submit(_trickle, shared_server.url, beginning, deadline) for beginning in beginnings]
         with shared_server.http() as operator:
             for _ in range(20):
@@ -183,6 +191,9 @@ def test_slow_senders_are_let_go_in_time_and_others_are_served(shared_server: Se
                 assert operator.get("/v1/runs", params={"limit": 1}).status_code == 200
                 assert time.perf_counter() - started < 2 * MAX_SECONDS
         statuses = [job.result() for job in jobs]
+        # These took longer than httpx keeps a connection.
+        idle.sendall(_head(shared_server))
+        assert read_answer(idle).status == 200
     assert set(statuses[0::4] + statuses[1::4]) == {0}
     assert set(statuses[2::4] + statuses[3::4]) == {408}
 

@@ -25,8 +25,6 @@ def spread_over(servers: Sequence[ServerProcess], cohort: MaskedCohort) -> None:
                 headers={"Authorization": f"Bearer {client.enrolled.token}"},
                 timeout=60,
                 verify=False,
-                # Of many members some wait longer than a server keeps an idle connection.
-                limits=httpx.Limits(keepalive_expiry=1),
             )
         )
 
