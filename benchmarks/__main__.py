@@ -12,7 +12,18 @@ from rich.table import Table
 from benchmarks import report
 from benchmarks.measurements import Row
 
-NAMES = ("fold", "masks", "noise", "sessions", "upload", "download", "small_updates", "whole_round", "long_polls")
+NAMES = (
+    "disk",
+    "fold",
+    "masks",
+    "noise",
+    "sessions",
+    "upload",
+    "download",
+    "small_updates",
+    "whole_round",
+    "long_polls",
+)
 LONGER = ("beside_peers", "eager", "robust_strategies", "sessions_under_load")
 """Those that only run when they are named."""
 

@@ -13,12 +13,12 @@ import numpy as np
 from benchmarks.eager import MANY, NUM_ELEMENTS, seconds_to_model
 from benchmarks.measurements import Row, row
 from benchmarks.peers import environments, flower_deployment
-from benchmarks.server import fresh_server
-from benchmarks.whole_round import CLIENTS, NUM_CLIENTS, round_seconds
+from benchmarks.server import Server, fresh_server
+from benchmarks.whole_round import CLIENTS, NUM_CLIENTS, NUM_ROUNDS, TakePart, Values, round_seconds, warm
 
 REPETITIONS: Final = 3
 SIZES: Final = (1_000_000, 10_000_000)
-NUM_ROUNDS: Final = 6
+NUM_NVFLARE_ROUNDS: Final = 6
 NUM_FLOWER_ROUNDS: Final = 3
 
 
@@ -65,10 +65,12 @@ def _own_rounds(size: int) -> dict[str, list[float]]:
     """Gives how long rounds took with each kind of clients."""
     values = np.random.default_rng(0).normal(scale=0.01, size=size).astype(np.float32)
     with fresh_server("sqlite", blob_store="files") as server:
-        return {
-            clients: asyncio.run(round_seconds(server, values, num_rounds=NUM_ROUNDS, take_part=take_part))
-            for clients, take_part in CLIENTS.items()
-        }
+        return {clients: _warm_rounds(server, values, take_part) for clients, take_part in CLIENTS.items()}
+
+
+def _warm_rounds(server: Server, values: Values, take_part: TakePart) -> list[float]:
+    warm(values, num_rounds=NUM_ROUNDS[values.size])
+    return asyncio.run(round_seconds(server, values, num_rounds=NUM_ROUNDS[values.size], take_part=take_part))
 
 
 def _peers_rounds(installed: list[str]) -> dict[str, dict[int, list[float]]]:
@@ -78,7 +80,9 @@ def _peers_rounds(installed: list[str]) -> dict[str, dict[int, list[float]]]:
             num_clients=NUM_CLIENTS, num_elements=SIZES, num_rounds=NUM_FLOWER_ROUNDS
         )
     if "NVFlare" in installed:
-        seconds = environments.nvflare_rounds(num_clients=NUM_CLIENTS, num_elements=SIZES[0], num_rounds=NUM_ROUNDS)
+        seconds = environments.nvflare_rounds(
+            num_clients=NUM_CLIENTS, num_elements=SIZES[0], num_rounds=NUM_NVFLARE_ROUNDS
+        )
         peers["NVFlare's simulator"] = {SIZES[0]: seconds}
     return peers
 

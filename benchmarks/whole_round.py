@@ -19,6 +19,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import disk
 from benchmarks.measurements import Row, row
 from benchmarks.server import OPERATOR_TOKEN, STORES, Server, fresh_server
 from client_sdk.client import AggregatorClient
@@ -54,11 +55,17 @@ def _measure(store: str, *, num_parameters: int, num_rounds: int) -> list[Row]:
     rows = []
     with fresh_server(database, blob_store=blob_store) as server:
         for clients, take_part in CLIENTS.items():
+            warm(values, num_rounds=num_rounds)
             seconds = asyncio.run(round_seconds(server, values, num_rounds=num_rounds, take_part=take_part))
             rows.append(row(f"{size}: whole round, {clients}", "s", seconds, of=plain, ratio_of=what))
         peak = server.peak_mebibytes()
     rows.append(row(f"{size}: peak memory", "MiB", [peak], of=values.nbytes / 2**20, ratio_of="one model"))
     return rows
+
+
+def warm(values: Values, *, num_rounds: int) -> None:
+    """Has the disk's blocks written that so many rounds will fill, and half as many beside."""
+    disk.warm(values.nbytes * (NUM_CLIENTS + 1) * num_rounds * 3 // 2)
 
 
 async def round_seconds(server: Server, values: Values, *, num_rounds: int, take_part: "TakePart") -> list[float]:
