@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 
 from aggregator_service.api import (
     clients,
+    direct,
     exclusions,
     helper_mode,
     holding,
@@ -84,8 +85,11 @@ def create_application(*, version: str, telemetry: Telemetry, lifespan: Lifespan
 
 
 def serve(app: FastAPI, telemetry: Telemetry) -> ASGIApp:
-    """Gives what the application is served as: around it requests are held and every answer is counted."""
-    return instruments.Instruments(holding.Holding(app, telemetry), telemetry)
+    """Gives what the application is served as.
+
+    Around it what is asked for most is answered directly, requests are held and every answer is counted.
+    """
+    return instruments.Instruments(holding.Holding(direct.Direct(app, tasks.direct, telemetry), telemetry), telemetry)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -19,10 +19,10 @@ class Pacing:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on with a clock on its body."""
-        await self._app(scope, receive if scope["type"] != "http" else _Paced(receive), send)
+        await self._app(scope, receive if scope["type"] != "http" else Paced(receive), send)
 
 
-class _Paced:
+class Paced:
     """Reads one request's body; only waiting for its sender counts, and what comes after the body may take for ever."""
 
     def __init__(self, receive: Receive) -> None:

@@ -1,7 +1,7 @@
 """The one table from problem to status, and the answers that carry them (RFC 9457)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -107,8 +107,11 @@ def render(error: ProblemError, *, headers: Mapping[str, str] | None = None) -> 
     return answer
 
 
-def install(app: FastAPI, telemetry: Telemetry) -> None:
-    """Makes every error of the application a problem answer."""
+Answerer = Callable[[Request, Exception], Response]
+
+
+def answerers(telemetry: Telemetry) -> dict[type[Exception], Answerer]:
+    """Gives what makes an answer of each kind of error that a request is refused with."""
 
     def on_problem(_request: Request, error: Exception) -> Response:
         if not isinstance(error, ProblemError):
@@ -128,14 +131,19 @@ def install(app: FastAPI, telemetry: Telemetry) -> None:
         telemetry.refused(problem.problem_type.value)
         return render(problem, headers=error.headers)
 
-    def on_bug(request: Request, error: Exception) -> Response:
-        return failed(error, request.scope, telemetry)
+    return {
+        ProblemError: on_problem,
+        RequestValidationError: on_invalid,
+        HTTPException: on_http,
+        ClientDisconnect: lambda _request, _error: Response(status_code=400),
+    }
 
-    app.add_exception_handler(ProblemError, on_problem)
-    app.add_exception_handler(RequestValidationError, on_invalid)
-    app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(ClientDisconnect, lambda _request, _error: Response(status_code=400))
-    app.add_exception_handler(Exception, on_bug)
+
+def install(app: FastAPI, telemetry: Telemetry) -> None:
+    """Makes every error of the application a problem answer."""
+    for kind, answerer in answerers(telemetry).items():
+        app.add_exception_handler(kind, answerer)
+    app.add_exception_handler(Exception, lambda request, error: failed(error, request.scope, telemetry))
 
 
 def failed(error: Exception, scope: Scope, telemetry: Telemetry) -> Response:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Body, Request, Response
 from aggregator_service.api.bodies import TENSOR_BODY, BoundedRoute, tensor_body
 from aggregator_service.api.dependencies import (
     AskedTaskDependency,
+    Caller,
     CallingClient,
     DirectRoute,
     FlowDependency,
@@ -21,6 +22,8 @@ from aggregator_service.api.rendering import render_evaluation_receipt, render_r
 from aggregator_service.domain.records import TokenKind
 from aggregator_service.flow import evaluation, intake, selection
 from aggregator_service.flow.context import Flow
+from aggregator_service.flow.handed_out import HandedOut
+from aggregator_service.storage.asks import AskRecord
 from fl_protocol import routes
 from fl_protocol.problems import ProblemType
 from fl_protocol.tasks import EvaluationReport, Receipt, Task
@@ -43,15 +46,18 @@ _ANSWERED: dict[int | str, dict[str, Any]] = {200: {"model": Receipt, "descripti
     response_model=Task,
 )
 @allow(TokenKind.CLIENT)
-async def claim_task(flow: FlowDependency, client_id: CallingClient, run_id: Identifier, wait: Wait = 0) -> Held:
+async def claim_task(
+    flow: FlowDependency, principal: Caller, client_id: CallingClient, run_id: Identifier, wait: Wait = 0
+) -> Held:
     """Gives the caller its task in the run: a new one (201), the one it holds (200), or nothing for now (204)."""
-    return Held(partial(_claimed, flow, run_id=run_id, client_id=client_id, wait_seconds=wait))
+    return Held(partial(_claimed, flow, principal.token_hash, run_id=run_id, client_id=client_id, wait_seconds=wait))
 
 
-async def _claimed(flow: Flow, *, run_id: str, client_id: str, wait_seconds: float) -> Response:
+async def _claimed(flow: Flow, token_hash: str, *, run_id: str, client_id: str, wait_seconds: float) -> Response:
     answer = await selection.claim(flow, run_id=run_id, client_id=client_id, wait_seconds=wait_seconds)
     if isinstance(answer, selection.NothingNow):
         return Response(status_code=204, headers={"Retry-After": str(answer.retry_after_seconds)})
+    flow.handed_out.note(HandedOut(token_hash, AskRecord(answer.task, answer.round, answer.run)))
     # FastAPI would check the task once more, and thousands of claims may be answered at the same moment.
     task = render_task(answer).model_dump_json()
     return Response(task, status_code=201 if answer.is_new else 200, media_type="application/json")
@@ -101,7 +107,9 @@ async def put_update(request: Request, flow: FlowDependency, asked: AskedTaskDep
     What the tensors are follows from the task's `encoding`: docs/encodings.md has each byte by byte. Content-Encoding
     is identity, `zstd`, or `byte-shuffle, zstd`; digests are of the body before it.
     """
-    ask = await intake.look_up(flow, asked.found, task_id=asked.task_id, client_id=asked.client_id)
+    ask = await intake.look_up(
+        flow, asked.found, task_id=asked.task_id, client_id=asked.client_id, token_hash=asked.token_hash
+    )
     body = tensor_body(request, max_num_bytes=ask.max_num_bytes)
     accepted = await intake.take_update(flow, ask, body)
     receipt = render_receipt(accepted).model_dump_json()

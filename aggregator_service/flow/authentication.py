@@ -1,7 +1,7 @@
 """Who is calling: a bearer token becomes a principal or a refusal."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -53,6 +53,22 @@ async def authenticate_for_task(flow: Flow, bearer: str, *, task_id: str) -> tup
     return _principal(token, bearer), found
 
 
+def recognise_for_task(flow: Flow, bearer: str, *, task_id: str) -> tuple[Principal, AskRecord] | None:
+    """Identifies who answers a task that this process has handed out for the same token, once, without the database.
+
+    Whoever acts on it must ask `not_in_force` in the transaction that makes the answer count.
+    """
+    token_hash = hash_token(bearer)
+    found = flow.handed_out.take(task_id, token_hash=token_hash)
+    return None if found is None else (Principal(TokenKind.CLIENT, token_hash, found.task.client_id, bearer), found)
+
+
+def not_in_force(tx: ReadTx, token_hashes: Collection[str]) -> set[str]:
+    """Gives those of some tokens, by their hashes, that are unknown, revoked or expired."""
+    known = tokens.get_all(tx, token_hashes)
+    return {each for each in token_hashes if _in_force(tx, known.get(each)) is None}
+
+
 async def _look_up(flow: Flow, asked: Sequence[Asked]) -> list[tuple[TokenRecord | None, AskRecord | None]]:
     def body(tx: ReadTx) -> list[tuple[TokenRecord | None, AskRecord | None]]:
         return [(_in_force(tx, token), found) for token, found in asks.get_all(tx, asked)]
@@ -70,11 +86,14 @@ def _in_force(tx: ReadTx, record: TokenRecord | None) -> TokenRecord | None:
 
 def _principal(record: TokenRecord | None, bearer: str) -> Principal:
     if record is None:
-        raise ProblemError(
-            ProblemType.UNAUTHENTICATED,
-            "the bearer token is unknown, revoked or expired; ask the operator for a new one",
-        )
+        raise unauthenticated()
     return Principal(record.kind, record.token_hash, record.client_id, bearer, record.helper_key)
+
+
+def unauthenticated() -> ProblemError:
+    """Gives the problem of a token that nobody has, or has any more."""
+    detail = "the bearer token is unknown, revoked or expired; ask the operator for a new one"
+    return ProblemError(ProblemType.UNAUTHENTICATED, detail)
 
 
 async def ensure_operator_token(flow: Flow, configured: str | None) -> str | None:

@@ -8,6 +8,7 @@ from aggregator_service.domain.layouts import Layouts
 from aggregator_service.flow.appends import Appends
 from aggregator_service.flow.completions import Completions
 from aggregator_service.flow.gathering import Gatherings
+from aggregator_service.flow.handed_out import HandedOutTasks
 from aggregator_service.flow.single_flight import SingleFlight
 from aggregator_service.storage.blobs import Blobs
 from aggregator_service.storage.transactions import Transactions
@@ -37,6 +38,7 @@ class Flow:
     export_digests: Digests = field(default_factory=Digests)
     single_flight: SingleFlight = field(default_factory=SingleFlight)
     gatherings: Gatherings = field(default_factory=Gatherings)
+    handed_out: HandedOutTasks = field(default_factory=HandedOutTasks)
     appends: Appends = field(default_factory=Appends)
     completions: Completions = field(default_factory=Completions)
 

@@ -21,7 +21,7 @@ from aggregator_service.domain.records import RoundRecord, RunRecord, TaskRecord
 from aggregator_service.domain.strategies.mean import weight_of
 from aggregator_service.domain.tally import Accepted, Tally
 from aggregator_service.domain.uploads import UploadRecord
-from aggregator_service.flow import buffers
+from aggregator_service.flow import authentication, buffers
 from aggregator_service.flow import rounds as round_steps
 from aggregator_service.flow.context import Flow
 from aggregator_service.flow.layouts import layout_of_run
@@ -54,13 +54,17 @@ from fl_protocol.updates import (
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What an update answers: the task with its round and run, what it may hold, what was accepted before."""
+    """What an update answers: the task with its round and run, what it may hold, what was accepted before.
+
+    Where all this was known beforehand, `token_hash` is that of its sender's token, which may have been revoked since.
+    """
 
     task: TaskRecord
     round: RoundRecord
     run: RunRecord
     layout: Header
     accepted: UpdateRecord | None
+    token_hash: str | None = None
 
     @property
     def max_num_bytes(self) -> int:
@@ -79,8 +83,13 @@ class _Arrival:
     update_id: str
 
 
-async def look_up(flow: Flow, found: AskRecord | None, *, task_id: str, client_id: str) -> Ask:
-    """Completes what a client's update answers; refuses what can be refused before any byte of it is read."""
+async def look_up(
+    flow: Flow, found: AskRecord | None, *, task_id: str, client_id: str, token_hash: str | None = None
+) -> Ask:
+    """Completes what a client's update answers; refuses what can be refused before any byte of it is read.
+
+    With a `token_hash`, `found` is what was known of the task, and that token is judged when the update is counted.
+    """
     if found is None:
         raise no_such_task(task_id)
     check_owner(found.task, task_id=task_id, client_id=client_id)
@@ -96,7 +105,7 @@ async def look_up(flow: Flow, found: AskRecord | None, *, task_id: str, client_i
         if not is_collecting(round_):
             raise round_closed(round_)
     model = await layout_of_run(flow, found.run.run_id, version=found.task.base_version)
-    return Ask(found.task, round_, found.run, update_layout(model, found.run.spec), accepted)
+    return Ask(found.task, round_, found.run, update_layout(model, found.run.spec), accepted, token_hash)
 
 
 def _check_unmasked(run: RunRecord) -> None:
@@ -190,13 +199,20 @@ def _count_all(flow: Flow, tx: WriteTx, arrivals: Sequence[_Arrival]) -> list[Ac
     Those of a buffered run that come after one which filled its buffer are judged again once the next one is open.
     """
     locked = runs.lock_all(tx, {arrival.ask.run.run_id for arrival in arrivals})
-    outcomes: dict[str, Accepted | ProblemError] = {}
+    outcomes = _unauthenticated(tx, arrivals)
     while left := [arrival for arrival in arrivals if arrival.update_id not in outcomes]:
         tally = _tally(tx, locked, left)
         settled = [(arrival, _outcome(tally, _update(arrival, accepted_at=tx.now()))) for arrival in left]
         outcomes |= {arrival.update_id: outcome for arrival, outcome in settled if outcome is not None}
         _write(flow, tx, locked, settled)
     return [outcomes[arrival.update_id] for arrival in arrivals]
+
+
+def _unauthenticated(tx: WriteTx, arrivals: Sequence[_Arrival]) -> dict[str, Accepted | ProblemError]:
+    """Refuses those whose senders were known beforehand and whose tokens are not in force any more."""
+    senders = {one.update_id: one.ask.token_hash for one in arrivals if one.ask.token_hash is not None}
+    refused = authentication.not_in_force(tx, set(senders.values())) if senders else set()
+    return {one: authentication.unauthenticated() for one, token_hash in senders.items() if token_hash in refused}
 
 
 def _write(

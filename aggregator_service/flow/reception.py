@@ -275,19 +275,23 @@ def _refuse_leftover(decompressor: zstd.ZstdDecompressor) -> None:
 
 async def gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Joins the network's small chunks into pieces of about 1 MiB."""
-    piece = bytearray()
+    parts: list[bytes] = []
+    num_bytes = 0
     async for chunk in chunks:
-        piece += chunk
-        if len(piece) >= PIECE_NUM_BYTES:
-            yield _taken(piece)
-    if piece:
-        yield _taken(piece)
+        parts.append(chunk)
+        num_bytes += len(chunk)
+        del chunk
+        if num_bytes >= PIECE_NUM_BYTES:
+            yield _taken(parts)
+            num_bytes = 0
+    if num_bytes:
+        yield _taken(parts)
 
 
-def _taken(piece: bytearray) -> bytes:
+def _taken(parts: list[bytes]) -> bytes:
     """Empties what was gathered before it is handed on: whoever takes it may take long, and there would be two."""
-    data = bytes(piece)
-    piece.clear()
+    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    parts.clear()
     return data
 
 

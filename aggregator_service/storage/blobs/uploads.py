@@ -38,11 +38,18 @@ class BlobUpload:
     checksums: bytearray = field(default_factory=bytearray)
     last_checksums: bytes = b""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _tail: bytearray = field(default_factory=bytearray, repr=False)
+    _tail: bytes | bytearray = field(default=b"", repr=False)
 
     def append(self, data: bytes | bytearray | memoryview) -> None:
-        """Takes the next bytes; when `is_due`, a write must follow before more is taken."""
-        self._tail += data
+        """Takes the next bytes; when `is_due`, a write must follow before more is taken.
+
+        Bytes that come alone are kept as they are, without a copy.
+        """
+        if not self._tail and isinstance(data, bytes):
+            self._tail = data
+        else:
+            self._tail = self._tail if isinstance(self._tail, bytearray) else bytearray(self._tail)
+            self._tail += data
         self.num_bytes += len(data)
 
     @property
@@ -73,7 +80,10 @@ class BlobUpload:
     def written(self, *, unit: int | None = None) -> None:
         """Forgets the full units (chunks), which are now durable."""
         full = self.num_collected(last=False, unit=unit)
-        del self._tail[:full]
+        if full == len(self._tail):
+            self._tail = b""
+        elif full:
+            self._tail = self._tail[full:]
         self.num_written += full // self.chunk_num_bytes
         self.num_durable = max(self.num_durable, self.num_written * self.chunk_num_bytes)
 
