@@ -72,13 +72,13 @@ def durable(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         noted.append(name_of(descriptor))
         sync(descriptor)
 
-    def pwrite(descriptor: int, data: memoryview, begin: int, write: Callable[..., int] = os.pwrite) -> int:
+    def pwritev(descriptor: int, parts: object, begin: int, write: Callable[..., int] = os.pwritev) -> int:
         assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DSYNC
         noted.append(name_of(descriptor))
-        return write(descriptor, data, begin)
+        return write(descriptor, parts, begin)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "pwritev", pwritev)
     return noted
 
 
@@ -110,7 +110,7 @@ def test_a_file_that_an_earlier_process_made_has_its_folder_synced_again(
     """It may have died between the two, and a blob that is appended to over restarts keeps its name."""
     open_store(f"file://{folder}").make(["blob_1a"])
     durable.clear()
-    open_store(f"file://{folder}").write("blob_1a", 0, memoryview(b"data"))
+    open_store(f"file://{folder}").write("blob_1a", 0, [memoryview(b"data")])
     assert durable == ["1a", "blob_1a"]
 
 
@@ -190,7 +190,7 @@ def test_a_full_disk_is_told_and_names_nothing(store: Store, held: Blobs, monkey
 
     upload = BlobUpload("blob_1")
     upload.append(b"x")
-    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(os, "pwritev", full)
     with pytest.raises(ProblemError) as refused:
         held.finish_blocking(upload)
     assert refused.value.problem_type is ProblemType.INSUFFICIENT_STORAGE

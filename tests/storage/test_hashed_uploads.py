@@ -54,7 +54,7 @@ def test_a_write_that_fails_is_told_at_the_latest_when_all_is_to_be_durable(
     def fail(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.pwrite", fail)
+    monkeypatch.setattr("os.pwritev", fail)
     written = HashedUpload(on_files)
     with pytest.raises(ProblemError):
         write_all(written, piece=1 << 20)

@@ -16,7 +16,7 @@ from typing import Final, ParamSpec, TypeVar
 
 import structlog
 from async_lru import alru_cache
-from xxhash import xxh3_64_digest
+from xxhash import xxh3_64
 
 from aggregator_service import failpoints
 from aggregator_service.storage.blobs import chunks, removals
@@ -291,9 +291,9 @@ class Blobs:
         except (OSError, BlobStoreError) as error:
             _log.error("blob_store_failed", store=place.store, blob_id=blob_id, reason=str(error))
             raise unavailable() from error
-        for number, checksum in zip(numbers, _checksums(memoryview(data), size), strict=False):
+        for number, chunk in zip(numbers, _chunks(memoryview(data), size), strict=False):
             at = number * CHECKSUM_NUM_BYTES
-            if checksum != place.checksums[at : at + CHECKSUM_NUM_BYTES]:
+            if _checksum([chunk]) != place.checksums[at : at + CHECKSUM_NUM_BYTES]:
                 raise chunks.not_as_written(blob_id, number)
         return Stretch(begin, [data])
 
@@ -352,17 +352,25 @@ def _failing(store: ByteStore, upload: BlobUpload) -> Iterator[None]:
 def _write_collected(store: ByteStore, upload: BlobUpload, *, last: bool) -> None:
     unit, size = _unit(store, upload), upload.chunk_num_bytes
     end, full = upload.num_collected(last=last, unit=unit), upload.num_collected(last=False, unit=unit)
-    with _failing(store, upload), upload.collected(end) as data:
+    with _failing(store, upload):
         if end:
-            store.write(upload.blob_id, upload.num_written * size, data)
-        upload.checksums += b"".join(_checksums(data[:full], size))
-        upload.last_checksums = b"".join(_checksums(data[full:], size))
+            store.write(upload.blob_id, upload.num_written * size, upload.collected(0, end))
+        upload.checksums += b"".join(_checksum(upload.collected(at, at + size)) for at in range(0, full, size))
+        rest = (upload.collected(at, min(at + size, end)) for at in range(full, end, size))
+        upload.last_checksums = b"".join(_checksum(each) for each in rest)
     upload.written(unit=unit)
     if last:
         upload.num_durable = upload.num_bytes
 
 
-def _checksums(data: memoryview, size: int) -> Iterator[bytes]:
-    """Gives the checksum of each chunk; they find damage, while who needs to trust bytes checks their SHA-256."""
+def _checksum(parts: Sequence[memoryview]) -> bytes:
+    """Gives a chunk's checksum; it finds damage, while who needs to trust bytes checks their SHA-256."""
+    hasher = xxh3_64()
+    for part in parts:
+        hasher.update(part)
+    return hasher.digest()
+
+
+def _chunks(data: memoryview, size: int) -> Iterator[memoryview]:
     for begin in range(0, len(data), size):
-        yield xxh3_64_digest(data[begin : begin + size])
+        yield data[begin : begin + size]

@@ -11,6 +11,8 @@ from aggregator_service.storage.blobs.uploads import BlobCorruptError
 
 _MODE: Final = 0o600
 _FOLDER_MODE: Final = 0o700
+_MOST_PARTS: Final = 64
+"""One call takes 1024 on Linux; POSIX promises 16."""
 _CLOSED_ON_EXEC: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -52,15 +54,17 @@ class FileStore:
             _sync_folder(shard)
         self._made.update(blob_ids)
 
-    def write(self, blob_id: str, begin: int, data: memoryview) -> None:
+    def write(self, blob_id: str, begin: int, parts: Sequence[memoryview]) -> None:
         # A file that is found may be one whose name an earlier process could not sync any more.
         if begin == 0 and blob_id not in self._made:
             self.make([blob_id])
         # What a sync fails to write must not be believed later: with O_DSYNC it is the write itself that fails.
         with _opened(self._path(blob_id), os.O_WRONLY | os.O_DSYNC) as file:
-            written = 0
-            while written < len(data):
-                written += os.pwrite(file, data[written:], begin + written)
+            left = list(parts)
+            while left:
+                written = os.pwritev(file, left[:_MOST_PARTS], begin)
+                begin += written
+                left = _behind(left, written)
         self._made.discard(blob_id)
 
     def read(self, blob_id: str, begin: int, end: int) -> bytes:
@@ -102,6 +106,16 @@ class FileStore:
         except FileExistsError:
             return
         _sync_folder(self._folder)
+
+
+def _behind(parts: Sequence[memoryview], num_bytes: int) -> list[memoryview]:
+    """Gives what is left of parts behind so many bytes; empty ones are left out."""
+    left = []
+    for part in parts:
+        if num_bytes < len(part):
+            left.append(part[num_bytes:])
+        num_bytes = max(num_bytes - len(part), 0)
+    return left
 
 
 @contextmanager

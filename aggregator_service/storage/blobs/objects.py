@@ -55,7 +55,8 @@ class ObjectStore:
     def make(self, blob_ids: Sequence[str]) -> None:
         """Does nothing: an object needs no preparation."""
 
-    def write(self, blob_id: str, begin: int, data: memoryview) -> None:
+    def write(self, blob_id: str, begin: int, parts: Sequence[memoryview]) -> None:
+        data = memoryview(b"".join(parts))
         for at in range(0, len(data), self.unit):
             name = _name(blob_id, (begin + at) // self.unit)
             try:

@@ -31,8 +31,8 @@ class ByteStore(Protocol):
     def make(self, blob_ids: Sequence[str]) -> None:
         """Prepares for blobs that begin soon, so that their first writes cost less; raises OSError."""
 
-    def write(self, blob_id: str, begin: int, data: memoryview) -> None:
-        """Makes bytes durable at a multiple of `unit`, in place of what an earlier write put there; raises OSError."""
+    def write(self, blob_id: str, begin: int, parts: Sequence[memoryview]) -> None:
+        """Makes bytes, in parts, durable at a multiple of `unit`, in place of what was there; raises OSError."""
 
     def read(self, blob_id: str, begin: int, end: int) -> bytes:
         """Gives the bytes [begin, end); raises BlobCorruptError if they are not there, OSError if nobody can tell."""

@@ -9,6 +9,8 @@ CHUNK_NUM_BYTES: Final = 1 << 20
 CHUNKS_A_WRITE: Final = 4
 _SMALLEST_CHUNK_NUM_BYTES: Final = 64 << 10
 _CHUNKS_OF_ONE_OF_MANY: Final = 64
+_KEPT_AS_IT_IS_NUM_BYTES: Final = 64 << 10
+"""Shorter pieces are gathered: each object costs some dozen bytes of its own."""
 
 
 class BlobCorruptError(Exception):
@@ -38,18 +40,21 @@ class BlobUpload:
     checksums: bytearray = field(default_factory=bytearray)
     last_checksums: bytes = b""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _tail: bytes | bytearray = field(default=b"", repr=False)
+    _tail: list[bytes | bytearray] = field(default_factory=list, repr=False)
+    _tail_num_bytes: int = 0
 
     def append(self, data: bytes | bytearray | memoryview) -> None:
         """Takes the next bytes; when `is_due`, a write must follow before more is taken.
 
-        Bytes that come alone are kept as they are, without a copy.
+        Long pieces that cannot change are kept as they are, without a copy.
         """
-        if not self._tail and isinstance(data, bytes):
-            self._tail = data
+        if isinstance(data, bytes) and len(data) >= _KEPT_AS_IT_IS_NUM_BYTES:
+            self._tail.append(data)
+        elif self._tail and isinstance(last := self._tail[-1], bytearray):
+            last += data
         else:
-            self._tail = self._tail if isinstance(self._tail, bytearray) else bytearray(self._tail)
-            self._tail += data
+            self._tail.append(bytearray(data))
+        self._tail_num_bytes += len(data)
         self.num_bytes += len(data)
 
     @property
@@ -60,30 +65,35 @@ class BlobUpload:
     @property
     def is_due(self) -> bool:
         """Tells whether enough has been collected to be worth a write."""
-        return len(self._tail) >= self.chunks_a_write * self.chunk_num_bytes
+        return self._tail_num_bytes >= self.chunks_a_write * self.chunk_num_bytes
 
     def num_collected(self, *, last: bool, unit: int | None = None) -> int:
         """Gives how many of the collected bytes are written now: whole units (chunks), or all of them at the end."""
         unit = unit or self.chunk_num_bytes
-        return len(self._tail) if last else len(self._tail) // unit * unit
+        return self._tail_num_bytes if last else self._tail_num_bytes // unit * unit
 
-    def collected(self, num_bytes: int) -> memoryview:
-        """Gives so many of the collected bytes; the view must be released before more is appended."""
-        return memoryview(self._tail)[:num_bytes]
+    def collected(self, begin: int, end: int) -> list[memoryview]:
+        """Gives a stretch of the collected bytes as they lie in memory; must be let go before more is appended."""
+        found = []
+        for part in self._tail:
+            if begin < len(part) and end > 0:
+                found.append(memoryview(part)[max(begin, 0) : end])
+            begin, end = begin - len(part), end - len(part)
+        return found
 
     def pieces(self, *, last: bool) -> Iterator[tuple[int, bytes]]:
         """Gives the chunks to be written now, by number; only the last may be short."""
         end, size = self.num_collected(last=last), self.chunk_num_bytes
         for number, begin in enumerate(range(0, end, size), start=self.num_written):
-            yield number, bytes(memoryview(self._tail)[begin : min(end, begin + size)])
+            yield number, b"".join(self.collected(begin, min(end, begin + size)))
 
     def written(self, *, unit: int | None = None) -> None:
         """Forgets the full units (chunks), which are now durable."""
         full = self.num_collected(last=False, unit=unit)
-        if full == len(self._tail):
-            self._tail = b""
-        elif full:
-            self._tail = self._tail[full:]
+        if full:
+            # A copy: a part that is kept for its end would be kept whole.
+            self._tail = [bytearray(b"".join(self.collected(full, self._tail_num_bytes)))]
+            self._tail_num_bytes -= full
         self.num_written += full // self.chunk_num_bytes
         self.num_durable = max(self.num_durable, self.num_written * self.chunk_num_bytes)
 
