@@ -153,7 +153,8 @@ def mean(accumulator: Int64Array, *, total_weight: float, shift: int) -> Float64
     result = accumulator.astype(np.float64)
     np.divide(result, float(total_weight), out=result)
     with np.errstate(under="ignore", over="ignore"):
-        np.ldexp(result, -shift, out=result)
+        # A shift is such that this power is a normal number: the product is what `ldexp` gives, in a third of its time.
+        np.multiply(result, math.ldexp(1.0, -shift), out=result)
     return result
 
 

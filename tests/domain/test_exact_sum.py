@@ -156,3 +156,13 @@ def test_views_that_are_not_aligned_are_folded(dtype):
     values = np.arange(-20, 21).astype(dtype)
     unaligned = np.frombuffer(b"\0" + values.tobytes(), dtype=dtype, offset=1)
     np.testing.assert_array_equal(total([unaligned], [3], 4), total([values], [3], 4))
+
+
+@pytest.mark.parametrize("shift", [-1002, -500, -4, 0, 52, 500, 994])
+def test_the_mean_is_scaled_to_the_bit(shift: int) -> None:
+    """At both ends of what a shift may be, with results that are subnormal, infinite or zero."""
+    sums = np.random.default_rng(0).integers(-(2**62), 2**62, 10_000)
+    sums[::3] >>= 50
+    with np.errstate(all="ignore"):
+        expected = np.ldexp(sums.astype(np.float64) / 7.0, -shift)
+    assert exact_sum.mean(sums, total_weight=7, shift=shift).tobytes() == expected.tobytes()
