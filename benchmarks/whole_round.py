@@ -31,7 +31,7 @@ from fl_protocol.runs import RunSpec
 from fl_protocol.specs.rounds import RoundSpec
 
 NUM_CLIENTS = 4
-NUM_ROUNDS = {1_000_000: 9, 10_000_000: 4}
+NUM_ROUNDS = {1_000_000: 9, 10_000_000: 6}
 
 Values = NDArray[np.float32]
 
