@@ -33,7 +33,8 @@ def exchange(url: str, request: bytes, *, half_close: bool = False, timeout_seco
                 link.shutdown(socket.SHUT_WR)
         except (BrokenPipeError, ConnectionResetError):
             pass  # answered before everything was read
-        return read_answer(link)
+        # What a HEAD is answered with tells the length of a body that does not come.
+        return read_answer(link, length=0 if request.startswith(b"HEAD ") else None)
 
 
 def read_answer(link: socket.socket, *, length: int | None = None) -> RawAnswer:
