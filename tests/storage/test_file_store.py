@@ -172,6 +172,32 @@ def test_who_comes_while_more_rows_are_inserted_is_given_one_that_is_left(
     assert len(set(given)) == len(given) == 40
 
 
+@pytest.mark.parametrize(
+    "failure",
+    [OSError(28, "No space left on device"), ProblemError(ProblemType.UNAVAILABLE, "the database is gone")],
+    ids=["disk", "database"],
+)
+def test_what_keeps_rows_from_being_inserted_is_told_when_none_is_left(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    """Whoever tries to insert more while some are left still gets one of these; later everything is as before."""
+    place = open_store(f"file://{folder}")
+    place.check()
+    ready = ReadyRows(store.transactions, place, rows_ahead=ROWS_AHEAD)
+
+    def fail(_blob_ids: Sequence[str]) -> None:
+        raise failure
+
+    given = [ready.take("blob_000000ff")]
+    with monkeypatch.context() as patch:
+        patch.setattr(place, "make", fail)
+        given += [ready.take(f"blob_{number:04x}00ff") for number in range(1, ROWS_AHEAD + 1)]
+        with pytest.raises(type(failure)):
+            ready.take("blob_f00000ff")
+    given += [ready.take(f"blob_a{number:03x}00ff") for number in range(ROWS_AHEAD)]
+    assert len(set(given)) == len(given) == 2 * ROWS_AHEAD + 1
+
+
 def test_a_row_that_has_waited_too_long_is_left_to_the_sweep(
     store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
